@@ -1,0 +1,54 @@
+"""Which ops are ours, and what does each take and give?
+
+The signatures here are what the PyTorch reference, the ONNX function bodies and the TensorRT plugins of an op share.
+This module is free of torch, so that engines can read it inside a server.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+OP_DOMAIN = "qv"
+"""ONNX domain of our ops and namespace of their TensorRT plugins."""
+
+OPSET_VERSION = 24
+"""Standard opset of the canonical graphs: the first one with `TensorScatter` and `Swish`."""
+
+PLUGIN_ATTRIBUTES: Mapping[str, str | int] = {"plugin_namespace": OP_DOMAIN, "plugin_version": "1", "aot": 1}
+"""Node attributes by which TensorRT's parser prefers a registered plugin to the function body.
+
+The parser looks for a plugin only on nodes with `plugin_namespace`; `aot` asks for an ahead-of-time one
+(onnx-tensorrt, ModelImporter). Every other consumer runs the function and ignores them.
+"""
+
+
+@dataclass(frozen=True)
+class OpSignature:
+    """Name, inputs and outputs of an op, in order; the same words in PyTorch, ONNX and TensorRT."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, str | int]
+    """What each node of the op carries."""
+
+
+ROTARY = OpSignature(
+    "QvRotary",
+    inputs=("q", "k", "positions", "frequencies", "axis_of"),
+    outputs=("rotated_q", "rotated_k"),
+    attributes=PLUGIN_ATTRIBUTES,
+)
+PATCH_ATTENTION = OpSignature(
+    "QvPatchAttention",
+    inputs=("q", "k", "v", "cu_seqlens", "segment_range"),
+    outputs=("attended",),
+    attributes=PLUGIN_ATTRIBUTES,
+)
+CACHED_ATTENTION = OpSignature(
+    # No plugin: TensorRT has native layers for the cache and for its attention, and its cache must be a network input.
+    "QvCachedAttention",
+    inputs=("q", "k", "v", "past_key", "past_value", "write_index", "kv_lengths"),
+    outputs=("attended", "present_key", "present_value"),
+    attributes={},
+)
+SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)

@@ -1,0 +1,59 @@
+"""What is a rotary embedding over several position axes? (the definition of `QvRotary`)"""
+
+import torch
+from torch import Tensor
+
+
+def rotary(
+    q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, axis_of: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys by angles whose position axis is chosen per frequency.
+
+    Angle i of token t is `positions[axis_of[i], t] * frequencies[i]`. With three axes (temporal, height, width) this
+    is M-RoPE (Qwen2-VL, arXiv 2409.12191, section 2.1); with two (row, column) it is the vision encoder's 2-D RoPE.
+    Angles, sines and products are float32 whatever the dtype of `q`.
+
+    Args:
+        q: [T, H, D], any float dtype.
+        k: [T, K, D], dtype of `q`.
+        positions: [A, T] int32, one row for each axis.
+        frequencies: [D/2] float32, radians per position.
+        axis_of: [D/2] int32, the row of `positions` that frequency i follows.
+
+    Returns:
+        `q` and `k` rotated, same shapes and dtypes. Channel i pairs with channel i + D/2 ("rotate half").
+    """
+    angles = positions[axis_of.long()].T.float() * frequencies  # [T, D/2]
+    cos, sin = angles.cos()[:, None, :], angles.sin()[:, None, :]  # [T, 1, D/2]
+
+    def rotate(x: Tensor) -> Tensor:
+        first, second = x.float().chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+    return rotate(q), rotate(k)
+
+
+def mrope_axes(mrope_section: tuple[int, int, int]) -> Tensor:
+    """The decoder's `axis_of`: the first frequencies follow time, the next height, the last width.
+
+    Example: `mrope_section` (16, 24, 24) gives sixteen 0s, twenty-four 1s, twenty-four 2s: [64] int32.
+    """
+    return torch.repeat_interleave(torch.arange(3, dtype=torch.int32), torch.tensor(mrope_section))
+
+
+def patch_axes(head_dim: int) -> Tensor:
+    """The vision encoder's `axis_of`: half of the frequencies follow rows, half columns; [D/2] int32."""
+    return torch.arange(2, dtype=torch.int32).repeat_interleave(head_dim // 4)
+
+
+def mrope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """theta^(-2i / D) for i in 0 .. D/2-1: [D/2] float32."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+def patch_frequencies(head_dim: int, theta: float = 10_000.0) -> Tensor:
+    """One geometric series over D/2 channels, used by rows and columns alike: [D/2] float32.
+
+    theta is not in `config.json`: 10000 is fixed in the published model's code.
+    """
+    return mrope_frequencies(head_dim // 2, theta).repeat(2)
