@@ -1,0 +1,258 @@
+"""Which tensors does a checkpoint hold, and where do their bytes lie?
+
+Only headers are read here: a 72B checkpoint opens as fast as a tiny one. No torch.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from export.config import DecoderConfig, ModelConfig, VisionConfig, load_config, read_json_object
+from export.errors import UserError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+# Key layouts in use: as published on the hub, and as Transformers >= 4.52 names modules in memory.
+_PREFIX_RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+
+_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+_MAX_LISTED_PROBLEMS = 40
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor's bytes inside a safetensors file: row-major, little-endian, never copied."""
+
+    name: str
+    """Published name, e.g. `visual.blocks.0.attn.qkv.weight`; `stored_name` is the file's own."""
+    stored_name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked Qwen2-VL checkpoint: its configuration and every tensor the model needs, by published name."""
+
+    directory: Path
+    config: ModelConfig
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return sorted({tensor.path for tensor in self.tensors.values()})
+
+    def tensors_by_file(self) -> dict[Path, list[StoredTensor]]:
+        return {
+            path: [tensor for tensor in self.tensors.values() if tensor.path == path]
+            for path in self.weight_files
+        }
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and headers, and check every tensor's presence, shape, dtype and extent.
+
+    Raises:
+        UserError: with all problems listed at once.
+    """
+    config = load_config(directory)
+    found: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for path in _weight_paths(directory):
+        for tensor in read_safetensors_header(path):
+            if tensor.name in found:
+                problems.append(
+                    f"{tensor.name}: stored twice, in {found[tensor.name].path.name} and {path.name}"
+                )
+            found[tensor.name] = tensor
+    expected = dict(expected_shapes(config))
+    problems += _problems(found, expected, may_hold_head=config.decoder.tie_word_embeddings)
+    if problems:
+        raise UserError(_problem_list(directory, problems))
+    return Checkpoint(directory, config, {name: found[name] for name in expected})
+
+
+def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The checkpoint map: every weight of the model with its shape, under its published name."""
+    yield from _vision_shapes(config.vision)
+    yield from _decoder_shapes(config.decoder)
+
+
+def _vision_shapes(config: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner, merged = (
+        config.embed_dim,
+        config.intermediate_size,
+        config.embed_dim * config.patches_per_token,
+    )
+    kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+    yield "visual.patch_embed.proj.weight", (width, config.in_channels, *kernel)
+    for i in range(config.depth):
+        block = f"visual.blocks.{i}"
+        for norm in ("norm1", "norm2"):
+            yield f"{block}.{norm}.weight", (width,)
+            yield f"{block}.{norm}.bias", (width,)
+        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
+        yield from _linear(f"{block}.attn.proj", width, width)
+        yield from _linear(f"{block}.mlp.fc1", inner, width)
+        yield from _linear(f"{block}.mlp.fc2", width, inner)
+    yield "visual.merger.ln_q.weight", (width,)
+    yield "visual.merger.ln_q.bias", (width,)
+    yield from _linear("visual.merger.mlp.0", merged, merged)
+    yield from _linear("visual.merger.mlp.2", config.hidden_size, merged)
+
+
+def _decoder_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner = config.hidden_size, config.intermediate_size
+    query, key_value = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    )
+    yield "model.embed_tokens.weight", (config.vocab_size, width)
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        yield f"{layer}.input_layernorm.weight", (width,)
+        yield f"{layer}.post_attention_layernorm.weight", (width,)
+        yield from _linear(f"{layer}.self_attn.q_proj", query, width)
+        yield from _linear(f"{layer}.self_attn.k_proj", key_value, width)
+        yield from _linear(f"{layer}.self_attn.v_proj", key_value, width)
+        yield f"{layer}.self_attn.o_proj.weight", (width, query)
+        yield f"{layer}.mlp.gate_proj.weight", (inner, width)
+        yield f"{layer}.mlp.up_proj.weight", (inner, width)
+        yield f"{layer}.mlp.down_proj.weight", (width, inner)
+    yield "model.norm.weight", (width,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, width)
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _problems(
+    found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], may_hold_head: bool
+) -> list[str]:
+    missing = [
+        f"{name}: missing, expected shape {list(expected[name])}" for name in expected if name not in found
+    ]
+    unused = [
+        f"{name}: not part of Qwen2-VL (in {tensor.path.name})"
+        for name, tensor in found.items()
+        if name not in expected and not (may_hold_head and name == "lm_head.weight")
+    ]
+    wrong = [
+        f"{name}: shape {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    return missing + unused + wrong
+
+
+def _problem_list(directory: Path, problems: list[str]) -> str:
+    shown = problems[:_MAX_LISTED_PROBLEMS]
+    more = len(problems) - len(shown)
+    lines = [
+        f"{directory} does not hold the weights its config.json describes:",
+        *(f"- {line}" for line in shown),
+    ]
+    if more:
+        lines.append(f"- and {more} more")
+    return "\n".join([*lines, "Download the checkpoint again, or correct config.json."])
+
+
+def _weight_paths(directory: Path) -> list[Path]:
+    if (directory / INDEX_FILE).exists():
+        return _sharded_paths(directory)
+    if (directory / SINGLE_FILE).exists():
+        return [directory / SINGLE_FILE]
+    raise UserError(
+        f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}. Point at a directory with safetensors weights."
+    )
+
+
+def _sharded_paths(directory: Path) -> list[Path]:
+    weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(
+            f"{directory / INDEX_FILE}: expected an object weight_map of tensor names to file names."
+        )
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise UserError(f"{directory / INDEX_FILE} names files outside its directory: {', '.join(outside)}.")
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        raise UserError(
+            f"{directory}: {len(missing)} of {len(names)} weight files are missing: {', '.join(missing)}. "
+            "Download them again."
+        )
+    return [directory / name for name in names]
+
+
+def read_safetensors_header(path: Path) -> list[StoredTensor]:
+    """Read where each tensor lies, without its bytes, and check that the file is long enough to hold them.
+
+    The format: 8 bytes little-endian header length, a JSON header, then the data (safetensors specification).
+
+    Raises:
+        UserError: not a safetensors file, a dtype the family does not use, or a truncated file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = struct.unpack("<Q", file.read(8))[0]
+            if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"its header claims {header_bytes} bytes in a file of {size}")
+            header = json.loads(file.read(header_bytes))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tensors = [_stored_tensor(path, name, entry, 8 + header_bytes) for name, entry in entries.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}. Download it again.") from None
+    end = max((tensor.offset_bytes + tensor.length_bytes for tensor in tensors), default=8 + header_bytes)
+    if end > size:
+        raise UserError(f"{path} is truncated: {size} bytes, expected {end}. Download it again.")
+    return tensors
+
+
+def _stored_tensor(
+    path: Path, stored_name: str, entry: Mapping[str, object], data_start: int
+) -> StoredTensor:
+    shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise ValueError(f"{stored_name} has shape {shape!r} at {offsets!r}")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise ValueError(f"{stored_name} has dtype {dtype!r}, expected one of {', '.join(_DTYPE_BYTES)}")
+    length = offsets[1] - offsets[0]
+    if length != math.prod(shape) * _DTYPE_BYTES[dtype]:
+        raise ValueError(f"{stored_name} of shape {shape} and dtype {dtype} cannot fill {length} bytes")
+    return StoredTensor(
+        name=_published_name(stored_name),
+        stored_name=stored_name,
+        path=path,
+        dtype=_DTYPE_NAMES[dtype],
+        shape=tuple(shape),
+        offset_bytes=data_start + offsets[0],
+        length_bytes=length,
+    )
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _published_name(stored_name: str) -> str:
+    for prefix, published in _PREFIX_RENAMES:
+        if stored_name.startswith(prefix):
+            return published + stored_name.removeprefix(prefix)
+    return stored_name

@@ -1,0 +1,120 @@
+"""How does a checkpoint become a bundle?"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.bundle import FileRecord, Manifest, WeightsMode, content_key, place_weights, writing_bundle
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.config import DTYPES
+from export.errors import UserError
+from export.graphs.decoder import decoder_graph
+from export.graphs.lint import check_graph
+from export.graphs.vision import vision_graph
+from export.manifest import Source, sha256_of
+
+# What the runtime reads beside the graphs. Only config.json must be there; the processor says what it misses.
+_COMPANION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+_GRAPH_MAKERS = {"vision": vision_graph, "decoder": decoder_graph}
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    weights: WeightsMode = "copy",
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Write the bundle of a Qwen2-VL checkpoint.
+
+    Args:
+        checkpoint: a Hugging Face directory.
+        output: the bundle's directory; an existing bundle is replaced when the new one is whole.
+        dtype: what the graphs compute in; None: the checkpoint's own.
+        weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
+        progress: told each phase as it begins; None: nobody listens.
+
+    Raises:
+        UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
+    """
+    report = progress or _ignore
+    report("reading the checkpoint")
+    source = open_checkpoint(checkpoint)
+    dtype = _checked_dtype(dtype or source.config.dtype)
+    graphs = {}
+    for name, make_graph in _GRAPH_MAKERS.items():
+        report(f"tracing the {name} graph")
+        graphs[name] = make_graph(source, dtype)
+        check_graph(graphs[name])
+    with writing_bundle(output) as directory:
+        report("placing the weights")
+        weight_records = place_weights(source.weight_files, directory, weights)
+        report("writing the bundle")
+        return _write_files(source, directory, graphs, weight_records, dtype, weights)
+
+
+def _ignore(_phase: str) -> None:
+    pass
+
+
+def _checked_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def _write_files(
+    source: Checkpoint,
+    directory: Path,
+    graphs: Mapping[str, ir.Model],
+    weights: list[FileRecord],
+    dtype: str,
+    weights_mode: WeightsMode,
+) -> Manifest:
+    for name, graph in graphs.items():
+        ir.save(graph, directory / f"{name}.onnx")
+    companions = [name for name in _COMPANION_FILES if (source.directory / name).is_file()]
+    for name in companions:
+        shutil.copyfile(source.directory / name, directory / name)
+    graph_records = {name: FileRecord.from_file(directory / f"{name}.onnx") for name in graphs}
+    manifest = Manifest(
+        qv_export_version=version("qv-export"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tools={package: version(package) for package in ("torch", "onnx", "onnx-ir", "onnxscript")},
+        source=Source(source.directory.resolve().name, sha256_of(source.directory / "config.json")),
+        dtype=dtype,
+        weights_mode=weights_mode,
+        graphs=graph_records,
+        weights=tuple(weights),
+        files=tuple(FileRecord.from_file(directory / name) for name in companions),
+        key=_key(graph_records, weights),
+    )
+    manifest.write(directory)
+    return manifest
+
+
+def _key(graphs: Mapping[str, FileRecord], weights: list[FileRecord]) -> str:
+    """Identity of what the graphs compute: their own bytes, and the weights by fingerprint, copied or linked alike."""
+    parts = {f"graph {name}": str(record.sha256) for name, record in graphs.items()}
+    parts |= {f"weights {record.name}": str(record.fingerprint) for record in weights}
+    return content_key(parts)

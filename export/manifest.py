@@ -1,0 +1,261 @@
+"""What does a bundle write down about itself, and how is a file recognised again?"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from export.errors import UserError
+
+FORMAT = "qv-export bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+WeightsMode = Literal["copy", "link"]
+
+CHUNK_BYTES = 8 << 20
+_SAMPLE_BYTES = 4096
+# The safetensors format itself caps a header at 100 MB.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle: its size and what its bytes were when it was written."""
+
+    name: str
+    """Path inside the bundle, with forward slashes."""
+    bytes: int
+    sha256: str | None
+    """Digest of the whole file; None for linked weights, which are never read as a whole."""
+    fingerprint: str | None = None
+    """`fingerprint_safetensors` of a weight file; None for other files."""
+
+    @classmethod
+    def from_file(cls, path: Path) -> "FileRecord":
+        """Record a small file (a graph, a tokenizer): reads it as a whole."""
+        return cls(path.name, path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that a bundle was made from."""
+
+    name: str
+    config_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds."""
+
+    qv_export_version: str
+    created: str
+    """UTC, ISO 8601. Not part of the key: two exports of one checkpoint have one key."""
+    tools: Mapping[str, str]
+    """Version of every package that shapes the graphs' bytes."""
+    source: Source
+    dtype: str
+    weights_mode: str
+    graphs: Mapping[str, FileRecord]
+    """By role: "vision" and "decoder"."""
+    weights: tuple[FileRecord, ...]
+    files: tuple[FileRecord, ...]
+    """Configuration, tokenizer and processor files."""
+    key: str
+    """`content_key` of everything that could change what the graphs compute."""
+    verdict: Mapping[str, Any] | None = None
+    """The validator's result; None until the bundle was validated."""
+    format_version: int = FORMAT_VERSION
+
+    def records(self) -> tuple[FileRecord, ...]:
+        """Every recorded file: graphs, weights, others."""
+        return (*self.graphs.values(), *self.weights, *self.files)
+
+    def to_json(self) -> str:
+        """Render for `manifest.json`."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = MANIFEST_NAME) -> "Manifest":
+        """Parse and check a `manifest.json`.
+
+        Raises:
+            UserError: no JSON, another format or version, unknown or missing keys, unfitting values; all at once.
+        """
+        content = _json_object(text, source)
+        if content.pop("format", None) != FORMAT:
+            raise UserError(f'{source} is not a bundle\'s manifest: "format" must be "{FORMAT}".')
+        if content.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{source}: format version {content.get('format_version')!r}, this qv-export reads {FORMAT_VERSION}. "
+                "Export the checkpoint again, or use the qv-export version that wrote the bundle."
+            )
+        return _ManifestReader(source).manifest(content)
+
+    def write(self, directory: Path) -> None:
+        """Write `manifest.json` so that a reader sees either the old one or the whole new one."""
+        scratch = directory / f".{MANIFEST_NAME}.{os.getpid()}"
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(directory / MANIFEST_NAME)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def content_key(parts: Mapping[str, str]) -> str:
+    """Hash named parts, in any order, to the 16 hex digits that name a result."""
+    canonical = json.dumps(dict(parts), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a whole file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_safetensors(path: Path) -> str:
+    """Recognise a weight file without reading all of it: 147 GB of weights cost a few MB of reads.
+
+    SHA-256 over the file's size, its header (names, dtypes, shapes, offsets) and the first 4 KiB of every tensor.
+    It tells checkpoints and fine-tunes apart. It is no proof against a change further inside a tensor.
+
+    Raises:
+        UserError: the file is no safetensors file, or ends before its last tensor.
+    """
+    size_bytes = path.stat().st_size
+    digest = hashlib.sha256(struct.pack("<Q", size_bytes))
+    with path.open("rb") as file:
+        header, data_start = _safetensors_header(path, file.read(8), size_bytes)
+        header_bytes = file.read(header)
+        digest.update(header_bytes)
+        for begin, end in _tensor_ranges(path, header_bytes, size_bytes - data_start):
+            file.seek(data_start + begin)
+            digest.update(file.read(min(end - begin, _SAMPLE_BYTES)))
+    return digest.hexdigest()
+
+
+def _safetensors_header(path: Path, prefix: bytes, size_bytes: int) -> tuple[int, int]:
+    """Header length and the offset where tensor data starts."""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size_bytes - 8):
+        raise UserError(f"{path} is not a safetensors file, or it is truncated. Download or copy it again.")
+    return length, 8 + length
+
+
+def _tensor_ranges(path: Path, header_bytes: bytes, data_bytes: int) -> list[tuple[int, int]]:
+    try:
+        header = json.loads(header_bytes)
+        ranges = sorted(
+            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise UserError(
+            f"{path}: its safetensors header cannot be read. Download or copy it again."
+        ) from None
+    last = max((end for _, end in ranges), default=0)
+    if last > data_bytes or any(begin < 0 or end < begin for begin, end in ranges):
+        raise UserError(f"{path} is truncated: {data_bytes} bytes of tensors, its header promises {last}.")
+    return ranges
+
+
+def _json_object(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source} must hold a JSON object, found {type(content).__name__}.")
+    return content
+
+
+class _ManifestReader:
+    """Turns parsed JSON into a Manifest and collects every problem on the way."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: list[str] = []
+
+    def manifest(self, content: dict[str, Any]) -> Manifest:
+        self.keys(content, Manifest, "manifest")
+        graphs = self.mapping(content.get("graphs"), "graphs")
+        tools = self.mapping(content.get("tools"), "tools")
+        source = self.mapping(content.get("source"), "source")
+        self.keys(source, Source, "source")
+        verdict = content.get("verdict")
+        manifest = Manifest(
+            qv_export_version=self.text(content, "qv_export_version"),
+            created=self.text(content, "created"),
+            tools={name: self.text(tools, name) for name in tools},
+            source=Source(self.text(source, "name"), self.text(source, "config_sha256")),
+            dtype=self.text(content, "dtype"),
+            weights_mode=self.text(content, "weights_mode"),
+            graphs={role: self.record(entry, f"graphs.{role}") for role, entry in graphs.items()},
+            weights=self.file_records(content.get("weights"), "weights"),
+            files=self.file_records(content.get("files"), "files"),
+            key=self.text(content, "key"),
+            verdict=None if verdict is None else self.mapping(verdict, "verdict"),
+        )
+        self.require(manifest.weights_mode in {"copy", "link"}, "weights_mode must be copy or link")
+        self.require({"vision", "decoder"} <= set(graphs), "graphs must hold vision and decoder")
+        if self.problems:
+            raise UserError(f"{self.source} is not a valid manifest:\n- " + "\n- ".join(self.problems))
+        return manifest
+
+    def keys(self, content: Mapping[str, Any], kind: type, where: str) -> None:
+        known = {field.name for field in fields(kind)}
+        self.require(not set(content) - known, f"{where}: unknown keys {_listed(set(content) - known)}")
+        self.require(not known - set(content), f"{where}: missing keys {_listed(known - set(content))}")
+
+    def require(self, condition: bool, problem: str) -> None:
+        if not condition:
+            self.problems.append(problem)
+
+    def mapping(self, value: Any, where: str) -> Mapping[str, Any]:
+        self.require(isinstance(value, dict), f"{where} must be an object, found {value!r}")
+        return value if isinstance(value, dict) else {}
+
+    def text(self, content: Mapping[str, Any], key: str) -> str:
+        value = content.get(key)
+        self.require(isinstance(value, str), f"{key} must be a string, found {value!r}")
+        return str(value)
+
+    def file_records(self, value: Any, where: str) -> tuple[FileRecord, ...]:
+        self.require(isinstance(value, list), f"{where} must be a list, found {value!r}")
+        entries = value if isinstance(value, list) else []
+        return tuple(self.record(entry, f"{where}[{index}]") for index, entry in enumerate(entries))
+
+    def record(self, value: Any, where: str) -> FileRecord:
+        entry = self.mapping(value, where)
+        self.keys(entry, FileRecord, where)
+        name, size = entry.get("name"), entry.get("bytes")
+        self.require(_is_inside(name), f"{where}.name must be a path inside the bundle, found {name!r}")
+        self.require(type(size) is int and size >= 0, f"{where}.bytes must be a size, found {size!r}")
+        for digest in ("sha256", "fingerprint"):
+            value = entry.get(digest)
+            self.require(
+                value is None or isinstance(value, str), f"{where}.{digest} must be a string or null"
+            )
+        return FileRecord(
+            str(name), size if type(size) is int else 0, entry.get("sha256"), entry.get("fingerprint")
+        )
+
+
+def _is_inside(name: Any) -> bool:
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,161 @@
+"""Qwen2-VL's decoder: how do text and visual tokens become logits? (Qwen2 with M-RoPE, arXiv 2409.12191)
+
+Letters: B batch, S query tokens, T = B * S, L KV capacity, H heads, K KV heads, D head_dim, C hidden_size.
+Modules carry Hugging Face's names, so a weight's name in the checkpoint is its path here.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.config import DecoderConfig
+from plugins.cached_attention.op import cached_attention
+from plugins.rotary.op import rotary
+from plugins.rotary.reference import mrope_axes, mrope_frequencies
+
+
+class DecoderAttention(nn.Module):
+    """Grouped-query attention over the cache, positions by M-RoPE."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        write_index: Tensor,
+        kv_lengths: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        frequencies: Tensor,
+        axis_of: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )  # [B, S, H or K, D]
+        rotated_q, rotated_k = rotary(
+            q.flatten(0, 1), k.flatten(0, 1), position_ids.flatten(1), frequencies, axis_of
+        )  # [T, H or K, D]
+        attended, present_key, present_value = cached_attention(
+            rotated_q.view_as(q), rotated_k.view_as(k), v, past_key, past_value, write_index, kv_lengths
+        )
+        return self.o_proj(attended.flatten(2)), present_key, present_value
+
+
+class DecoderMlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DecoderAttention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = DecoderMlp(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        write_index: Tensor,
+        kv_lengths: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+        frequencies: Tensor,
+        axis_of: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attended, present_key, present_value = self.self_attn(
+            self.input_layernorm(x),
+            position_ids,
+            write_index,
+            kv_lengths,
+            past_key,
+            past_value,
+            frequencies,
+            axis_of,
+        )
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), present_key, present_value
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers and final norm: `model` in the checkpoint. The vocabulary projection stands beside it."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, token_ids: Tensor, visual_embeds: Tensor, is_visual: Tensor) -> Tensor:
+        """Text tokens by table; the i-th visual pad of the flattened batch takes row i of `visual_embeds`.
+
+        A pad that finds no row left, as one that the model wrote itself in decode, stays the plain token it is.
+
+        Args:
+            token_ids: [B, S] int. visual_embeds: [V, C], may be empty. is_visual: [B, S] bool.
+
+        Returns:
+            [B, S, C].
+        """
+        padded = F.pad(visual_embeds, (0, 0, 1, 0))  # [V + 1, C]: row 0 is for whoever takes none
+        row = is_visual.flatten().cumsum(0, dtype=torch.int32).view_as(token_ids)
+        takes_row = is_visual & (row <= visual_embeds.shape[0])
+        visual = F.embedding(row.where(takes_row, torch.zeros_like(row)), padded)
+        return torch.where(takes_row[..., None], visual, self.embed_tokens(token_ids))
+
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        write_index: Tensor,
+        kv_lengths: Tensor,
+        past_keys: Sequence[Tensor],
+        past_values: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """All layers, without the final norm.
+
+        Args:
+            x: [B, S, C]. position_ids: [3, B, S] int32 (temporal, height, width). write_index, kv_lengths: [B] int.
+            past_keys, past_values: one [B, K, L, D] for each layer.
+
+        Returns:
+            [B, S, C], and each layer's updated keys and values.
+        """
+        frequencies, axis_of = (table.to(x.device) for table in rotary_tables(self.config))
+        present_keys, present_values = [], []
+        for layer, past_key, past_value in zip(self.layers, past_keys, past_values, strict=True):
+            x, present_key, present_value = layer(
+                x, position_ids, write_index, kv_lengths, past_key, past_value, frequencies, axis_of
+            )
+            present_keys.append(present_key)
+            present_values.append(present_value)
+        return x, present_keys, present_values
+
+
+def rotary_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """M-RoPE's `frequencies` [D/2] float32 and `axis_of` [D/2] int32. Computed, not stored: float32 in every dtype."""
+    return mrope_frequencies(config.head_dim, config.rope_theta), mrope_axes(config.mrope_section)

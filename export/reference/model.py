@@ -1,0 +1,110 @@
+"""Qwen2-VL whole: vision encoder, decoder, vocabulary projection, and how a checkpoint becomes one in memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.config import DecoderConfig, ModelConfig
+from export.reference.decoder import Decoder
+from export.reference.vision import VisionEncoder
+
+
+class KvCache(NamedTuple):
+    """One [B, K, L, D] tensor for each layer, keys and values."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class Qwen2VL(nn.Module):
+    """The reference every engine is measured against."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionEncoder(config.vision)
+        self.model = Decoder(config.decoder)
+        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        if config.decoder.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def encode(self, patches: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The vision graph: patches [P, 1176] to visual_embeds [V, C]; see `VisionEncoder.forward`."""
+        longest = int(cu_seqlens.diff().max())
+        segment_range = torch.arange(longest, dtype=torch.int32, device=patches.device)
+        visual_embeds: Tensor = self.visual(patches, positions, cu_seqlens, segment_range)
+        return visual_embeds
+
+    def decode(
+        self,
+        token_ids: Tensor,
+        visual_embeds: Tensor,
+        position_ids: Tensor,
+        write_index: Tensor,
+        kv_lengths: Tensor,
+        logits_index: Tensor,
+        cache: KvCache,
+    ) -> tuple[Tensor, KvCache]:
+        """The decoder graph: tokens [B, S] to float32 logits [B, K', vocab] and the updated cache.
+
+        Prefill is a call with many tokens, decode a call with one; `logits_index` [B, K'] says which of the S query
+        tokens to project.
+        """
+        x = self.embed(token_ids, visual_embeds)
+        x, keys, values = self.model(x, position_ids, write_index, kv_lengths, *cache)
+        return self.project(x, logits_index), KvCache(keys, values)
+
+    def embed(self, token_ids: Tensor, visual_embeds: Tensor) -> Tensor:
+        """Tokens [B, S] to [B, S, C], visual embeddings at the image and video pads."""
+        is_visual = (token_ids == self.config.image_token_id) | (token_ids == self.config.video_token_id)
+        return self.model.embed(token_ids, visual_embeds, is_visual)
+
+    def project(self, x: Tensor, logits_index: Tensor) -> Tensor:
+        """Final norm and vocabulary projection of the asked tokens only: [B, S, C] to float32 [B, K', vocab]."""
+        index = logits_index.long()[..., None].expand(-1, -1, x.shape[-1])  # [B, K', C]
+        logits: Tensor = self.lm_head(self.model.norm(x.gather(1, index)))
+        return logits.float()
+
+    def new_cache(self, batch: int, capacity: int) -> KvCache:
+        """An empty cache of `capacity` tokens for each of `batch` rows, in the weights' dtype and on their device."""
+        weight = self.lm_head.weight
+        shape = cache_shape(self.config.decoder, batch, capacity)
+        layers = range(self.config.decoder.num_hidden_layers)
+        return KvCache([weight.new_zeros(shape) for _ in layers], [weight.new_zeros(shape) for _ in layers])
+
+
+def cache_shape(config: DecoderConfig, batch: int, capacity: int) -> tuple[int, int, int, int]:
+    """[B, K, L, D] of one layer's keys or values."""
+    return (batch, config.num_key_value_heads, capacity, config.head_dim)
+
+
+def load_reference(
+    directory: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Qwen2VL:
+    """Load a checkpoint into the reference, cast to `dtype`, ready for inference.
+
+    Raises:
+        UserError: no Qwen2-VL checkpoint, or missing, unexpected and mis-shaped tensors, all listed at once.
+    """
+    checkpoint = open_checkpoint(directory)
+    with torch.device("meta"):
+        model = Qwen2VL(checkpoint.config)
+    tensors = {name: tensor.to(dtype) for name, tensor in _read_tensors(checkpoint, device)}
+    tied = {"lm_head.weight"} if checkpoint.config.decoder.tie_word_embeddings else set()
+    keys = model.load_state_dict(tensors, strict=False, assign=True)
+    assert set(keys.missing_keys) == tied, keys
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval().requires_grad_(False)
+
+
+def _read_tensors(checkpoint: Checkpoint, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+    for path, tensors in checkpoint.tensors_by_file().items():
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for tensor in tensors:
+                yield tensor.name, file.get_tensor(tensor.stored_name)

@@ -1,0 +1,52 @@
+"""Which small bundle do the tests write?"""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from export.bundle import Bundle, open_bundle, place_weights, writing_bundle
+from export.manifest import FileRecord, Manifest, Source, content_key
+
+
+def make_weights(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    save_file(
+        {
+            "a.weight": rng.normal(size=(64, 33)).astype(np.float32),
+            "b.weight": rng.normal(size=(5000,)).astype(ml_dtypes.bfloat16),
+            "c.bias": np.zeros((0, 4), np.float32),
+        },
+        path,
+    )
+    return path
+
+
+def fill(
+    directory: Path, weights: list[FileRecord], graph: bytes = b"vision graph", mode: str = "copy"
+) -> Manifest:
+    (directory / "vision.onnx").write_bytes(graph)
+    (directory / "decoder.onnx").write_bytes(b"decoder graph")
+    (directory / "config.json").write_text("{}")
+    manifest = Manifest(
+        qv_export_version="0.1.0",
+        created="2026-01-01T00:00:00+00:00",
+        tools={"onnx": "1.23.2"},
+        source=Source("checkpoint", "0" * 64),
+        dtype="float32",
+        weights_mode=mode,
+        graphs={role: FileRecord.from_file(directory / f"{role}.onnx") for role in ("vision", "decoder")},
+        weights=tuple(weights),
+        files=(FileRecord.from_file(directory / "config.json"),),
+        key=content_key({"vision": "1"}),
+    )
+    manifest.write(directory)
+    return manifest
+
+
+def write_bundle(output: Path, weights: Path, graph: bytes = b"vision graph") -> Bundle:
+    with writing_bundle(output) as directory:
+        fill(directory, place_weights([weights], directory, "copy"), graph)
+    return open_bundle(output)
