@@ -1,0 +1,174 @@
+"""How do ONNX Runtime sessions run a bundle on CPU, with the cache updated in place?"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from engines.onnxruntime.graph import load_graph
+from engines.session import DecoderInputs, EngineError
+from export.bundle import Bundle, open_bundle
+from export.config import ModelConfig, load_config
+from export.contract import CACHE_PARTS, cache_name
+
+_ERROR_AND_ABOVE = 3
+
+
+def open_sessions(
+    bundle: Path, *, num_slots: int = 1, capacity: int
+) -> tuple["OnnxRuntimeVision", "OnnxRuntimeDecoder"]:
+    """Open both graphs of a bundle.
+
+    Args:
+        bundle: directory that `qv-export export` wrote.
+        num_slots: KV slots, each with room for `capacity` tokens.
+
+    Raises:
+        UserError: no such bundle, or one whose files differ from its manifest.
+    """
+    opened = open_bundle(bundle)
+    config = load_config(opened.directory)
+    return OnnxRuntimeVision(opened, config), OnnxRuntimeDecoder(opened, config, num_slots, capacity)
+
+
+def open_vision_session(bundle: Path) -> "OnnxRuntimeVision":
+    """Open the vision graph alone.
+
+    Raises:
+        UserError: as `open_sessions`.
+    """
+    opened = open_bundle(bundle)
+    return OnnxRuntimeVision(opened, load_config(opened.directory))
+
+
+class OnnxRuntimeVision:
+    """The vision graph on CPU: a `VisionSession`."""
+
+    def __init__(self, bundle: Bundle, config: ModelConfig) -> None:
+        self._session = _create_session(bundle.vision_graph, config)
+
+    def encode(
+        self,
+        patches: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int32],
+        cu_seqlens: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.float32]:
+        """See `VisionSession.encode`."""
+        longest = int(np.diff(cu_seqlens).max())
+        feeds = {
+            "patches": patches,
+            "positions": positions,
+            "cu_seqlens": cu_seqlens,
+            "segment_range": np.arange(longest, dtype=np.int32),
+        }
+        visual_embeds: npt.NDArray[np.float32] = self._session.run(["visual_embeds"], feeds)[0]
+        return visual_embeds
+
+
+class OnnxRuntimeDecoder:
+    """The decoder graph on CPU with its KV slots: a `DecoderSession`.
+
+    A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
+    """
+
+    def __init__(self, bundle: Bundle, config: ModelConfig, num_slots: int, capacity: int) -> None:
+        self.num_slots = num_slots
+        self.capacity = capacity
+        self._config = config
+        self._session = _create_session(bundle.decoder_graph, config)
+        # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
+        shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
+        self._caches = {
+            (part, layer): np.zeros(shape, np.float32)
+            for layer in range(config.decoder.num_hidden_layers)
+            for part in CACHE_PARTS
+        }
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        """See `DecoderSession.forward`."""
+        batch, num_tokens = inputs.token_ids.shape
+        if not 0 <= first_slot <= self.num_slots - batch:
+            raise ValueError(f"slots {first_slot} to {first_slot + batch - 1} asked, of {self.num_slots}")
+        end = int(inputs.write_index.max()) + num_tokens
+        if end > self.capacity:
+            raise ValueError(f"cache positions up to {end} asked, of {self.capacity}")
+        if num_tokens > 1 and (inputs.write_index.any() or inputs.kv_lengths.max() < num_tokens):
+            rows = split_rows(inputs, (self._config.image_token_id, self._config.video_token_id))
+            return np.concatenate([self._run(first_slot + i, row) for i, row in enumerate(rows)])
+        return self._run(first_slot, inputs)
+
+    def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        binding = self._binding(first_slot, len(inputs.token_ids))
+        feeds = {name: np.ascontiguousarray(getattr(inputs, name)) for name in _FEED_NAMES}
+        for name, array in feeds.items():
+            _bind_input(binding, name, array)
+        logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
+        _bind_output(binding, "logits", logits)
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _binding(self, first_slot: int, batch: int) -> ort.IOBinding:
+        key = (first_slot, batch)
+        if key not in self._bindings:
+            binding = self._session.io_binding()
+            for (part, layer), cache in self._caches.items():
+                rows = cache[first_slot : first_slot + batch]
+                _bind_input(binding, cache_name("past", part, layer), rows)
+                _bind_output(binding, cache_name("present", part, layer), rows)
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+
+_FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
+
+
+def split_rows(inputs: DecoderInputs, visual_token_ids: tuple[int, int]) -> Iterator[DecoderInputs]:
+    """Each row of a batch alone, without its padding and with its own visual embeddings.
+
+    ONNX Runtime's cached attention takes one row at a time when several tokens follow a non-empty cache, and finds
+    where to write from the number of tokens, so padding must go (`plugins.cached_attention.onnx_functions`).
+    What was asked for a padding token, which means nothing, is answered by the row's last valid one.
+    """
+    lengths = inputs.kv_lengths - inputs.write_index
+    num_visual = np.isin(inputs.token_ids, visual_token_ids).sum(axis=1)
+    ends = num_visual.cumsum()
+    for row, length in enumerate(lengths.tolist()):
+        one = slice(row, row + 1)
+        yield DecoderInputs(
+            token_ids=inputs.token_ids[one, :length],
+            visual_embeds=inputs.visual_embeds[ends[row] - num_visual[row] : ends[row]],
+            position_ids=inputs.position_ids[:, one, :length],
+            write_index=inputs.write_index[one],
+            kv_lengths=inputs.kv_lengths[one],
+            logits_index=np.minimum(inputs.logits_index[one], length - 1),
+        )
+
+
+def _bind_input(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _create_session(graph: Path, config: ModelConfig) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = _ERROR_AND_ABOVE
+    # Weights are used where they lie in the mapped file: packing would copy every one of them.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.parent)
+    )
+    model = load_graph(graph, config)
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime {ort.__version__} refuses {graph}: {error}") from error

@@ -1,0 +1,157 @@
+"""What does the runtime know about one answer while it is being written?
+
+An `Answer` is one request in one KV slot: how much of its prompt is cached, which tokens it has, whether it
+is done. It knows nothing of engines, other answers or text.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runtime.generation_config import GenerationConfig
+from engines.runtime.sampling import next_token
+from export.config import ModelConfig
+from export.errors import UserError
+
+if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
+    from export.processor.processor import ModelInputs
+
+FinishReason = Literal["stop", "length", "capacity"]
+"""An end-of-sequence token came; `max_new_tokens` are there; the KV slot is full."""
+
+Phase = Literal["vision_seconds", "prefill_seconds", "decode_seconds"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What one answer took so far. In a batch, a shared call counts in full for each answer it served."""
+
+    num_prompt_tokens: int
+    num_visual_tokens: int
+    num_new_tokens: int = 0
+    vision_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    """Includes the choice of the first new token."""
+    decode_seconds: float = 0.0
+    """All new tokens but the first."""
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """0 while there is nothing to measure."""
+        return (self.num_new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One new token. The last event of an answer has a `finish_reason`; an end-of-sequence token is an event too."""
+
+    request_index: int
+    """Which request of the call it answers, counted from 0."""
+    token_id: int
+    finish_reason: FinishReason | None
+    timings: Timings
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt and how to answer it. The same seed gives the same answer, alone or in a batch; None draws a new one.
+
+    Raises:
+        UserError: a seed that is no whole number of at least 0.
+    """
+
+    inputs: "ModelInputs"
+    config: GenerationConfig
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        valid = self.seed is None or (isinstance(self.seed, int) and self.seed >= 0)
+        if not valid:
+            raise UserError(f"seed must be a whole number of at least 0, found {self.seed!r}.")
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.inputs.token_ids)
+
+
+class Answer:
+    """The living state of one request: created with an empty slot, grown by `prefill` and `decode_one_token`."""
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        slot: int,
+        visual_embeds: npt.NDArray[np.float32],
+        model: ModelConfig,
+    ) -> None:
+        self.request = request
+        self.index = index
+        self.slot = slot
+        self.visual_embeds = visual_embeds  # [V, C]
+        self.visual_offsets = visual_offsets(request.inputs.token_ids, model)  # [S + 1]
+        self.num_cached_tokens = 0
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.timings = Timings(request.num_prompt_tokens, int(self.visual_offsets[-1]))
+        self._generator = np.random.default_rng(request.seed)
+        self._seen = np.zeros(model.decoder.vocab_size, dtype=np.bool_)
+        self._seen[request.inputs.token_ids] = True
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.request.num_prompt_tokens
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.num_cached_tokens >= self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def accept(self, logits: npt.NDArray[np.float32], capacity: int) -> None:
+        """Choose the next token from logits [vocab] and notice whether it is the last.
+
+        Raises:
+            EngineError: the logits are not finite.
+        """
+        config = self.request.config
+        token_id = next_token(logits, self._seen, config, self._generator)
+        self._seen[token_id] = True
+        self.token_ids.append(token_id)
+        self.timings = replace(self.timings, num_new_tokens=len(self.token_ids))
+        if token_id in config.eos_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= config.max_new_tokens:
+            self.finish_reason = "length"
+        elif self.num_cached_tokens >= capacity:
+            self.finish_reason = "capacity"
+
+    def event(self) -> TokenEvent:
+        """The newest token, told to the caller."""
+        return TokenEvent(self.index, self.token_ids[-1], self.finish_reason, self.timings)
+
+
+def visual_offsets(token_ids: npt.NDArray[np.int64], model: ModelConfig) -> npt.NDArray[np.int64]:
+    """How many visual tokens stand before each token: [S] ids to [S + 1] counts, the last one being all.
+
+    Prompt tokens a .. b-1 take rows offsets[a] .. offsets[b]-1 of the visual embeddings.
+    """
+    is_visual = (token_ids == model.image_token_id) | (token_ids == model.video_token_id)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(is_visual, dtype=np.int64)])
+
+
+@contextmanager
+def timed(answers: Iterable[Answer], phase: Phase) -> Iterator[None]:
+    """Add the wall time of the block to `phase` of each answer."""
+    start = perf_counter()
+    yield
+    elapsed = perf_counter() - start
+    for answer in answers:
+        answer.timings = replace(answer.timings, **{phase: getattr(answer.timings, phase) + elapsed})

@@ -1,0 +1,239 @@
+"""How does a prompt become an answer?
+
+encode_visuals -> prefill -> decode_one_token until every answer is finished. Nothing here knows which engine
+runs or what the tokens mean; text is made by `text_stream`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runtime.answer import Answer, FinishReason, Request, Timings, TokenEvent, timed, visual_offsets
+from engines.runtime.decoder_inputs import decode_inputs, prefill_inputs
+from engines.runtime.generation_config import GenerationConfig
+from engines.session import DecoderSession, EngineError, VisionSession
+from export.config import ModelConfig
+from export.errors import UserError
+
+if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
+    from export.processor.processor import ModelInputs
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer: its tokens (the end-of-sequence token included), why it ended, what it took."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    """None when the caller stopped listening before the end."""
+    timings: Timings
+
+
+def generate(
+    inputs: "ModelInputs",
+    vision: VisionSession,
+    decoder: DecoderSession,
+    config: GenerationConfig,
+    *,
+    model: ModelConfig,
+    slot: int = 0,
+    prefill_chunk_tokens: int | None = None,
+    seed: int | None = None,
+) -> Iterator[TokenEvent]:
+    """Answer one prompt, token by token; the caller may stop listening at any event.
+
+    Args:
+        inputs: from the processor.
+        vision: not called for a prompt without pictures.
+        decoder: its slot `slot` is overwritten.
+        config: how tokens are chosen and when to end.
+        model: the checkpoint's configuration.
+        slot: which KV slot to use.
+        prefill_chunk_tokens: prompt tokens per decoder call; None takes the whole prompt at once.
+        seed: for sampling; None draws a new one.
+
+    Raises:
+        UserError: before any work, a prompt that does not fit the context, or values out of range.
+        EngineError: while iterating, an engine's answer is unusable.
+    """
+    request = Request(inputs, config, seed)
+    _check_fit([request], decoder, model, slot, prefill_chunk_tokens)
+    return _answer([request], vision, decoder, model, slot, prefill_chunk_tokens)
+
+
+def generate_batch(
+    requests: Sequence[Request],
+    vision: VisionSession,
+    decoder: DecoderSession,
+    *,
+    model: ModelConfig,
+    prefill_chunk_tokens: int | None = None,
+) -> Iterator[TokenEvent]:
+    """Answer several prompts together, in slots 0 .. B-1; events say which request they answer.
+
+    Each request gets exactly the tokens it would get alone, up to rounding in the engine. Raises as
+    `generate` does.
+    """
+    _check_fit(requests, decoder, model, 0, prefill_chunk_tokens)
+    return _answer(requests, vision, decoder, model, 0, prefill_chunk_tokens)
+
+
+def collect_generations(events: Iterable[TokenEvent]) -> list[Generation]:
+    """Listen to the end; returns one `Generation` per request, in their order."""
+    by_request: dict[int, list[TokenEvent]] = {}
+    for event in events:
+        by_request.setdefault(event.request_index, []).append(event)
+    return [
+        Generation([event.token_id for event in heard], heard[-1].finish_reason, heard[-1].timings)
+        for _, heard in sorted(by_request.items())
+    ]
+
+
+def _answer(
+    requests: Sequence[Request],
+    vision: VisionSession,
+    decoder: DecoderSession,
+    model: ModelConfig,
+    first_slot: int,
+    prefill_chunk_tokens: int | None,
+) -> Iterator[TokenEvent]:
+    # The longest prompt takes the first slot: while chunks run, the rows with prompt left then are always the
+    # first rows, and padding never reaches past the longest prompt.
+    order = sorted(range(len(requests)), key=lambda index: -requests[index].num_prompt_tokens)
+    answers = [
+        start_answer(requests[index], index, first_slot + row, vision, model)
+        for row, index in enumerate(order)
+    ]
+    prefill(answers, decoder, model, prefill_chunk_tokens)
+    yield from _events(answers)
+    while running := [answer for answer in answers if not answer.is_finished]:
+        decode_one_token(answers, decoder, model)
+        yield from _events(running)
+
+
+def start_answer(
+    request: Request, index: int, slot: int, vision: VisionSession, model: ModelConfig
+) -> Answer:
+    """Encode a request's pictures and open its answer in a slot.
+
+    Raises:
+        EngineError: the vision engine returned another number of rows than it was asked for.
+    """
+    answer = Answer(request, index, slot, np.zeros((0, model.decoder.hidden_size), np.float32), model)
+    if answer.timings.num_visual_tokens:
+        with timed([answer], "vision_seconds"):
+            answer.visual_embeds = encode_visuals(request.inputs, vision, model)
+    return answer
+
+
+def encode_visuals(
+    inputs: "ModelInputs", vision: VisionSession, model: ModelConfig
+) -> npt.NDArray[np.float32]:
+    """All pictures and videos of a prompt, packed, to visual tokens [V, C] in one call.
+
+    Raises:
+        EngineError: the engine's answer has another shape.
+    """
+    visual_embeds = vision.encode(inputs.patches, inputs.positions, inputs.cu_seqlens)
+    expected = (len(inputs.patches) // model.vision.patches_per_token, model.decoder.hidden_size)
+    if visual_embeds.shape != expected:
+        raise EngineError(
+            f"the vision engine returned visual_embeds of shape {visual_embeds.shape}, expected {expected} "
+            f"for {len(inputs.patches)} patches. Was it built for this checkpoint?"
+        )
+    return visual_embeds
+
+
+def prefill(
+    answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig, chunk_tokens: int | None = None
+) -> None:
+    """Fill the slots with the prompts, longest first, and choose each answer's first token."""
+    chunk = chunk_tokens or max((answer.num_prompt_tokens for answer in answers), default=1)
+    while unfilled := [answer for answer in answers if not answer.is_prefilled]:
+        prefill_chunk(unfilled, decoder, model, chunk)
+
+
+def prefill_chunk(
+    answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig, max_tokens: int
+) -> None:
+    """Take up to `max_tokens` more prompt tokens of each answer into the cache, in one call.
+
+    `answers` are in neighbouring slots and have prompt left; one whose prompt ends here gets its first token.
+    """
+    with timed(answers, "prefill_seconds"):
+        inputs = prefill_inputs(answers, model, max_tokens)
+        logits = decoder.forward(answers[0].slot, inputs)  # [B, 1, vocab]
+        for answer, kv_length, row_logits in zip(answers, inputs.kv_lengths, logits[:, 0], strict=True):
+            answer.num_cached_tokens = int(kv_length)
+            if answer.is_prefilled:
+                answer.accept(row_logits, decoder.capacity)
+
+
+def decode_one_token(answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig) -> None:
+    """One more token for every answer that is not finished, in one call over their slots.
+
+    `answers` are in neighbouring slots. Finished ones at either end are left out of the call.
+    """
+    running = [row for row, answer in enumerate(answers) if not answer.is_finished]
+    span = answers[running[0] : running[-1] + 1]
+    with timed([answers[row] for row in running], "decode_seconds"):
+        logits = decoder.forward(span[0].slot, decode_inputs(span, model, decoder.capacity))  # [B, 1, vocab]
+        for row in running:
+            answers[row].num_cached_tokens += 1
+            answers[row].accept(logits[row - running[0], 0], decoder.capacity)
+
+
+def _events(answers: Iterable[Answer]) -> Iterator[TokenEvent]:
+    """Newest tokens in the order of the requests."""
+    return iter([answer.event() for answer in sorted(answers, key=lambda answer: answer.index)])
+
+
+def _check_fit(
+    requests: Sequence[Request],
+    decoder: DecoderSession,
+    model: ModelConfig,
+    first_slot: int,
+    chunk_tokens: int | None,
+) -> None:
+    """Refuse what cannot be answered, all problems at once, before any picture is encoded."""
+    problems = []
+    if first_slot < 0 or first_slot + len(requests) > decoder.num_slots:
+        problems.append(
+            f"{len(requests)} prompts from KV slot {first_slot} on need slots that the engine does not have: "
+            f"it has {decoder.num_slots}. Send fewer prompts at once or rebuild with a larger --max-batch."
+        )
+    if chunk_tokens is not None and chunk_tokens < 1:
+        problems.append(f"prefill_chunk_tokens must be at least 1, found {chunk_tokens}.")
+    for index, request in enumerate(requests):
+        where = f"prompt {index}: " if len(requests) > 1 else ""
+        problems += [where + problem for problem in _prompt_problems(request, decoder.capacity, model)]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _prompt_problems(request: Request, capacity: int, model: ModelConfig) -> list[str]:
+    problems = []
+    if request.num_prompt_tokens == 0:
+        problems.append("the prompt has no tokens, expected at least one.")
+    if request.num_prompt_tokens > capacity:
+        problems.append(
+            f"the prompt has {request.num_prompt_tokens} tokens but the context holds {capacity}. "
+            "Shorten it, use fewer or smaller pictures, or rebuild with a larger --max-context."
+        )
+    token_ids = request.inputs.token_ids
+    if np.any((token_ids < 0) | (token_ids >= model.decoder.vocab_size)):
+        problems.append(
+            f"the prompt has token ids from {token_ids.min()} to {token_ids.max()} but the model's vocabulary has "
+            f"{model.decoder.vocab_size}. Check that tokenizer.json belongs to the checkpoint."
+        )
+    num_rows = len(request.inputs.patches) // model.vision.patches_per_token
+    num_placeholders = int(visual_offsets(token_ids, model)[-1])
+    if num_rows != num_placeholders:
+        problems.append(
+            f"the prompt has {num_placeholders} image and video tokens but its pictures make {num_rows}. "
+            "Every picture needs its own placeholder, and text must not contain image or video tokens."
+        )
+    return problems

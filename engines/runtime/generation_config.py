@@ -1,0 +1,186 @@
+"""How does a checkpoint want its tokens chosen, and what did the user change?
+
+Reads `generation_config.json` with Transformers' meaning: a key that is absent or null takes Transformers'
+default (`top_k` 50 among them), since checkpoints are written against those.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from export.config import read_json_object
+from export.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "generation_config.json"
+DEFAULT_MAX_NEW_TOKENS = 512
+# Below this the softmax is one-hot and logits / temperature can overflow float32: taken as greedy.
+SMALLEST_TEMPERATURE = 1e-5
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How tokens are chosen and when an answer ends. Names and meanings as in Transformers' GenerationConfig.
+
+    Raises:
+        UserError: values outside their ranges; all of them at once.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer. Without any, only a length does."""
+    pad_token_id: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_k: int = 50
+    """0 switches the filter off."""
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        problems = [_problem(field.name, getattr(self, field.name)) for field in fields(self)]
+        found = [problem for problem in problems if problem]
+        if found:
+            raise UserError("generation settings out of range:\n- " + "\n- ".join(found))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken, with no chance involved."""
+        return not self.do_sample or self.temperature < SMALLEST_TEMPERATURE
+
+
+def load_generation_config(directory: Path, eos_token_ids: tuple[int, ...] = ()) -> GenerationConfig:
+    """Read a checkpoint's own settings; a checkpoint without the file decodes greedily.
+
+    Args:
+        directory: the checkpoint's or the bundle's.
+        eos_token_ids: what ends an answer where the file does not say (from `config.json` or the tokenizer).
+
+    Raises:
+        UserError: the file is no JSON object or holds values out of range.
+    """
+    path = directory / FILE_NAME
+    content = read_json_object(path) if path.exists() else {}
+    return generation_config_from_json(content, eos_token_ids, source=str(path))
+
+
+def generation_config_from_json(
+    content: Mapping[str, Any], eos_token_ids: tuple[int, ...] = (), source: str = FILE_NAME
+) -> GenerationConfig:
+    """Build the settings from a parsed `generation_config.json`; keys that would change the answer but that the
+    runtime does not know are logged as warnings.
+
+    Raises:
+        UserError: values out of range; the message names `source`.
+    """
+    given = {key: value for key, value in content.items() if value is not None}
+    _warn_unsupported(given, source)
+    known = {field.name for field in fields(GenerationConfig)} - {"eos_token_ids"}
+    settings = {key: value for key, value in given.items() if key in known}
+    eos = given.get("eos_token_id", eos_token_ids)
+    try:
+        return GenerationConfig(
+            eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else (eos,), **settings
+        )
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def override_generation_config(
+    config: GenerationConfig,
+    *,
+    do_sample: bool | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    max_new_tokens: int | None = None,
+) -> GenerationConfig:
+    """Apply what the user asked for; None keeps the checkpoint's own.
+
+    Who names a temperature, top_k or top_p wants to sample, so these switch sampling on unless `do_sample`
+    says otherwise. Qwen2-VL checkpoints come with top_k 1 (greedy in effect): a higher temperature alone does
+    not lift that.
+
+    Raises:
+        UserError: values out of range.
+    """
+    if do_sample is None and any(value is not None for value in (temperature, top_k, top_p)):
+        do_sample = True
+    asked: dict[str, Any] = {
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "max_new_tokens": max_new_tokens,
+    }
+    return replace(config, **{name: value for name, value in asked.items() if value is not None})
+
+
+# name: (is it whole?, smallest, largest, how the range reads)
+_RANGES: dict[str, tuple[bool, float, float, str]] = {
+    "temperature": (False, 0, 100, "a number from 0 (greedy) to 100"),
+    "top_k": (True, 0, math.inf, "a whole number, 0 (off) or more"),
+    "top_p": (False, 0, 1, "a number from 0 to 1"),
+    "repetition_penalty": (False, 0.01, 100, "a number from 0.01 to 100 (1 is no penalty)"),
+    "max_new_tokens": (True, 1, math.inf, "a whole number of at least 1"),
+}
+
+
+def _problem(name: str, value: object) -> str | None:
+    if name in _RANGES:
+        whole, smallest, largest, expected = _RANGES[name]
+        valid = _is_number(value, whole) and smallest <= value <= largest  # type: ignore[operator]
+    elif name == "do_sample":
+        valid, expected = isinstance(value, bool), "true or false"
+    elif name == "pad_token_id":
+        valid, expected = value is None or _is_token_id(value), "a token id (a whole number, 0 or more)"
+    else:
+        valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
+        name, expected = "eos_token_id", "a token id or a list of them (whole numbers, 0 or more)"
+        value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return None if valid else f"{name} must be {expected}, found {value!r}"
+
+
+def _is_number(value: object, whole: bool) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
+def _is_token_id(value: object) -> bool:
+    return _is_number(value, whole=True) and value >= 0  # type: ignore[operator]
+
+
+# Keys of Transformers that change which tokens come out, with the values that change nothing.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "min_p": (0, 0.0),
+    "top_h": (),
+    "typical_p": (1, 1.0),
+    "epsilon_cutoff": (0, 0.0),
+    "eta_cutoff": (0, 0.0),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "stop_strings": ([], ""),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1, 1.0),
+    "bad_words_ids": ([],),
+    "sequence_bias": ([], {}),
+    "forced_eos_token_id": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1, 1.0),
+    "watermarking_config": (),
+}
+
+
+def _warn_unsupported(given: Mapping[str, Any], source: str) -> None:
+    active = [key for key, neutral in _UNSUPPORTED.items() if key in given and given[key] not in neutral]
+    if active:
+        logger.warning("%s: not supported and ignored: %s", source, ", ".join(active))

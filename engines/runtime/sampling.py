@@ -1,0 +1,119 @@
+"""Which token comes next, given the logits?
+
+Pure functions on one row of logits, float32 [vocab]. They mean what Transformers' logits processors of the
+same names mean and run in the same order: repetition penalty, temperature, top-k, top-p, then a draw from the
+softmax.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runtime.generation_config import GenerationConfig
+from engines.session import EngineError
+
+Logits = npt.NDArray[np.float32]
+
+
+def next_token(
+    logits: Logits, seen: npt.NDArray[np.bool_], config: GenerationConfig, generator: np.random.Generator
+) -> int:
+    """Choose one token id.
+
+    Args:
+        logits: [vocab], left unchanged.
+        seen: [vocab], true for every token of the prompt and of the answer so far.
+        config: how to choose.
+        generator: source of chance; untouched when the choice is greedy.
+
+    Raises:
+        EngineError: the logits hold not-a-number or infinity, or rule out every token.
+    """
+    require_finite_maximum(logits)
+    scores = apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    if config.is_greedy:
+        return greedy_token(scores)
+    scores = apply_temperature(scores, config.temperature)
+    scores = apply_top_k(scores, config.top_k)
+    scores = apply_top_p(scores, config.top_p)
+    return sample_token(scores, generator)
+
+
+def require_finite_maximum(logits: Logits) -> None:
+    """Refuse logits that name no most likely token. One pass: the maximum of an array with a NaN is NaN.
+
+    Raises:
+        EngineError: NaN, +inf, or nothing but -inf.
+    """
+    if np.isfinite(logits.max()):
+        return
+    raise EngineError(
+        f"the decoder's logits are unusable: of {logits.size} values, {int(np.isnan(logits).sum())} are not a number, "
+        f"{int(np.isposinf(logits).sum())} are +inf and {int(np.isneginf(logits).sum())} are -inf. "
+        "float16 overflows in this model: build the engine in bfloat16 or float32 and validate it."
+    )
+
+
+def apply_repetition_penalty(logits: Logits, seen: npt.NDArray[np.bool_], penalty: float) -> Logits:
+    """Make seen tokens less likely: positive logits are divided by `penalty`, negative ones multiplied."""
+    if penalty == 1.0:
+        return logits
+    token_ids = np.flatnonzero(seen)
+    seen_logits = logits[token_ids]
+    penalized = logits.copy()
+    penalized[token_ids] = np.where(seen_logits < 0, seen_logits * penalty, seen_logits / penalty)
+    return penalized
+
+
+def apply_temperature(logits: Logits, temperature: float) -> Logits:
+    """Flatten (above 1) or sharpen (below 1) the distribution. `temperature` is positive."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def apply_top_k(logits: Logits, top_k: int) -> Logits:
+    """Keep the `top_k` largest logits and all that tie with the smallest of them; 0 keeps everything."""
+    if top_k == 0 or top_k >= logits.size:
+        return logits
+    smallest_kept = np.partition(logits, -top_k)[-top_k]
+    return np.where(logits < smallest_kept, np.float32(-np.inf), logits)
+
+
+def apply_top_p(logits: Logits, top_p: float) -> Logits:
+    """Keep the smallest set of most likely tokens whose probabilities sum to `top_p`, at least one token.
+
+    Among equal logits at the edge the lowest ids stay, as in a greedy choice (Transformers leaves it to an
+    unstable sort). Only values are sorted, not ids: 0.5 ms for 151,936 tokens where a stable argsort takes 13 ms.
+    """
+    if top_p >= 1.0:
+        return logits
+    ascending = np.sort(logits[logits > -np.inf])
+    mass = np.cumsum(softmax(ascending), dtype=np.float64).astype(np.float32)
+    num_removed = min(int(np.count_nonzero(mass <= np.float32(1.0 - top_p))), ascending.size - 1)
+    edge = ascending[num_removed]
+    kept = np.where(logits < edge, np.float32(-np.inf), logits)
+    num_tied_kept = int(np.searchsorted(ascending, edge, side="right")) - num_removed
+    kept[np.flatnonzero(logits == edge)[num_tied_kept:]] = -np.inf
+    return kept
+
+
+def softmax(logits: Logits) -> Logits:
+    """Probabilities [vocab]; -inf becomes exactly 0."""
+    weights: Logits = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    return weights
+
+
+def greedy_token(logits: Logits) -> int:
+    """The most likely token; the lowest id where several tie."""
+    return int(np.argmax(logits))
+
+
+def sample_token(logits: Logits, generator: np.random.Generator) -> int:
+    """Draw one token from the softmax of `logits`, by inverting the cumulative distribution.
+
+    float64 sums: in float32 the last of 151,936 steps would round away small probabilities. A token of
+    probability 0 is never drawn: `side="right"` steps over flat stretches, and the draw stays below the last step.
+    """
+    token_ids = np.flatnonzero(logits > -np.inf)
+    cumulative = np.cumsum(softmax(logits[token_ids]), dtype=np.float64)
+    draw = min(generator.random() * cumulative[-1], np.nextafter(cumulative[-1], 0))
+    return int(token_ids[np.searchsorted(cumulative, draw, side="right")])
