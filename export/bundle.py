@@ -27,9 +27,9 @@ from export.manifest import (
     Manifest,
     WeightsMode,
     content_key,
-    fingerprint_safetensors,
     sha256_of,
 )
+from export.safetensors_file import fingerprint_safetensors
 
 __all__ = [
     "Bundle",

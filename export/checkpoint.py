@@ -3,16 +3,14 @@
 Only headers are read here: a 72B checkpoint opens as fast as a tiny one. No torch.
 """
 
-import json
-import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
-from export.config import DecoderConfig, ModelConfig, VisionConfig, load_config, read_json_object
+from export.config import DecoderConfig, ModelConfig, VisionConfig, load_config
 from export.errors import UserError
+from export.json_object import read_json_object
+from export.safetensors_file import StoredTensor, read_safetensors_header
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -20,25 +18,7 @@ SINGLE_FILE = "model.safetensors"
 # Key layouts in use: as published on the hub, and as Transformers >= 4.52 names modules in memory.
 _PREFIX_RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
-_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _MAX_LISTED_PROBLEMS = 40
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor's bytes inside a safetensors file: row-major, little-endian, never copied."""
-
-    name: str
-    """Published name, e.g. `visual.blocks.0.attn.qkv.weight`; `stored_name` is the file's own."""
-    stored_name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-    length_bytes: int
 
 
 @dataclass(frozen=True)
@@ -48,14 +28,16 @@ class Checkpoint:
     directory: Path
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
+    """By published name, e.g. `visual.blocks.0.attn.qkv.weight`, whatever the file calls them."""
 
     @property
     def weight_files(self) -> list[Path]:
         return sorted({tensor.path for tensor in self.tensors.values()})
 
-    def tensors_by_file(self) -> dict[Path, list[StoredTensor]]:
+    def names_by_file(self) -> dict[Path, list[str]]:
+        """Published names of the tensors in each weight file."""
         return {
-            path: [tensor for tensor in self.tensors.values() if tensor.path == path]
+            path: [name for name, tensor in self.tensors.items() if tensor.path == path]
             for path in self.weight_files
         }
 
@@ -71,11 +53,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     problems: list[str] = []
     for path in _weight_paths(directory):
         for tensor in read_safetensors_header(path):
-            if tensor.name in found:
-                problems.append(
-                    f"{tensor.name}: stored twice, in {found[tensor.name].path.name} and {path.name}"
-                )
-            found[tensor.name] = tensor
+            name = _published_name(tensor.name)
+            if name in found:
+                problems.append(f"{name}: stored twice, in {found[name].path.name} and {path.name}")
+            found[name] = tensor
     expected = dict(expected_shapes(config))
     problems += _problems(found, expected, may_hold_head=config.decoder.tie_word_embeddings)
     if problems:
@@ -198,57 +179,6 @@ def _sharded_paths(directory: Path) -> list[Path]:
             "Download them again."
         )
     return [directory / name for name in names]
-
-
-def read_safetensors_header(path: Path) -> list[StoredTensor]:
-    """Read where each tensor lies, without its bytes, and check that the file is long enough to hold them.
-
-    The format: 8 bytes little-endian header length, a JSON header, then the data (safetensors specification).
-
-    Raises:
-        UserError: not a safetensors file, a dtype the family does not use, or a truncated file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_bytes = struct.unpack("<Q", file.read(8))[0]
-            if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"its header claims {header_bytes} bytes in a file of {size}")
-            header = json.loads(file.read(header_bytes))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        tensors = [_stored_tensor(path, name, entry, 8 + header_bytes) for name, entry in entries.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}. Download it again.") from None
-    end = max((tensor.offset_bytes + tensor.length_bytes for tensor in tensors), default=8 + header_bytes)
-    if end > size:
-        raise UserError(f"{path} is truncated: {size} bytes, expected {end}. Download it again.")
-    return tensors
-
-
-def _stored_tensor(
-    path: Path, stored_name: str, entry: Mapping[str, object], data_start: int
-) -> StoredTensor:
-    shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
-    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise ValueError(f"{stored_name} has shape {shape!r} at {offsets!r}")
-    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        raise ValueError(f"{stored_name} has dtype {dtype!r}, expected one of {', '.join(_DTYPE_BYTES)}")
-    length = offsets[1] - offsets[0]
-    if length != math.prod(shape) * _DTYPE_BYTES[dtype]:
-        raise ValueError(f"{stored_name} of shape {shape} and dtype {dtype} cannot fill {length} bytes")
-    return StoredTensor(
-        name=_published_name(stored_name),
-        stored_name=stored_name,
-        path=path,
-        dtype=_DTYPE_NAMES[dtype],
-        shape=tuple(shape),
-        offset_bytes=data_start + offsets[0],
-        length_bytes=length,
-    )
-
-
-def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _published_name(stored_name: str) -> str:

@@ -4,13 +4,13 @@ Reads every spelling in use: flat as published on the hub, nested (`text_config`
 Transformers 5 writes it, `in_chans` or `in_channels`, `rope_scaling` typed "mrope" or re-saved as "default".
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.json_object import read_json_object
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -89,25 +89,6 @@ def load_config(directory: Path) -> ModelConfig:
     return config_from_json(
         read_json_object(directory / "config.json"), source=str(directory / "config.json")
     )
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Parse a file that must hold one JSON object.
-
-    Raises:
-        UserError: the file cannot be read or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} not found: expected a Qwen2-VL checkpoint's directory with this file."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}.")
-    return content
 
 
 def config_from_json(content: Mapping[str, Any], source: str = "config.json") -> ModelConfig:

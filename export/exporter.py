@@ -16,8 +16,9 @@ from export.graphs.decoder import decoder_graph
 from export.graphs.lint import check_graph
 from export.graphs.vision import vision_graph
 from export.manifest import Source, sha256_of
+from export.processor.processor import Processor
 
-# What the runtime reads beside the graphs. Only config.json must be there; the processor says what it misses.
+# What the runtime reads beside the graphs, as far as the checkpoint has it; the processor says what it misses.
 _COMPANION_FILES = (
     "config.json",
     "generation_config.json",
@@ -61,12 +62,14 @@ def export_checkpoint(
     report("reading the checkpoint")
     source = open_checkpoint(checkpoint)
     dtype = _checked_dtype(dtype or source.config.dtype)
-    graphs = {}
-    for name, make_graph in _GRAPH_MAKERS.items():
-        report(f"tracing the {name} graph")
-        graphs[name] = make_graph(source, dtype)
-        check_graph(graphs[name])
+    # A bundle that could not answer a question would be half a model: fail before the long part.
+    Processor.from_directory(checkpoint)
     with writing_bundle(output) as directory:
+        graphs = {}
+        for name, make_graph in _GRAPH_MAKERS.items():
+            report(f"tracing the {name} graph")
+            graphs[name] = make_graph(source, dtype)
+            check_graph(graphs[name])
         report("placing the weights")
         weight_records = place_weights(source.weight_files, directory, weights)
         report("writing the bundle")

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import UserError
+from export.json_object import parse_json_object
 
 FORMAT = "qv-export bundle"
 FORMAT_VERSION = 1
@@ -17,9 +17,6 @@ MANIFEST_NAME = "manifest.json"
 WeightsMode = Literal["copy", "link"]
 
 CHUNK_BYTES = 8 << 20
-_SAMPLE_BYTES = 4096
-# The safetensors format itself caps a header at 100 MB.
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Manifest:
         Raises:
             UserError: no JSON, another format or version, unknown or missing keys, unfitting values; all at once.
         """
-        content = _json_object(text, source)
+        content = parse_json_object(text, source)
         if content.pop("format", None) != FORMAT:
             raise UserError(f'{source} is not a bundle\'s manifest: "format" must be "{FORMAT}".')
         if content.get("format_version") != FORMAT_VERSION:
@@ -119,63 +116,6 @@ def sha256_of(path: Path) -> str:
     """Digest of a whole file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint_safetensors(path: Path) -> str:
-    """Recognise a weight file without reading all of it: 147 GB of weights cost a few MB of reads.
-
-    SHA-256 over the file's size, its header (names, dtypes, shapes, offsets) and the first 4 KiB of every tensor.
-    It tells checkpoints and fine-tunes apart. It is no proof against a change further inside a tensor.
-
-    Raises:
-        UserError: the file is no safetensors file, or ends before its last tensor.
-    """
-    size_bytes = path.stat().st_size
-    digest = hashlib.sha256(struct.pack("<Q", size_bytes))
-    with path.open("rb") as file:
-        header, data_start = _safetensors_header(path, file.read(8), size_bytes)
-        header_bytes = file.read(header)
-        digest.update(header_bytes)
-        for begin, end in _tensor_ranges(path, header_bytes, size_bytes - data_start):
-            file.seek(data_start + begin)
-            digest.update(file.read(min(end - begin, _SAMPLE_BYTES)))
-    return digest.hexdigest()
-
-
-def _safetensors_header(path: Path, prefix: bytes, size_bytes: int) -> tuple[int, int]:
-    """Header length and the offset where tensor data starts."""
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size_bytes - 8):
-        raise UserError(f"{path} is not a safetensors file, or it is truncated. Download or copy it again.")
-    return length, 8 + length
-
-
-def _tensor_ranges(path: Path, header_bytes: bytes, data_bytes: int) -> list[tuple[int, int]]:
-    try:
-        header = json.loads(header_bytes)
-        ranges = sorted(
-            (int(entry["data_offsets"][0]), int(entry["data_offsets"][1]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise UserError(
-            f"{path}: its safetensors header cannot be read. Download or copy it again."
-        ) from None
-    last = max((end for _, end in ranges), default=0)
-    if last > data_bytes or any(begin < 0 or end < begin for begin, end in ranges):
-        raise UserError(f"{path} is truncated: {data_bytes} bytes of tensors, its header promises {last}.")
-    return ranges
-
-
-def _json_object(text: str, source: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{source} must hold a JSON object, found {type(content).__name__}.")
-    return content
 
 
 class _ManifestReader:

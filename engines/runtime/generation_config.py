@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from export.config import read_json_object
 from export.errors import UserError
+from export.json_object import read_json_object
 
 logger = logging.getLogger(__name__)
 

@@ -104,7 +104,7 @@ def load_reference(
 
 
 def _read_tensors(checkpoint: Checkpoint, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
-    for path, tensors in checkpoint.tensors_by_file().items():
+    for path, names in checkpoint.names_by_file().items():
         with safe_open(path, framework="pt", device=str(device)) as file:
-            for tensor in tensors:
-                yield tensor.name, file.get_tensor(tensor.stored_name)
+            for name in names:
+                yield name, file.get_tensor(checkpoint.tensors[name].name)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from export.bundle import open_bundle
 from export.errors import UserError
-from export.manifest import Manifest, content_key, fingerprint_safetensors, sha256_of
+from export.manifest import Manifest, content_key, sha256_of
+from export.safetensors_file import fingerprint_safetensors
 from tests.export.bundle_samples import make_weights, write_bundle
 
 

@@ -18,9 +18,8 @@ Array = npt.NDArray[Any]
 
 def op_model(signature: OpSignature, body: onnx.FunctionProto, inputs: Sequence[Array]) -> onnx.ModelProto:
     """A graph of one call of the op; every dim is dynamic, every float input and output is float32."""
-    node = helper.make_node(
-        signature.name, signature.inputs, signature.outputs, domain=OP_DOMAIN, **signature.attributes
-    )
+    node = helper.make_node(signature.name, signature.inputs, signature.outputs, domain=OP_DOMAIN)
+    node.attribute.extend(helper.make_attribute(*item) for item in signature.attributes.items())
     graph_inputs = [
         helper.make_tensor_value_info(
             name,

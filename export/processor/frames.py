@@ -1,0 +1,119 @@
+"""How are the frames of a video read when they are pictures: a list, a folder, an animated GIF, WebP or PNG?"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from export.errors import UserError
+from export.processor.images import ImageSource, decoding, load_image, open_image, rgb_from_image
+
+PICTURE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpeg",
+        ".jpg",
+        ".jp2",
+        ".png",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
+
+MAX_ANIMATION_PIXELS = 2**34
+"""Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
+
+
+class FrameSource(Protocol):
+    """Frames that can be read once or more, in order, without all being in memory."""
+
+    name: str
+    num_frames: int
+    """As the file announces it; more than can be decoded in rare cases (see `num_decoded`)."""
+    num_decoded: int
+    """How many frames the last `read` came across."""
+    fps: float | None
+    """Frames a second, None where frames count as sampled already."""
+
+    def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        """Decode the frames at the ascending `indices`, each an RGB image the right way up."""
+        ...
+
+
+class PictureFrames:
+    """A list of pictures, each one frame; files are decoded one at a time."""
+
+    fps: float | None = None
+
+    def __init__(self, pictures: Sequence[ImageSource], name: str) -> None:
+        if not pictures:
+            raise UserError(f"{name} holds no frame. Give at least one picture.")
+        self.name = name
+        self.num_frames = self.num_decoded = len(pictures)
+        self._pictures = pictures
+
+    def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        for index in indices:
+            yield load_image(self._pictures[index])
+
+
+def pictures_in_folder(folder: Path) -> list[Path]:
+    """The pictures of a folder in the natural order of their names: frame_2 before frame_10.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from None
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        raise UserError(
+            f"{folder} holds no frame: expected pictures ({' '.join(sorted(PICTURE_SUFFIXES))}), "
+            f"found {len(files)} other files."
+        )
+    return sorted(pictures, key=_natural_key)
+
+
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+class AnimationFrames:
+    """An animated GIF, WebP or PNG, whose frames carry their own durations."""
+
+    def __init__(self, source: Path | bytes, name: str) -> None:
+        self.name = name
+        self._source = source
+        with open_image(source) as image, decoding(source):
+            self.num_frames = self.num_decoded = getattr(image, "n_frames", 1)
+            if image.width * image.height * self.num_frames > MAX_ANIMATION_PIXELS:
+                raise UserError(
+                    f"{name} claims {self.num_frames} frames of {image.width} x {image.height} pixels, more than "
+                    f"{MAX_ANIMATION_PIXELS} together. Shrink it or turn it into a video file."
+                )
+            milliseconds = sum(self._duration(image, index) for index in range(self.num_frames))
+        self.fps = 1000 * self.num_frames / milliseconds if milliseconds else None
+
+    @staticmethod
+    def _duration(image: Image.Image, index: int) -> float:
+        image.seek(index)
+        image.load()
+        return float(image.info.get("duration", 0))
+
+    def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        with open_image(self._source) as image:
+            for index in indices:
+                with decoding(self._source):
+                    image.seek(index)
+                    frame = rgb_from_image(image)
+                yield frame  # may be `image` itself: used up before the next seek

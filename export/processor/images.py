@@ -1,0 +1,176 @@
+"""How does a picture someone sent become upright RGB pixels?
+
+The picture is hostile until decoded: only plain raster formats are tried (no format that starts another program or
+names other files), its size is checked before any pixel is decoded, and whatever a decoder throws at broken input
+becomes one `UserError`.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from export.errors import UserError
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+MAX_PICTURE_PIXELS = 2**27
+"""134 megapixels, half a gigabyte when decoded. Cameras reach 108; a bomb's header claims far more."""
+
+PICTURE_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Decode one picture: a path, encoded bytes, a Pillow image of any mode, or a uint8 array [H, W, 3].
+
+    The EXIF rotation is applied. Transparent pixels are laid over white, as Transformers 5 does. An animated picture
+    gives its first frame.
+
+    Returns:
+        An RGB image. It may be the very object that was passed in, so treat it as read-only.
+
+    Raises:
+        UserError: no such file, not a picture, truncated or corrupt, or larger than `MAX_PICTURE_PIXELS`.
+    """
+    if isinstance(source, np.ndarray):
+        return _image_from_array(source)
+    with open_image(source) as image, decoding(source):
+        return rgb_from_image(upright(image))
+
+
+@contextmanager
+def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Iterator[Image.Image]:
+    """Open a picture, checked for size but not yet decoded, and close it afterwards.
+
+    Raises:
+        UserError: no such file, not a picture, or larger than `MAX_PICTURE_PIXELS`.
+    """
+    if isinstance(source, Image.Image):
+        _check_size(source, source)
+        yield source
+        return
+    file = io.BytesIO(source) if isinstance(source, bytes) else path_of_file(source)
+    with warnings.catch_warnings():
+        # Pillow warns at two thirds of our limit; the limit itself is an error, just below.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = _identify(source, file)
+    with image:
+        _check_size(image, source)
+        yield image
+
+
+def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
+    try:
+        return Image.open(file, formats=PICTURE_FORMATS)
+    except Image.DecompressionBombError:
+        raise UserError(_too_large(describe(source), "more than Pillow's limit")) from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{describe(source)} is not a picture that can be read. Expected one of {', '.join(PICTURE_FORMATS)}."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - as in `decoding`
+        raise UserError(f"{describe(source)} cannot be opened as a picture: {error}") from None
+
+
+@contextmanager
+def decoding(source: object) -> Iterator[None]:
+    """Turn whatever a decoder throws into a `UserError` that names the picture."""
+    try:
+        yield
+    except UserError:
+        raise
+    # Pillow's decoders raise nearly any type on broken input: OSError, SyntaxError, struct.error, IndexError.
+    except Exception as error:  # noqa: BLE001
+        raise UserError(
+            f"{describe(source)} is truncated or corrupt: {error or type(error).__name__}. Send the file again."
+        ) from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF rotation; an image without one comes back as it is, not copied."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def rgb_from_image(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to RGB, transparency laid over white.
+
+    Bit for bit Transformers' conversion, which leaves premultiplied "RGBa" without its alpha; "La", which neither
+    Pillow nor Transformers converts, goes through "LA".
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    layers = image.convert("RGBA")
+    white = Image.new("RGBA", layers.size, "white")
+    return Image.alpha_composite(white, layers).convert("RGB")
+
+
+def path_of_file(source: object) -> Path:
+    """Check that a path names a regular file.
+
+    Raises:
+        UserError: it is a web address, does not exist or is no regular file.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"Expected a path, bytes or a Pillow image, found {type(source).__name__}.")
+    text = os.fspath(source)
+    if text.startswith(("http://", "https://", "data:")):
+        raise UserError(
+            f"{text[:80]} is a web address. Download it first and give a path or the file's bytes."
+        )
+    path = Path(text.removeprefix("file://"))
+    try:
+        if path.is_file():
+            return path
+        found = "a folder" if path.is_dir() else "nothing" if not path.exists() else "no regular file"
+    except (OSError, ValueError) as error:
+        found = str(error)
+    raise UserError(f"Expected a file at {text[:200]}, found {found}. Check the path.")
+
+
+def describe(source: object) -> str:
+    """Name a source in an error message."""
+    if isinstance(source, bytes):
+        return f"The picture in {len(source)} bytes"
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return f"The {type(source).__name__}"
+
+
+def _check_size(image: Image.Image, source: object) -> None:
+    width, height = image.size
+    if width * height > MAX_PICTURE_PIXELS:
+        raise UserError(_too_large(describe(source), f"{width} x {height}"))
+    if width * height == 0:
+        raise UserError(f"{describe(source)} has no pixels: it is {width} x {height}.")
+
+
+def _too_large(name: str, size: str) -> str:
+    return (
+        f"{name} claims {size} pixels; at most {MAX_PICTURE_PIXELS} are decoded, "
+        "because larger ones are mostly decompression bombs. Resize it first."
+    )
+
+
+def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise UserError(
+            f"A picture as an array must be uint8 of shape [height, width, 3], found {array.dtype} {list(array.shape)}."
+        )
+    image = Image.fromarray(np.ascontiguousarray(array))
+    _check_size(image, array)
+    return image

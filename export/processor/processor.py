@@ -1,0 +1,159 @@
+"""How does a conversation with pictures and videos become everything that the two graphs take?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+
+from export.config import ModelConfig, load_config
+from export.errors import UserError
+from export.processor.chat import Medium, expand_placeholders, media_from_messages, token_ids_from_messages
+from export.processor.images import load_image
+from export.processor.patches import Grid, grid_of_frames, write_patches
+from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
+from export.processor.resize import smart_resize
+from export.processor.settings import ImageSettings, VideoSettings, load_settings
+from export.processor.template import ChatTemplate, load_chat_template
+from export.processor.tokenizer import SpecialTokens, load_tokenizer
+from export.processor.video import load_video
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One prompt, ready for both graphs. The letters are the contract's."""
+
+    token_ids: NDArray[np.int64]
+    """[S]"""
+    position_ids: NDArray[np.int32]
+    """[3, S]: temporal, height and width."""
+    position_delta: int
+    """A generated token's position id is its place in the cache plus this, on all three axes."""
+    patches: NDArray[np.float32]
+    """[P, patch_values], pictures and videos one after another in order of appearance."""
+    positions: NDArray[np.int32]
+    """[2, P]: row and column of each patch."""
+    cu_seqlens: NDArray[np.int32]
+    """[N + 1]: patch offsets of the segments."""
+    grids: tuple[Grid, ...]
+    """Temporal steps, patch rows and patch columns of each picture and video."""
+
+
+class Processor:
+    """A checkpoint's tokenizer, chat template and picture settings."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        image_settings: ImageSettings,
+        video_settings: VideoSettings,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.image_settings = image_settings
+        self.video_settings = video_settings
+        self._special_tokens = SpecialTokens(tokenizer)
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> "Processor":
+        """Read everything from a checkpoint's or bundle's directory.
+
+        Raises:
+            UserError: a file is missing or broken, or two files contradict each other.
+        """
+        directory = Path(directory)
+        config = load_config(directory)
+        image_settings, video_settings = load_settings(directory)
+        tokenizer = load_tokenizer(directory)
+        _check_agreement(directory, config, image_settings, tokenizer)
+        return cls(config, tokenizer, load_chat_template(directory), image_settings, video_settings)
+
+    def inputs_from_messages(self, messages: Sequence[Mapping[str, Any]]) -> ModelInputs:
+        """Process a conversation in the Hugging Face chat format.
+
+        Args:
+            messages: each {"role": ..., "content": text or a list of parts}; a part is {"type": "text", "text": ...},
+                {"type": "image", "image": path, bytes or Pillow image} or {"type": "video", "video": path, bytes,
+                folder or list of frames}. Special tokens in texts are encoded as ordinary text.
+
+        Raises:
+            UserError: malformed messages, or a picture or video that cannot be used.
+        """
+        # Text first: a malformed prompt should not wait for a video to decode.
+        token_ids = token_ids_from_messages(messages, self.template, self._special_tokens)
+        media = media_from_messages(messages)
+        patches, grids = self.patches_from_media(media)
+        token_ids = expand_placeholders(token_ids, media, grids, self.config)
+        position_ids, position_delta = mrope_position_ids(token_ids, grids, self.config)
+        return ModelInputs(
+            token_ids=token_ids,
+            position_ids=position_ids,
+            position_delta=position_delta,
+            patches=patches,
+            positions=patch_positions(grids, self.image_settings.merge_size),
+            cu_seqlens=cu_seqlens_from_grids(grids),
+            grids=tuple(grids),
+        )
+
+    def patches_from_media(self, media: Sequence[Medium]) -> tuple[NDArray[np.float32], list[Grid]]:
+        """Decode, resize and cut up pictures and videos: float32 [P, patch_values] and a grid for each.
+
+        Raises:
+            UserError: a picture or video cannot be used.
+        """
+        # Pixels take a quarter of the patches' bytes or less: all are read before the one big array is made.
+        resized = [self._resized_frames(medium) for medium in media]
+        grids = [grid_of_frames(frames, self.image_settings) for frames in resized]
+        offsets = np.cumsum([0, *(np.prod(grid, dtype=int) for grid in grids)])
+        patches = np.empty((offsets[-1], self.image_settings.patch_values), np.float32)
+        for medium, frames, start, stop in zip(media, resized, offsets, offsets[1:], strict=False):
+            settings = self.image_settings if medium.kind == "image" else self.video_settings.frame
+            write_patches(frames, settings, patches[start:stop])
+        return patches, grids
+
+    def _resized_frames(self, medium: Medium) -> list[NDArray[np.uint8]]:
+        if medium.kind == "video":
+            return load_video(medium.source, self.video_settings)
+        return [resized_image(load_image(medium.source), self.image_settings)]
+
+
+def resized_image(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
+    """An RGB image at the size at which the model sees it: uint8 [H, W, 3].
+
+    Raises:
+        UserError: the picture is too elongated.
+    """
+    height, width = smart_resize(image.height, image.width, settings)
+    return np.asarray(image.resize((width, height), Image.Resampling(settings.resample)))
+
+
+def _check_agreement(
+    directory: Path, config: ModelConfig, settings: ImageSettings, tokenizer: Tokenizer
+) -> None:
+    pairs = (
+        ("patch_size", settings.patch_size, config.vision.patch_size),
+        ("temporal_patch_size", settings.temporal_patch_size, config.vision.temporal_patch_size),
+        ("merge_size", settings.merge_size, config.vision.spatial_merge_size),
+        ("values of a patch", settings.patch_values, config.vision.patch_values),
+    )
+    problems = [
+        f"{name} is {ours}, config.json says {theirs}" for name, ours, theirs in pairs if ours != theirs
+    ]
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    problems += [
+        f"the tokenizer has no token {getattr(config, name)}, config.json's {name}"
+        for name in names
+        if tokenizer.id_to_token(getattr(config, name)) is None
+    ]
+    if problems:
+        raise UserError(
+            f"{directory}: files contradict each other; take all from one checkpoint:\n- "
+            + "\n- ".join(problems)
+        )

@@ -1,0 +1,101 @@
+"""Where do the tensors of a safetensors file lie?
+
+Only the header is read: a file of 4 GB opens as fast as a tiny one. No torch.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from export.errors import UserError
+
+_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor's bytes inside a safetensors file: row-major, little-endian, never copied."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+    length_bytes: int
+
+
+def read_safetensors_header(path: Path) -> list[StoredTensor]:
+    """Read where each tensor lies, without its bytes, and check that the file is long enough to hold them.
+
+    The format: 8 bytes little-endian header length, a JSON header, then the data (safetensors specification).
+
+    Raises:
+        UserError: not a safetensors file, a dtype the family does not use, or a truncated file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = struct.unpack("<Q", file.read(8))[0]
+            if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"its header claims {header_bytes} bytes in a file of {size}")
+            header = json.loads(file.read(header_bytes))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tensors = [_stored_tensor(path, name, entry, 8 + header_bytes) for name, entry in entries.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}. Download it again.") from None
+    end = max((tensor.offset_bytes + tensor.length_bytes for tensor in tensors), default=8 + header_bytes)
+    if end > size:
+        raise UserError(f"{path} is truncated: {size} bytes, expected {end}. Download it again.")
+    return tensors
+
+
+def _stored_tensor(path: Path, name: str, entry: Mapping[str, object], data_start: int) -> StoredTensor:
+    shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise ValueError(f"{name} has shape {shape!r} at {offsets!r}")
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
+        raise ValueError(f"{name} has dtype {dtype!r}, expected one of {', '.join(_DTYPE_BYTES)}")
+    length = offsets[1] - offsets[0]
+    if length != math.prod(shape) * _DTYPE_BYTES[dtype]:
+        raise ValueError(f"{name} of shape {shape} and dtype {dtype} cannot fill {length} bytes")
+    return StoredTensor(
+        name=name,
+        path=path,
+        dtype=_DTYPE_NAMES[dtype],
+        shape=tuple(shape),
+        offset_bytes=data_start + offsets[0],
+        length_bytes=length,
+    )
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def fingerprint_safetensors(path: Path) -> str:
+    """Recognise a weight file without reading all of it: 147 GB of weights cost a few MB of reads.
+
+    SHA-256 over the file's size, every tensor's name, dtype, shape and place, and the first 4 KiB of its bytes.
+    It tells checkpoints and fine-tunes apart. It is no proof against a change further inside a tensor.
+
+    Raises:
+        UserError: as `read_safetensors_header`.
+    """
+    tensors = sorted(read_safetensors_header(path), key=lambda tensor: (tensor.offset_bytes, tensor.name))
+    digest = hashlib.sha256(struct.pack("<Q", path.stat().st_size))
+    with path.open("rb") as file:
+        for tensor in tensors:
+            place = (tensor.name, tensor.dtype, tensor.shape, tensor.offset_bytes, tensor.length_bytes)
+            digest.update(repr(place).encode())
+            file.seek(tensor.offset_bytes)
+            digest.update(file.read(min(tensor.length_bytes, _SAMPLE_BYTES)))
+    return digest.hexdigest()
