@@ -1,0 +1,134 @@
+import io
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from export.errors import UserError
+from export.processor import container as container_module
+from export.processor.container import ContainerFrames
+from tests.support.pictures import moving_frames, save, silent_audio_file, video_file
+
+KINDS = {
+    "mp4": ("mp4", "libx264"),
+    "mov": ("mov", "mpeg4"),
+    "matroska": ("matroska", "libx264"),
+    "webm vp8": ("webm", "libvpx"),
+    "webm vp9": ("webm", "libvpx-vp9"),
+    "avi": ("avi", "mpeg4"),
+    "mpegts": ("mpegts", "mpeg2video"),
+}
+
+
+def read_all(frames):
+    return [np.asarray(frame) for frame in frames.read(range(frames.num_frames))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_counted_and_decoded_in_order(kind):
+    format_, codec = KINDS[kind]
+    # 25 frames a second: MPEG-2 knows no 10.
+    content = video_file(moving_frames(30), fps=25, format_=format_, codec=codec)
+    frames = ContainerFrames(content, "test video")
+    assert frames.num_frames == 30
+    assert frames.fps == 25
+    brightness = [frame.mean() for frame in read_all(frames)]
+    expected = [frame.mean() for frame in moving_frames(30)]
+    assert np.allclose(brightness, expected, atol=6)
+    # A second reading starts from the front, and skips what is not wanted.
+    picked = [np.asarray(frame).mean() for frame in frames.read([3, 3, 29])]
+    assert picked == [brightness[3], brightness[3], brightness[29]]
+
+
+def with_rotation(content, degrees):
+    """Write a rotation into the display matrix of an MP4's track header, as phones do."""
+    one = (1 << 16).to_bytes(4, "big")
+    minus = (0xFFFFFFFF & -(1 << 16)).to_bytes(4, "big")
+    zero = bytes(4)
+    last = (1 << 30).to_bytes(4, "big")
+    a, b, c, d = {
+        90: (zero, one, minus, zero),
+        180: (minus, zero, zero, minus),
+        270: (zero, minus, one, zero),
+    }[degrees]
+    identity = one + zero * 3 + one + zero * 3 + last
+    track_header = content.index(b"tkhd")
+    at = content.index(identity, track_header)
+    return content[:at] + a + b + zero + c + d + zero + zero + zero + last + content[at + len(identity) :]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_phone_s_rotation_is_applied(degrees):
+    frame = np.zeros((64, 96, 3), np.uint8)
+    frame[:32, :48] = 255  # bright at the upper left
+    content = with_rotation(video_file([frame] * 5), degrees)
+    shown = np.asarray(next(ContainerFrames(content, "phone").read([0])))
+    # The matrix turns clockwise.
+    expected = np.rot90(frame, -degrees // 90)
+    assert shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "webm vp8", "webm vp9", "avi"])
+@pytest.mark.parametrize("kept", [0.8, 0.6])
+def test_a_video_that_ends_early_is_an_error_that_says_what_is_there(tmp_path, kind, kept):
+    format_, codec = KINDS[kind]
+    # The index in front, as files made for streaming have it.
+    options: Any = {"movflags": "faststart"} if kind == "mp4" else {}
+    content = video_file(moving_frames(100, 64, 48), format_=format_, codec=codec, **options)
+    path = save(tmp_path / "cut.bin", content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=r"cut\.bin ends early: .*\d") as caught:
+        ContainerFrames(path, str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_video_whose_index_is_cut_off_is_an_error():
+    content = video_file(moving_frames(30))
+    with pytest.raises(UserError, match="its index is cut off"):
+        ContainerFrames(content[: len(content) // 2], "test video")
+
+
+@pytest.mark.parametrize(
+    ("format_", "found"), [("avi", "its video stream is empty"), ("matroska", "ends after its header")]
+)
+def test_a_video_without_frames_is_an_error(format_, found):
+    file = io.BytesIO()
+    with av.open(file, "w", format=format_) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(UserError, match=f"holds no frame: .*{found}"):
+        ContainerFrames(file.getvalue(), "empty video")
+
+
+def test_a_file_with_sound_only_is_an_error_that_says_so():
+    with pytest.raises(UserError, match="no video stream, found only: audio"):
+        ContainerFrames(silent_audio_file(), "song")
+
+
+@pytest.mark.parametrize(("format_", "codec"), [("matroska", "ffv1"), ("mp4", "libx264")])
+def test_frames_that_cannot_be_decoded_are_an_error(format_, codec):
+    content = bytearray(video_file(moving_frames(30), format_=format_, codec=codec))
+    damage, length = len(content) // 2, len(content) // 20
+    content[damage : damage + length] = np.random.default_rng(0).bytes(length)
+    with pytest.raises(UserError, match=r"scratched is damaged: frame \d+ cannot be decoded"):
+        read_all(ContainerFrames(bytes(content), "scratched"))
+
+
+def test_a_playlist_cannot_make_it_read_other_files(tmp_path):
+    secret = save(
+        tmp_path / "secret.ts", video_file(moving_frames(5), fps=25, format_="mpegts", codec="mpeg2video")
+    )
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret.as_uri()}\n#EXT-X-ENDLIST\n"
+    for content in (playlist, f"ffconcat version 1.0\nfile {secret}\n"):
+        with pytest.raises(UserError, match="not a video that can be read"):
+            ContainerFrames(content.encode(), "playlist")
+
+
+def test_frames_larger_than_the_limit_are_refused(monkeypatch):
+    content = video_file(moving_frames(3))
+    monkeypatch.setattr(container_module, "MAX_PICTURE_PIXELS", 96 * 64 - 1)
+    with pytest.raises(UserError, match="claims frames of 96 x 64"):
+        ContainerFrames(content, "wall")
