@@ -1,0 +1,140 @@
+"""Which commands are there, and with which exit code does each ending leave?
+
+0 done, 1 a gate failed, 2 the user's mistake (one message, no traceback), 3 a fault of ours or of the machine,
+130 and 143 interrupted and terminated, 141 the reader of our output went away.
+
+Only Click is imported here: commands import what they need when they run, so that `--help` is instant.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from export.errors import UserError
+from qv_export.commands.doctor import doctor
+from qv_export.commands.export import export
+from qv_export.commands.inspect import inspect
+from qv_export.commands.run import run
+
+
+class ExitCode(IntEnum):
+    DONE = 0
+    GATE_FAILED = 1
+    USER_ERROR = 2
+    FAULT = 3
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
+    TERMINATED = 143
+
+
+@contextmanager
+def closed_output() -> Iterator[None]:
+    """Leave with our own code when the reader of our output went away: Click takes 1, which means a failed gate."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise SystemExit(ExitCode.OUTPUT_CLOSED) from None
+
+
+class Commands(click.Group):
+    """The group at the top: everything is parsed and run within its two methods, `--help` in the first."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with closed_output():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with closed_output():
+            return super().invoke(ctx)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 a gate failed, 2 a mistake in what was given, 3 a fault of qv-export or the machine.",
+)
+@click.version_option(None, "--version", "-V", package_name="qv-export", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries log.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr; errors stay.")
+def cli(debug: bool, quiet: bool) -> None:
+    """Qwen2-VL from a checkpoint to ONNX graphs and engines.
+
+    A first tour: `qv-export export CHECKPOINT -o BUNDLE`, then `qv-export run BUNDLE --image photo.jpg --prompt "..."`.
+    """
+    logging.addLevelName(logging.WARNING, "warning")
+    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    if not debug:
+        # Deprecations inside of torch and its like are nothing that a user can mend.
+        warnings.simplefilter("ignore")
+
+
+for command in (export, run, inspect, doctor):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """The entry point of the `qv-export` script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run_command_line(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = ExitCode.OUTPUT_CLOSED
+    if code == ExitCode.OUTPUT_CLOSED:
+        # The interpreter flushes once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error becomes a message on stderr."""
+    try:
+        return int(cli.main(list(arguments), prog_name="qv-export", standalone_mode=False) or ExitCode.DONE)
+    except click.Abort:  # Ctrl-C
+        click.echo("interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USER_ERROR
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else ExitCode.FAULT
+    except UserError as error:
+        _show_traceback(arguments)
+        click.echo(f"error: {error}", err=True)
+        return ExitCode.USER_ERROR
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it gets an exit code and a way on
+        _show_traceback(arguments)
+        click.echo(_fault_message(error, arguments), err=True)
+        return ExitCode.FAULT
+
+
+def _fault_message(error: Exception, arguments: Sequence[str]) -> str:
+    [summary, *_] = traceback.format_exception_only(error)[-1].strip().splitlines() or [repr(error)]
+    hint = (
+        ""
+        if "--debug" in arguments
+        else f"\nFor the traceback: {shlex.join(['qv-export', '--debug', *arguments])}"
+    )
+    return f"error: a fault of qv-export or of this machine: {summary}{hint}"
+
+
+def _show_traceback(arguments: Sequence[str]) -> None:
+    if "--debug" in arguments:
+        traceback.print_exc()
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that nothing half-written stays."""
+    raise SystemExit(ExitCode.TERMINATED)

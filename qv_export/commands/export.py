@@ -1,0 +1,61 @@
+"""`qv-export export`: how does a checkpoint become a bundle?"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qv_export.console import note, print_json, progress, size_text
+
+if TYPE_CHECKING:
+    from export.manifest import Manifest, WeightsMode
+
+
+@click.command(short_help="Turn a checkpoint into a bundle.")
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle's directory. A bundle that is there is replaced once the new one is whole.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Weights and activations of the graphs. Default: the checkpoint's own.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["copy", "link"]),
+    default="copy",
+    show_default=True,
+    help="Copy the weight files, or hard-link them: that copies no byte, on one file system.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
+def export(checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsMode", as_json: bool) -> None:
+    """Turn a Qwen2-VL CHECKPOINT into a bundle: two ONNX graphs, weights, tokenizer.
+
+    CHECKPOINT is a directory as downloaded from the hub: config.json, *.safetensors, tokenizer.json.
+    """
+    from export.exporter import export_checkpoint
+
+    start = time.perf_counter()
+    with progress() as step:
+        manifest = export_checkpoint(checkpoint, output, dtype=dtype, weights=weights, progress=step)
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json({"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)})
+    else:
+        note(summary(manifest, output, seconds))
+
+
+def summary(manifest: "Manifest", output: Path, seconds: float) -> str:
+    weights_bytes = sum(record.bytes for record in manifest.weights)
+    verb = "copied" if manifest.weights_mode == "copy" else "linked"
+    return (
+        f"{output}: {manifest.dtype}, key {manifest.key}, {size_text(weights_bytes)} of weights {verb}, "
+        f"{seconds:.1f} s\nNext: qv-export run {output} --image PICTURE --prompt TEXT"
+    )

@@ -1,0 +1,307 @@
+"""`qv-export run`: what does the exported model say about these pictures?"""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from export.errors import UserError
+from qv_export.console import note, print_json, progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from engines.runtime.answer import TokenEvent
+    from engines.runtime.generation_config import GenerationConfig
+    from export.bundle import Bundle
+    from export.config import ModelConfig
+    from export.processor.processor import ModelInputs
+
+_MEDIA = {"images": "image", "videos": "video"}
+_ORDER = "qv_export.media_order"
+
+
+class MediaCommand(click.Command):
+    """Remembers how --image and --video were interleaved, which Click forgets."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order if parameter.name in _MEDIA]
+        return super().parse_args(ctx, args)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the user asks: pictures and videos in the order of the command line, then the text."""
+
+    text: str
+    media: tuple[tuple[str, Path], ...]
+    system: str | None
+
+    def messages(self) -> list[dict[str, Any]]:
+        """In the chat format of Hugging Face."""
+        content: list[dict[str, Any]] = [{"type": kind, kind: path} for kind, path in self.media]
+        content.append({"type": "text", "text": self.text})
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": content}]
+
+
+@click.command(cls=MediaCommand, short_help="Ask a bundle about pictures and videos.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help='The question; "-" reads it from stdin.')
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A picture. Repeat it and mix it with --video: they come before the text in the order given.",
+)
+@click.option(
+    "--video",
+    "videos",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A video file, an animated image, or a folder of frames.",
+)
+@click.option("--system", help="The system message. Default: the chat template's own.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Default: the checkpoint's generation_config, or 512.",
+)
+@click.option("--temperature", type=float, help="0 is greedy. Default: the checkpoint's.")
+@click.option("--top-k", type=int, help="Sample among the K likeliest tokens; 0 is off.")
+@click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this probability.")
+@click.option("--repetition-penalty", type=float, help="Above 1, tokens that were there become less likely.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="For the same sampled answer again. Default: a new one."
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=1),
+    help="Tokens in the KV cache. Default: what the prompt needs.",
+)
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(min=1),
+    help="Prompt tokens per decoder call. Default: all at once.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
+)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    bundle: Path,
+    prompt: str,
+    images: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    system: str | None,
+    seed: int | None,
+    max_context: int | None,
+    prefill_chunk: int | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Ask the exported model in BUNDLE about pictures and videos, on the CPU with ONNX Runtime.
+
+    The answer streams to stdout.
+    """
+    question = Prompt(read_prompt(prompt), interleaved_media(ctx.meta[_ORDER], images, videos), system)
+    answer(bundle, question, sampling, seed, max_context, prefill_chunk, as_json)
+
+
+def answer(
+    path: Path,
+    prompt: Prompt,
+    sampling: dict[str, Any],
+    seed: int | None,
+    max_context: int | None,
+    prefill_chunk: int | None,
+    as_json: bool,
+) -> None:
+    """Open the bundle, prepare the prompt, generate, print."""
+    import secrets
+    from importlib.metadata import version
+
+    from engines.runtime.generate import generate
+    from engines.runtime.generation_config import override_generation_config
+    from export.bundle import open_bundle
+    from export.config import load_config
+    from export.processor.processor import Processor
+
+    clock = Clock()
+    with progress() as step:
+        step("Opening the bundle")
+        bundle = open_bundle(path)
+        model = load_config(path)
+        generation = override_generation_config(checkpoint_generation_config(path), **sampling)
+        processor = Processor.from_directory(path)
+        clock.lap("open")
+        step("Preparing pictures and text")
+        inputs = processor.inputs_from_messages(prompt.messages())
+        capacity = context_capacity(inputs, generation, model, max_context)
+        clock.lap("process")
+        step("Loading the graphs")
+        # Here, so that a mistake in the prompt is told before ONNX Runtime loads.
+        from engines.onnxruntime.session import open_sessions
+
+        vision, decoder = open_sessions(path, num_slots=1, capacity=capacity)
+        clock.lap("load")
+        step("Looking and reading")
+        seed = secrets.randbits(32) if seed is None else seed
+        events = generate(
+            inputs, vision, decoder, generation, model=model, prefill_chunk_tokens=prefill_chunk, seed=seed
+        )
+        first_event = next(events)
+    text, heard = stream_text(chain([first_event], events), processor.tokenizer, echo=not as_json)
+    result = {
+        "text": text,
+        "token_ids": [event.token_id for event in heard],
+        **outcome(heard[-1], clock),
+        "capacity_tokens": capacity,
+        "seed": seed,
+        "bundle": identity(bundle),
+        "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},
+    }
+    if as_json:
+        print_json(result)
+    else:
+        note(summary(result))
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt as given, or stdin for "-".
+
+    Raises:
+        UserError: what was given is no UTF-8.
+    """
+    try:
+        # The shell's bytes that are no UTF-8 arrive as lone surrogates, which no tokenizer takes.
+        content = sys.stdin.buffer.read() if prompt == "-" else prompt.encode()
+        return content.decode("utf-8").rstrip("\n") if prompt == "-" else prompt
+    except UnicodeError as error:
+        raise UserError(f"the prompt must be UTF-8: {error}") from None
+
+
+def interleaved_media(
+    order: Sequence[str], images: Iterable[Path], videos: Iterable[Path]
+) -> tuple[tuple[str, Path], ...]:
+    """(kind, path) pairs as they stood on the command line; `order` names a parameter for each."""
+    given = {"images": iter(images), "videos": iter(videos)}
+    return tuple((_MEDIA[name], next(given[name])) for name in order)
+
+
+def checkpoint_generation_config(directory: Path) -> "GenerationConfig":
+    """The checkpoint's settings; a checkpoint without generation_config.json names its last token in config.json."""
+    from engines.runtime.generation_config import load_generation_config
+    from export.json_object import read_json_object
+
+    eos = read_json_object(directory / "config.json").get("eos_token_id")
+    return load_generation_config(directory, (eos,) if isinstance(eos, int) else ())
+
+
+def context_capacity(
+    inputs: "ModelInputs", generation: "GenerationConfig", model: "ModelConfig", max_context: int | None
+) -> int:
+    """KV cache size in tokens: what was asked for, or just what this prompt and its answer need.
+
+    Raises:
+        UserError: the prompt leaves no room for an answer.
+    """
+    num_prompt_tokens = len(inputs.token_ids)
+    longest = model.decoder.max_position_embeddings
+    capacity = max_context or min(num_prompt_tokens + generation.max_new_tokens, longest)
+    if num_prompt_tokens >= capacity:
+        limit = f"--max-context {capacity}" if max_context else f"the model's context of {capacity}"
+        raise UserError(
+            f"the prompt has {num_prompt_tokens} tokens, which leaves no room for an answer in {limit}. "
+            "Shorten it, or use fewer or smaller pictures."
+        )
+    return capacity
+
+
+def stream_text(
+    events: Iterable["TokenEvent"], tokenizer: "Tokenizer", *, echo: bool
+) -> tuple[str, list["TokenEvent"]]:
+    """Write text as it comes, never half a character; returns all of it and every event."""
+    from engines.runtime.text_stream import TextStream
+
+    stream, pieces, heard = TextStream(tokenizer), [], []
+    for event in events:
+        heard.append(event)
+        pieces.append(stream.push(event.token_id))
+        if echo:
+            write_piece(pieces[-1])
+    pieces.append(stream.finish())
+    if echo:
+        write_piece(pieces[-1] + "\n")
+    return "".join(pieces), heard
+
+
+def write_piece(text: str) -> None:
+    # errors="replace" by hand: a terminal that is not UTF-8 shows a question mark instead of ending the answer.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+class Clock:
+    """Milliseconds of the phases before the first token."""
+
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps_ms[name] = round((now - self._last) * 1000, 3)
+        self._last = now
+
+
+def outcome(last: "TokenEvent", clock: Clock) -> dict[str, Any]:
+    """Why it ended, how many tokens, how long each phase took."""
+    timings = last.timings
+    return {
+        "finish_reason": last.finish_reason,
+        "num_prompt_tokens": timings.num_prompt_tokens,
+        "num_visual_tokens": timings.num_visual_tokens,
+        "num_new_tokens": timings.num_new_tokens,
+        "timings_ms": {
+            **clock.laps_ms,
+            "vision": round(timings.vision_seconds * 1000, 3),
+            "prefill": round(timings.prefill_seconds * 1000, 3),
+            "decode": round(timings.decode_seconds * 1000, 3),
+        },
+        "decode_tokens_per_second": round(timings.decode_tokens_per_second, 3),
+    }
+
+
+def identity(bundle: "Bundle") -> dict[str, str]:
+    """Which bundle answered."""
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.directory),
+        "key": manifest.key,
+        "dtype": manifest.dtype,
+        "source": manifest.source.name,
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for a person."""
+    timings_ms = result["timings_ms"]
+    phases = ", ".join(
+        f"{name} {timings_ms[name]:.0f} ms" for name in ("load", "vision", "prefill", "decode")
+    )
+    return (
+        f"[{result['num_prompt_tokens']} prompt tokens ({result['num_visual_tokens']} visual), "
+        f"{result['num_new_tokens']} new, {result['finish_reason']}; {phases}; "
+        f"{result['decode_tokens_per_second']:.1f} tokens/s]"
+    )

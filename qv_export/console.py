@@ -1,0 +1,74 @@
+"""How do commands talk? Results go to stdout, progress to stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+Progress = Callable[[str], None]
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Give a function that says which step runs now: a spinner on a terminal, a line in a log, nothing with -q."""
+    if _is_quiet():
+        yield lambda _step: None
+    elif not sys.stderr.isatty():
+        yield lambda step: click.echo(step, err=True)
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+
+        with Console(stderr=True).status("") as status:
+            yield lambda step: status.update(escape(step))
+
+
+def note(text: str) -> None:
+    """Say something on stderr that is not part of the result."""
+    if not _is_quiet():
+        click.echo(text, err=True)
+
+
+def print_json(content: Any) -> None:
+    """The one object of `--json`. ASCII: paths may hold bytes that are no text."""
+    click.echo(json.dumps(content, indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; as wide as its content where stdout is no terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    class QuietConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, which means a failed gate
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Plain text: names hold brackets and colons that rich would take for markup or emoji.
+    console = QuietConsole(
+        markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200
+    )
+    console.print(table)
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes in the unit that a person reads."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("quiet"))
