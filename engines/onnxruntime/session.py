@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from engines.onnxruntime.graph import load_graph
+from engines.onnxruntime.graph import load_graph, raised_weights
 from engines.session import DecoderInputs, EngineError
 from export.bundle import Bundle, open_bundle
 from export.config import ModelConfig, load_config
@@ -50,7 +50,7 @@ class OnnxRuntimeVision:
     """The vision graph on CPU: a `VisionSession`."""
 
     def __init__(self, bundle: Bundle, config: ModelConfig) -> None:
-        self._session = _create_session(bundle.vision_graph, config)
+        self._session, self._weights = _create_session(bundle.vision_graph, config)
 
     def encode(
         self,
@@ -80,7 +80,7 @@ class OnnxRuntimeDecoder:
         self.num_slots = num_slots
         self.capacity = capacity
         self._config = config
-        self._session = _create_session(bundle.decoder_graph, config)
+        self._session, self._weights = _create_session(bundle.decoder_graph, config)
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
         self._caches = {
@@ -158,17 +158,24 @@ def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> 
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def _create_session(graph: Path, config: ModelConfig) -> ort.InferenceSession:
+def _create_session(graph: Path, config: ModelConfig) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """A session, and the weights that it shares with us: they must live as long as it does."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
-    # Weights are used where they lie in the mapped file: packing would copy every one of them.
+    # Weights are used where they lie, in the mapped file or in ours: packing would copy every one of them.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
     model = load_graph(graph, config)
+    weights = []
+    for name, array in raised_weights(model, graph.parent):
+        weights.append(ort.OrtValue.ortvalue_from_numpy(array))
+        # Shared without a copy; add_external_initializers would hold every weight twice.
+        options.add_initializer(name, weights[-1])
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"ONNX Runtime {ort.__version__} refuses {graph}: {error}") from error
+    return session, weights

@@ -48,7 +48,7 @@ class VisionAttention(nn.Module):
         axis_of: Tensor,
     ) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # [P, 3, H, D]
-        q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        q, k, v = (qkv.select(1, i) for i in range(3))
         q, k = rotary(q, k, positions, frequencies, axis_of)  # [P, H, D]
         return self.proj(patch_attention(q, k, v, cu_seqlens, segment_range).flatten(1))  # [P, E]
 

@@ -3,7 +3,7 @@
 import onnx
 
 from plugins.function_body import MICROSOFT_DOMAIN, function_from_body
-from plugins.registry import CACHED_ATTENTION
+from plugins.registry import CACHED_ATTENTION, OP_DOMAIN
 
 
 def portable() -> onnx.FunctionProto:
@@ -74,4 +74,45 @@ def onnxruntime(num_heads: int, num_key_value_heads: int) -> onnx.FunctionProto:
     attended = Reshape(attended_rows, shape)
 """,
         extra_domains={MICROSOFT_DOMAIN: 1},
+    )
+
+
+def tensorrt_rtx(*, is_decomposable: bool = False) -> onnx.FunctionProto:
+    """TensorRT's native cache update and fused attention; the cache stays the network's input and output.
+
+    Causal at the lower right of `write_index + S` keys, not of `kv_lengths`: the layer counts from the last query of
+    the call, padding included, and then a valid query sees keys up to its own in a ragged batch too. `kv_lengths` is
+    never larger; the maximum only keeps it an input of the network. TensorRT refuses `query_lengths` and
+    `update_lengths` with padded tensors.
+
+    Args:
+        is_decomposable: let TensorRT fall back to plain products, with scores of B * H * S * L, where it has no fused
+            kernel: float32. Without it such a build fails.
+    """
+    return function_from_body(
+        CACHED_ATTENTION,
+        f"""
+    k_by_head = Transpose<perm = [0, 2, 1, 3]>(k)
+    v_by_head = Transpose<perm = [0, 2, 1, 3]>(v)
+    write_indices = Cast<to = 6>(write_index)
+    present_key = {OP_DOMAIN}.TRT_KVCacheUpdate<mode = "linear">(past_key, k_by_head, write_indices)
+    present_value = {OP_DOMAIN}.TRT_KVCacheUpdate<mode = "linear">(past_value, v_by_head, write_indices)
+    num_queries_64 = Shape<start = 1, end = 2>(q)
+    num_queries = Cast<to = 6>(num_queries_64)
+    end = Add(write_indices, num_queries)
+    valid = Cast<to = 6>(kv_lengths)
+    num_keys = Max(end, valid)
+    q_float = Cast<to = 1>(q)
+    head_dim_1d = Shape<start = 3, end = 4>(q)
+    head_dim = Cast<to = 1>(head_dim_1d)
+    root = Sqrt(head_dim)
+    q_scaled_float = Div(q_float, root)
+    q_scaled = CastLike(q_scaled_float, q)
+    q_by_head = Transpose<perm = [0, 2, 1, 3]>(q_scaled)
+    attended_by_head = {OP_DOMAIN}.TRT_Attention<query_form = "padded_bhnd", kv_form = "padded_bhnd",
+        causal_kind = "lower_right", TRT_decomposable = {int(is_decomposable)}>(
+        q_by_head, present_key, present_value, , , num_keys)
+    attended = Transpose<perm = [0, 2, 1, 3]>(attended_by_head)
+""",
+        extra_domains={OP_DOMAIN: 1},
     )

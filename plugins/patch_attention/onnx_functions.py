@@ -3,7 +3,7 @@
 import onnx
 
 from plugins.function_body import MICROSOFT_DOMAIN, function_from_body
-from plugins.registry import PATCH_ATTENTION
+from plugins.registry import OP_DOMAIN, PATCH_ATTENTION
 
 
 def portable() -> onnx.FunctionProto:
@@ -93,4 +93,73 @@ def onnxruntime(num_heads: int) -> onnx.FunctionProto:
     attended = Reshape(attended_batch, shape)
 """,
         extra_domains={MICROSOFT_DOMAIN: 1},
+    )
+
+
+def tensorrt_rtx(*, is_decomposable: bool = False) -> onnx.FunctionProto:
+    """TensorRT's native fused attention over segments padded to the longest: N * M rows, no square of anything.
+
+    Row (n, m) of the padded batch is patch cu_seqlens[n] + m, or, past the segment's end, its last patch again;
+    `kv_lengths` hides those as keys, and as queries nobody reads them. The way back is a gather too: scatter the
+    padded rows' numbers to their patches, extra ones to slot P, then fetch.
+
+    Limit: q, k, v and the result have N * M * H * D elements each, below 2^31: 1.6 million padded rows of 16 x 80.
+    Segments of very different length waste most of that; encode those in separate calls.
+
+    Args:
+        is_decomposable: let TensorRT fall back to plain products, with scores of N * H * M * M, where it has no fused
+            kernel: float32. Without it such a build fails, rather than to need that memory by surprise.
+    """
+    return function_from_body(
+        PATCH_ATTENTION,
+        f"""
+    zero = Constant<value_int = 0>()
+    one = Constant<value_int = 1>()
+    zero_1d = Constant<value_ints = [0]>()
+    one_1d = Constant<value_ints = [1]>()
+    minus_one_1d = Constant<value_ints = [-1]>()
+    to_the_end = Constant<value_ints = [9223372036854775807]>()
+    starts = Slice(cu_seqlens, zero_1d, minus_one_1d)
+    ends = Slice(cu_seqlens, one_1d, to_the_end)
+    lengths = Sub(ends, starts)
+    starts_column = Unsqueeze(starts, one_1d)
+    ends_column = Unsqueeze(ends, one_1d)
+    patch = Add(starts_column, segment_range)
+    is_patch = Less(patch, ends_column)
+    one_int32 = Cast<to = 6>(one)
+    last_patch = Sub(ends_column, one_int32)
+    patch_to_read = Min(patch, last_patch)
+    q_float = Cast<to = 1>(q)
+    head_dim_1d = Shape<start = 2, end = 3>(q)
+    head_dim = Cast<to = 1>(head_dim_1d)
+    root = Sqrt(head_dim)
+    q_scaled_float = Div(q_float, root)
+    q_scaled = CastLike(q_scaled_float, q)
+    q_rows = Gather<axis = 0>(q_scaled, patch_to_read)
+    k_rows = Gather<axis = 0>(k, patch_to_read)
+    v_rows = Gather<axis = 0>(v, patch_to_read)
+    q_padded = Transpose<perm = [0, 2, 1, 3]>(q_rows)
+    k_padded = Transpose<perm = [0, 2, 1, 3]>(k_rows)
+    v_padded = Transpose<perm = [0, 2, 1, 3]>(v_rows)
+    attended_padded = {OP_DOMAIN}.TRT_Attention<query_form = "padded_bhnd", kv_form = "padded_bhnd",
+        causal_kind = "none", TRT_decomposable = {int(is_decomposable)}>(q_padded, k_padded, v_padded, , , lengths)
+    attended_by_segment = Transpose<perm = [0, 2, 1, 3]>(attended_padded)
+    heads_and_channels = Shape<start = 1>(q)
+    rows_shape = Concat<axis = 0>(minus_one_1d, heads_and_channels)
+    attended_rows = Reshape(attended_by_segment, rows_shape)
+    num_patches_1d = Shape<start = 0, end = 1>(q)
+    num_patches = Cast<to = 6>(num_patches_1d)
+    slot = Where(is_patch, patch, num_patches)
+    slot_64 = Cast<to = 7>(slot)
+    slot_row = Reshape(slot_64, minus_one_1d)
+    slot_column = Unsqueeze(slot_row, one_1d)
+    num_rows = Size(slot_row)
+    row = Range(zero, num_rows, one)
+    num_slots = Add(num_patches_1d, one_1d)
+    no_rows = Expand(zero_1d, num_slots)
+    row_of_slot = ScatterND(no_rows, slot_column, row)
+    row_of_patch = Slice(row_of_slot, zero_1d, num_patches_1d)
+    attended = Gather<axis = 0>(attended_rows, row_of_patch)
+""",
+        extra_domains={OP_DOMAIN: 1},
     )

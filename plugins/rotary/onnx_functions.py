@@ -68,3 +68,11 @@ def onnxruntime() -> onnx.FunctionProto:
     rotated_k = Squeeze(rotated_k_tokens, head_sequence_axis)
 """,
     )
+
+
+def tensorrt_rtx() -> onnx.FunctionProto:
+    """The portable body: TensorRT fuses its element-wise steps into one kernel and keeps them in float32.
+
+    Its native rotary layer wants sines and cosines in the dtype of `q`, and in bfloat16 those have 8 bits.
+    """
+    return portable()

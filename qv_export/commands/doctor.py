@@ -1,30 +1,77 @@
 """`qv-export doctor`: what can this machine export, build and run, and what is missing?"""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qv_export.console import print_json, print_table, size_text
+from qv_export.console import print_json, print_table, progress, size_text
 
 if TYPE_CHECKING:
+    from plugins.report import PluginsReport
     from qv_export.machine_facts import GpuFacts, MachineFacts
 
 
 @click.command(short_help="Show what this machine can export, build and run.")
+@click.option("--plugins", "with_plugins", is_flag=True, help="Compile the ops' kernels and show what loads.")
+@click.option(
+    "--engine",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --plugins: which of our kernels this engine's file holds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> None:
+def doctor(with_plugins: bool, engine: Path | None, as_json: bool) -> None:
     """Show versions, hardware and which targets this machine can build and run.
 
     Exits 0 on a machine without a GPU too: that is no fault.
     """
     from qv_export.machine_facts import machine_facts
 
+    if engine is not None and not with_plugins:
+        raise click.UsageError("--engine needs --plugins")
     facts = machine_facts()
+    plugins = plugins_report(engine) if with_plugins else None
     if as_json:
-        print_json(asdict(facts))
-    else:
-        show(facts)
+        print_json(asdict(facts) | ({} if plugins is None else {"plugins": asdict(plugins)}))
+        return
+    show(facts)
+    if plugins is not None:
+        show_plugins(plugins)
+
+
+def plugins_report(engine: Path | None) -> "PluginsReport":
+    from plugins.report import report
+
+    with progress() as step:
+        step("Compiling the kernels")
+        return report(engine)
+
+
+def show_plugins(plugins: "PluginsReport") -> None:
+    rows = [(name, version or "not installed") for name, version in plugins.packages.items()]
+    gpu = plugins.gpu or "none found: kernels are compiled, not loaded"
+    print_table("Plugins", ("what", "value"), [*rows, ("GPU", gpu), ("TensorRT", plugins.registration)])
+    kernels = [
+        (
+            kernel.plugin,
+            kernel.architecture,
+            f"{kernel.ptx_target}, ISA {kernel.ptx_isa}",
+            str(kernel.registers),
+            size_text(kernel.shared_bytes),
+            size_text(kernel.spill_bytes),
+        )
+        for kernel in plugins.kernels
+    ]
+    header = ("plugin", "GPU", "PTX", "registers", "shared", "spilled")
+    print_table("Kernels (bfloat16, Qwen2-VL's sizes)", header, kernels)
+    if plugins.engine_kernels is not None:
+        found = [(item.kernel, item.ptx_target, item.ptx_isa) for item in plugins.engine_kernels]
+        print_table("Kernels in the engine", ("kernel", "PTX target", "ISA"), found)
+        if not found:
+            click.echo("The engine holds none of our kernels: it runs the ops' bodies, as native layers.")
+    for problem in plugins.problems:
+        click.echo(f"note: {problem}")
 
 
 def show(facts: "MachineFacts") -> None:

@@ -25,12 +25,13 @@ def test_a_sequence_in_chunks_equals_float64_attention_over_the_whole(chunks, se
     generator = torch.Generator().manual_seed(seed)
     total = sum(chunks)
     q, k, v = (torch.randn(1, total, heads, 8, generator=generator) for heads in (4, 2, 2))
-    cache = [torch.full((1, 2, 32, 8), 1e3), torch.full((1, 2, 32, 8), 1e3)]  # stale values, never seen
+    keys = values = torch.full((1, 2, 32, 8), 1e3)  # stale, never seen
     outputs, start = [], 0
     for chunk in chunks:
         part = slice(start, start + chunk)
-        attended, *cache = cached_attention(
-            q[:, part], k[:, part], v[:, part], *cache, torch.tensor([start]), torch.tensor([start + chunk])
+        write_index, kv_lengths = torch.tensor([start]), torch.tensor([start + chunk])
+        attended, keys, values = cached_attention(
+            q[:, part], k[:, part], v[:, part], keys, values, write_index, kv_lengths
         )
         outputs.append(attended)
         start += chunk

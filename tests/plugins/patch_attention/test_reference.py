@@ -33,7 +33,12 @@ def test_equals_float64_attention_within_segments(lengths, seed):
 def test_packing_changes_nothing(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     segments = [torch.randn(3, length, 2, 8, generator=generator) for length in lengths]
-    alone = [patch_attention(*part, torch.tensor([0, part.shape[1]]), torch.arange(12)) for part in segments]
-    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)])
-    packed = patch_attention(*torch.cat(segments, dim=1), cu_seqlens, torch.arange(12))
+    segment_range = torch.arange(12, dtype=torch.int32)
+
+    def attend(qkv: torch.Tensor, cu_seqlens: list[int]) -> torch.Tensor:
+        q, k, v = qkv
+        return patch_attention(q, k, v, torch.tensor(cu_seqlens, dtype=torch.int32), segment_range)
+
+    alone = [attend(segment, [0, segment.shape[1]]) for segment in segments]
+    packed = attend(torch.cat(segments, dim=1), [0, *np.cumsum(lengths).tolist()])
     assert torch.equal(packed, torch.cat(alone))

@@ -1,0 +1,224 @@
+"""`qv-export validate`: does an engine compute what the model means?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from export.errors import UserError
+from qv_export.console import note, print_json
+
+if TYPE_CHECKING:
+    from validate.cases import LevelName, Profile
+    from validate.report import Report
+    from validate.run import Plan, Progress
+
+GATE_FAILED = 1
+
+
+@click.command(short_help="Prove a bundle against the PyTorch reference.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--report",
+    "report_directory",
+    type=click.Path(path_type=Path),
+    help="Directory for report.html, report.json, junit.xml and summary.md; an older report there is replaced whole.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["quick", "standard", "exhaustive"]),
+    default="standard",
+    show_default=True,
+    help="How many cases.",
+)
+@click.option(
+    "--cases",
+    type=click.Path(exists=True, path_type=Path),
+    help="Your own as well: a JSON file of conversations, or a folder of pictures.",
+)
+@click.option(
+    "--gates",
+    "gates_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML with `multiple` and fixed [limits] that replace what noise allows.",
+)
+@click.option(
+    "--record",
+    "record_directory",
+    type=click.Path(path_type=Path),
+    help="Only write what the reference says there: a golden set, for machines that cannot hold the reference.",
+)
+@click.option(
+    "--against",
+    "golden",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Compare with a golden set instead of the reference.",
+)
+@click.option(
+    "--tasks",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Questions with answers (.jsonl of image, prompt, answer): accuracy of reference and engine.",
+)
+@click.option("--max-context", type=click.IntRange(min=64), help="Tokens of a KV slot. Default: 1024.")
+@click.option("--max-patches", type=click.IntRange(min=16), help="Patches of a vision call. Default: 2048.")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Prompts of a decoder call. Default: 4.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run that was interrupted before its report was written."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
+@click.pass_context
+def validate(
+    ctx: click.Context,
+    /,
+    bundle: Path,
+    report_directory: Path | None,
+    level: "LevelName",
+    cases: Path | None,
+    gates_file: Path | None,
+    record_directory: Path | None,
+    golden: Path | None,
+    tasks: Path | None,
+    resume: bool,
+    as_json: bool,
+    **profile: int | None,
+) -> None:
+    """Compare the engine of BUNDLE, ONNX Runtime on CPU, with the PyTorch reference.
+
+    Passes when no token's error exceeds a multiple of the noise of the engine's own dtype. Exit code 0: pass, 1: fail.
+    The verdict is written into the bundle's manifest.
+    """
+    if (report_directory is None) == (record_directory is None):
+        raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
+    if golden is not None and (tasks is not None or record_directory is not None):
+        raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
+    plan = make_plan(bundle, level, make_profile(profile), cases, gates_file, golden, tasks)
+    if record_directory is not None:
+        record(plan, record_directory, as_json)
+        return
+    assert report_directory is not None
+    report = run_plan(plan, report_directory, resume)
+    if as_json:
+        print_json({"report": str(report_directory), **report.verdict()})
+    note(summary(report, report_directory))
+    if not report.passed:
+        ctx.exit(GATE_FAILED)
+
+
+def make_profile(options: dict[str, int | None]) -> "Profile":
+    from validate.cases import Profile
+
+    names = {"max_context": "max_context_tokens", "max_patches": "max_patches", "max_batch": "max_batch"}
+    return replace(Profile(), **{names[name]: value for name, value in options.items() if value is not None})
+
+
+def make_plan(
+    path: Path,
+    level_name: "LevelName",
+    profile: "Profile",
+    cases: Path | None,
+    gates_file: Path | None,
+    golden: Path | None,
+    tasks: Path | None,
+) -> "Plan":
+    """Read everything that can be wrong before anything takes long."""
+    from export.bundle import open_bundle
+    from export.config import load_config
+    from export.processor.processor import Processor
+    from export.processor.settings import load_settings
+    from validate.case_files import load_cases
+    from validate.cases import make_level
+    from validate.execution import onnxruntime_engine
+    from validate.gates import GateSettings
+    from validate.prompts import prepare_case
+    from validate.run import Plan
+    from validate.taps import OnnxRuntimeTaps
+    from validate.task_runs import load_task_set
+
+    bundle, config, (settings, _) = open_bundle(path), load_config(path), load_settings(path)
+    level = make_level(level_name, profile)
+    own = load_cases(cases, Processor.from_directory(path)) if cases else []
+    return Plan(
+        bundle=bundle,
+        config=config,
+        image_settings=settings,
+        engine=onnxruntime_engine(path, profile),
+        taps=OnnxRuntimeTaps(path),
+        level=level.name,
+        cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
+        num_decode_steps=level.num_decode_steps,
+        gates=GateSettings.from_toml(gates_file) if gates_file else GateSettings(),
+        golden=golden,
+        tasks=load_task_set(tasks, path) if tasks else None,
+    )
+
+
+def record(plan: "Plan", directory: Path, as_json: bool) -> None:
+    """Write a golden set."""
+    from validate.run import record_golden
+
+    with bar() as progress:
+        count = record_golden(plan, directory, progress)
+    if as_json:
+        print_json({"golden": str(directory), "cases": count, **plan.golden_content()})
+    command = f"qv-export validate {plan.bundle.directory} --against {directory} --report DIR"
+    note(f"{directory}: {count} cases. Next: {command}")
+
+
+def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
+    """Validate, write the report, put the verdict into the manifest."""
+    import shutil
+
+    from validate.render import pictures_of_worst_cases, write_report
+    from validate.report import require_replaceable, writing_directory
+    from validate.run import validate as run_validation
+
+    require_replaceable(directory)
+    workspace = directory.with_name(f".{directory.name}.unfinished")
+    with bar() as progress:
+        report = run_validation(plan, workspace, progress, resume=resume)
+    with writing_directory(directory) as scratch:
+        write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
+    shutil.rmtree(workspace, ignore_errors=True)
+    replace(plan.bundle.manifest, verdict=report.verdict()).write(plan.bundle.directory)
+    return report
+
+
+@contextmanager
+def bar() -> Iterator["Progress"]:
+    """A bar with the time left on a terminal, a line a step in a log, nothing with -q."""
+    import sys
+
+    if click.get_current_context().find_root().params.get("quiet"):
+        yield lambda _text, _done, _total: None
+    elif not sys.stderr.isatty():
+        yield lambda text, done, total: click.echo(f"[{100 * done / total:3.0f}%] {text}", err=True)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=1.0)
+            yield lambda text, done, total: progress.update(
+                task, description=text, completed=done, total=total
+            )
+
+
+def summary(report: "Report", directory: Path) -> str:
+    """The verdict and what failed first, for a person."""
+    from validate.render import NUM_FAILURES_SHOWN, divergence_lines, failure_text
+
+    verdict = "PASS" if report.passed else "FAIL"
+    overview = (
+        f"{verdict}: {len(report.gates)} gates, {len(report.failures)} failed; {report.machine.seconds:.1f} s, "
+        f"peak memory {report.machine.peak_memory_bytes / 1e9:.2f} GB; {directory / 'report.html'}"
+    )
+    lines = [
+        overview,
+        *filter(None, divergence_lines(report)),
+        *(f"- {failure_text(gate)}" for gate in report.failures[:NUM_FAILURES_SHOWN]),
+    ]
+    return "\n".join(lines)
