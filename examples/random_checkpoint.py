@@ -331,15 +331,16 @@ def random_blocks(name: str, shape: Shape, seed: int) -> Iterator[np.ndarray]:
     """The tensor's values in flat float32 blocks.
 
     Weights have variance 1 / fan_in, so activations keep their scale at any depth; norm weights lie around 1.
-    Biases are not zero: a dropped or swapped one must show. Queries and keys are 2.5 times as large: attention is
-    peaked then, and an error in it shows. Else it averages over random values to almost nothing, and greedy
-    generation falls into one repeated token.
+    Biases are not zero: a dropped or swapped one must show. Queries and keys are 1.5 times as large, which peaks
+    attention: at 1 it averages over random values to almost nothing, and greedy generation falls into one
+    repeated token; at 2.5 the model is chaotic, and float32 rounding alone changes 0.4% of the largest value
+    after 32 vision blocks (at 1.5: 1e-6).
     """
     generator = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
     is_norm_weight = len(shape) == 1 and name.endswith("weight")
     scale = np.float32(0.1 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5)
     if name.endswith(("q_proj.weight", "k_proj.weight", "attn.qkv.weight")):
-        scale *= np.float32(2.5)
+        scale *= np.float32(1.5)
     remaining = math.prod(shape)
     while remaining:
         block = generator.standard_normal(min(remaining, BLOCK_VALUES), dtype=np.float32) * scale

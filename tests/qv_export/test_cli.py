@@ -15,7 +15,7 @@ from qv_export import cli as cli_module
 from qv_export.cli import cli, run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = [sys.executable, "-c", "from qv_export.cli import main; main()"]
+SCRIPT = [sys.executable, "-m", "qv_export"]
 
 
 def qv_export(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -1,0 +1,26 @@
+"""Does every benchmark still run? Figures are for full sizes; here tiny shapes prove the scripts alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "expected"),
+    [
+        ("export", ["--repeats", "1", "--skip-peer"], ["ours, tiny", "peak RSS", "cores"]),
+        ("vision", ["--repeats", "1"], ["PyTorch SDPA", "ONNX Runtime, torch's graph", "one packed call"]),
+        ("decode", ["--repeats", "1"], ["Transformers generate", "KV cache, tokens", "32 of 32"]),
+    ],
+)
+def test_quick_run_ends_with_its_table(tmp_path, script, options, expected):
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--quick", "--work", str(tmp_path), *options]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert finished.stdout.rstrip().splitlines()[-1].startswith("| "), "the table comes last"
+    for words in expected:
+        assert words in finished.stdout
