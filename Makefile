@@ -31,7 +31,7 @@ format: $(STAMP) ## Format and mend what ruff can mend
 	$(BIN)/ruff format .
 
 test: $(STAMP) ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(STAMP) ## Export a generated checkpoint and ask it about a picture
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)

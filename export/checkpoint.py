@@ -169,7 +169,7 @@ def _sharded_paths(directory: Path) -> list[Path]:
             f"{directory / INDEX_FILE}: expected an object weight_map of tensor names to file names."
         )
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if Path(name).name != name or name in {"", ".."}]
     if outside:
         raise UserError(f"{directory / INDEX_FILE} names files outside its directory: {', '.join(outside)}.")
     missing = [name for name in names if not (directory / name).exists()]

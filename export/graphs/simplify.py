@@ -1,4 +1,4 @@
-"""How do reshapes lose the shape arithmetic that tracing leaves around them?
+"""How do reshapes lose what tracing leaves around them?
 
 Tracing writes every dynamic view as Shape, Squeeze, Reshape, Concat, Reshape. The traced shapes say the same in one
 constant, or in the shape of another tensor: fewer nodes to read, to build and to run.
@@ -14,15 +14,28 @@ def simplify_reshapes(graph: ir.Graph) -> None:
     """Replace computed targets of `Reshape`, then drop the nodes nobody reads.
 
     requires: values carry the symbolic shapes of tracing.
-    ensures: a target is a constant wherever at most one of its dims is neither fixed nor copied from the same axis of
-    the input; else `Shape` of an earlier value that has the very same symbolic shape; else unchanged.
+    ensures: no weight is reshaped: the initializer has the wanted shape itself, over the same bytes. Of every other
+    `Reshape`, the target is a constant wherever at most one of its dims is neither fixed nor copied from the same axis
+    of the input; else `Shape` of an earlier value that has the very same symbolic shape; else unchanged.
     """
+    weights = set(graph.initializers.values())
     earlier: list[ir.Value] = list(graph.inputs)
     for node in list(graph):
-        if node.op_type == "Reshape":
+        if node.op_type == "Reshape" and node.inputs[0] in weights:
+            _give_shape(node)
+        elif node.op_type == "Reshape":
             _simplify(graph, node, earlier)
         earlier.extend(node.outputs)
     RemoveUnusedNodesPass()(ir.Model(graph, ir_version=10))
+
+
+def _give_shape(node: ir.Node) -> None:
+    weight, output = node.inputs[0], node.outputs[0]
+    assert weight is not None
+    assert output.shape is not None
+    assert len(weight.uses()) == 1, f"{weight.name} is read in two shapes"
+    weight.shape = output.shape
+    output.replace_all_uses_with(weight)
 
 
 def _simplify(graph: ir.Graph, node: ir.Node, earlier: list[ir.Value]) -> None:

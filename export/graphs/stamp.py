@@ -10,7 +10,7 @@ def stamp(
     piece: ir.Graph,
     prefix: str,
     inputs: Mapping[str, ir.Value],
-    weight_of: Callable[[str], ir.Value],
+    weight_of: Callable[[str, ir.Shape], ir.Value],
 ) -> list[ir.Value]:
     """Append a copy of `piece` to `graph`.
 
@@ -19,13 +19,13 @@ def stamp(
         piece: a traced block (see `trace_piece`).
         prefix: scope of the copies' names, e.g. `/layers.3`.
         inputs: values for the piece's inputs, by name.
-        weight_of: gives the graph's value for a parameter, by its path in the piece.
+        weight_of: gives the graph's value for a parameter, by its path in the piece and the shape it is read in.
 
     Returns:
         The copies of the piece's outputs.
     """
     values: dict[ir.Value, ir.Value] = {value: inputs[_name(value)] for value in piece.inputs}
-    values |= {value: weight_of(name) for name, value in piece.initializers.items()}
+    values |= {value: weight_of(name, _shape(value)) for name, value in piece.initializers.items()}
     for node in piece:
         copy = _copy_node(node, prefix, [values[item] if item is not None else None for item in node.inputs])
         graph.append(copy)
@@ -46,6 +46,11 @@ def _copy_node(node: ir.Node, prefix: str, inputs: Sequence[ir.Value | None]) ->
         outputs=outputs,
         name=f"{prefix}/{node.name}",
     )
+
+
+def _shape(value: ir.Value) -> ir.Shape:
+    assert value.shape is not None
+    return value.shape
 
 
 def _name(value: ir.Value) -> str:

@@ -87,3 +87,20 @@ def test_values_stay_the_same(text):
     (before,) = ReferenceEvaluator(parse(text)).run(None, feeds)
     (after,) = ReferenceEvaluator(simplified(text)).run(None, feeds)
     np.testing.assert_array_equal(before, after)
+
+
+def test_a_reshaped_weight_becomes_a_weight_of_that_shape():
+    model = parse(
+        """g (float[N, 6] x) => (float[N, 4] y) <float[4, 2, 3] w> {
+            target = Constant<value_ints = [4, 6]>()
+            flat = Reshape(w, target)
+            y = Gemm<transB = 1>(x, flat)
+        }"""
+    )
+    weight = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, [4, 6]))
+    graph = ir.from_proto(model).graph
+    simplify_reshapes(graph)
+    assert [node.op_type for node in graph] == ["Gemm"]
+    assert graph.initializers["w"].shape == ir.Shape([4, 6])

@@ -1,0 +1,209 @@
+import json
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from examples.random_checkpoint import write_checkpoint
+from export.checkpoint import INDEX_FILE, SINGLE_FILE, expected_shapes, open_checkpoint
+from export.errors import UserError
+
+SMALL: dict[str, Any] = {"num_hidden_layers": 1, "vision_depth": 1, "vocab_size": 400}
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    """All weights in one file, published keys."""
+    return write_checkpoint(tmp_path / "single", dtype="float32", **SMALL)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "sharded", dtype="bfloat16", shards=3, **SMALL)
+
+
+def message_of(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def rewrite(checkpoint: Path, change: Callable[[Tensors], object]) -> None:
+    tensors = load_file(checkpoint / SINGLE_FILE)
+    change(tensors)
+    save_file(tensors, checkpoint / SINGLE_FILE)
+
+
+# What opens
+
+
+@pytest.mark.parametrize("layout", ["published", "nested"])
+@pytest.mark.parametrize("shards", [None, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_tensor_is_found_under_its_published_name(tmp_path: Path, layout, shards, tied):
+    directory = write_checkpoint(
+        tmp_path / "checkpoint", layout=layout, shards=shards, tie_word_embeddings=tied, **SMALL
+    )
+    checkpoint = open_checkpoint(directory)
+    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == dict(
+        expected_shapes(checkpoint.config)
+    )
+    assert ("lm_head.weight" in checkpoint.tensors) is not tied
+    assert len(checkpoint.weight_files) == (shards or 1)
+    assert sorted(chain.from_iterable(checkpoint.names_by_file().values())) == sorted(checkpoint.tensors)
+    assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"bfloat16"}
+
+
+def test_offsets_point_at_the_tensors_own_bytes(single: Path):
+    truth = load_file(single / SINGLE_FILE)
+    content = (single / SINGLE_FILE).read_bytes()
+    for name, tensor in open_checkpoint(single).tensors.items():
+        stored = content[tensor.offset_bytes : tensor.offset_bytes + tensor.length_bytes]
+        assert np.array_equal(np.frombuffer(stored, "<f4").reshape(tensor.shape), truth[name])
+
+
+def test_a_tied_checkpoint_may_hold_the_head_nevertheless(single: Path):
+    rewrite(single, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
+    assert "lm_head.weight" not in open_checkpoint(single).tensors
+
+
+def test_opening_reads_headers_only(tmp_path: Path):
+    # 72B-shaped: 147 GB of holes, which nothing could read in a test's time.
+    directory = write_checkpoint(tmp_path / "72b", size="72b", sparse=True, shards=4)
+    checkpoint = open_checkpoint(directory)
+    assert sum(tensor.length_bytes for tensor in checkpoint.tensors.values()) > 140e9
+
+
+# Tensors that do not fit
+
+
+def test_missing_unused_and_misshapen_tensors_are_listed_at_once(single: Path):
+    def spoil(tensors: Tensors) -> None:
+        del tensors["model.norm.weight"], tensors["visual.merger.ln_q.bias"]
+        tensors["model.layers.0.mlp.gate_proj.scales"] = np.zeros((2, 2), np.float32)
+        tensors["model.layers.1.input_layernorm.weight"] = np.zeros(128, np.float32)
+        tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((128, 64), np.float32)
+
+    rewrite(single, spoil)
+    lines = message_of(lambda: open_checkpoint(single)).splitlines()
+    assert str(single) in lines[0]
+    assert sorted(lines[1:-1]) == [
+        "- model.layers.0.mlp.gate_proj.scales: not part of Qwen2-VL (in model.safetensors)",
+        "- model.layers.0.self_attn.q_proj.weight: shape [128, 64], expected [128, 128]",
+        "- model.layers.1.input_layernorm.weight: not part of Qwen2-VL (in model.safetensors)",
+        "- model.norm.weight: missing, expected shape [128]",
+        "- visual.merger.ln_q.bias: missing, expected shape [64]",
+    ]
+    assert "config.json" in lines[-1]
+
+
+def test_an_untied_model_without_a_head_is_incomplete(tmp_path: Path):
+    directory = write_checkpoint(tmp_path / "untied", tie_word_embeddings=False, dtype="float32", **SMALL)
+    rewrite(directory, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "lm_head.weight: missing, expected shape [400, 128]" in message_of(
+        lambda: open_checkpoint(directory)
+    )
+
+
+def test_a_config_of_another_size_names_the_tensors_and_counts_the_rest(single: Path):
+    config = json.loads((single / "config.json").read_text()) | {"num_hidden_layers": 30}
+    (single / "config.json").write_text(json.dumps(config))
+    message = message_of(lambda: open_checkpoint(single))
+    assert "model.layers.1.input_layernorm.weight: missing" in message
+    assert message.count("\n- ") == 41
+    # 29 layers of 12 tensors are missing.
+    assert f"- and {29 * 12 - 40} more" in message
+
+
+def test_a_tensor_stored_twice_is_named_with_both_files(sharded: Path):
+    first, second, _ = sorted(sharded.glob("*.safetensors"))
+    name = next(iter(load_file(first)))
+    save_file(load_file(second) | {name: load_file(first)[name]}, second)
+    message = message_of(lambda: open_checkpoint(sharded))
+    assert f"{name}: stored twice, in {first.name} and {second.name}" in message
+
+
+def test_both_layouts_of_one_tensor_count_as_twice(single: Path):
+    rewrite(
+        single,
+        lambda tensors: tensors.update({"model.language_model.norm.weight": tensors["model.norm.weight"]}),
+    )
+    assert "model.norm.weight: stored twice" in message_of(lambda: open_checkpoint(single))
+
+
+def test_an_unknown_architecture_is_refused_before_its_weights_are_looked_at(single: Path):
+    config = json.loads((single / "config.json").read_text()) | {"model_type": "llava"}
+    (single / "config.json").write_text(json.dumps(config))
+    (single / SINGLE_FILE).unlink()
+    assert "model_type is 'llava'" in message_of(lambda: open_checkpoint(single))
+
+
+# Files
+
+
+def test_a_directory_without_weights_says_which_files_it_lacks(single: Path):
+    (single / SINGLE_FILE).unlink()
+    message = message_of(lambda: open_checkpoint(single))
+    assert SINGLE_FILE in message
+    assert INDEX_FILE in message
+
+
+def test_missing_shards_are_all_named(sharded: Path):
+    first, _, last = sorted(sharded.glob("*.safetensors"))
+    first.unlink()
+    last.unlink()
+    message = message_of(lambda: open_checkpoint(sharded))
+    assert f"2 of 3 weight files are missing: {first.name}, {last.name}" in message
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 5000])
+def test_a_truncated_shard_is_named_with_both_sizes(sharded: Path, cut_bytes):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - cut_bytes)
+    message = message_of(lambda: open_checkpoint(sharded))
+    assert f"{shard} is truncated: {size - cut_bytes} bytes, expected {size}" in message
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 200])
+def test_a_shard_cut_inside_its_header_is_named(sharded: Path, size):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    with shard.open("r+b") as file:
+        file.truncate(size)
+    assert f"{shard} is not a readable safetensors file" in message_of(lambda: open_checkpoint(sharded))
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors"])
+def test_an_index_cannot_name_files_outside_its_directory(sharded: Path, name):
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (sharded / INDEX_FILE).write_text(json.dumps(index))
+    message = message_of(lambda: open_checkpoint(sharded))
+    assert "outside its directory" in message
+    assert name in message
+
+
+@pytest.mark.parametrize("name", ["..", ".", ""])
+def test_an_index_cannot_name_a_directory(sharded: Path, name):
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (sharded / INDEX_FILE).write_text(json.dumps(index))
+    assert str(sharded) in message_of(lambda: open_checkpoint(sharded))
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none_is_named(sharded: Path, index):
+    (sharded / INDEX_FILE).write_text(index)
+    assert INDEX_FILE in message_of(lambda: open_checkpoint(sharded))
+
+
+def test_a_directory_in_place_of_a_weight_file_is_refused(single: Path):
+    (single / SINGLE_FILE).unlink()
+    (single / SINGLE_FILE).mkdir()
+    assert "not a readable safetensors file" in message_of(lambda: open_checkpoint(single))

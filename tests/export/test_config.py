@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.random_checkpoint import SIZES, Sizes, nested_config, published_config
+from export.config import config_from_json, load_config
+from export.errors import UserError
+
+PUBLISHED_7B_TOKENS = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+}
+
+
+def published(**changes: Any) -> dict[str, Any]:
+    return published_config(Sizes(), "bfloat16") | changes
+
+
+def problems_of(content: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        config_from_json(content, "here/config.json")
+    assert "here/config.json" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_and_nested_spellings_mean_the_same(size):
+    flat = config_from_json(published_config(SIZES[size], "float16"))
+    assert flat == config_from_json(nested_config(SIZES[size], "float16"))
+    assert flat.dtype == "float16"
+
+
+def test_the_2b_model_as_published():
+    config = config_from_json(published_config(SIZES["2b"], "bfloat16"))
+    decoder, vision = config.decoder, config.vision
+    assert (decoder.head_dim, decoder.num_key_value_heads, decoder.tie_word_embeddings) == (128, 2, True)
+    assert decoder.mrope_section == (16, 24, 24)
+    assert (decoder.rope_theta, decoder.rms_norm_eps) == (1_000_000.0, 1e-6)
+    assert (vision.head_dim, vision.patch_values, vision.intermediate_size) == (80, 1176, 5120)
+    assert vision.hidden_size == decoder.hidden_size == 1536
+    assert {name: getattr(config, name) for name in PUBLISHED_7B_TOKENS} == PUBLISHED_7B_TOKENS
+    assert config.dtype == "bfloat16"
+
+
+def test_a_resaved_vision_config_may_leave_out_what_equals_transformers_defaults():
+    content = published_config(SIZES["7b"], "bfloat16")
+    content["vision_config"] = {"hidden_size": 3584}
+    assert (
+        config_from_json(content).vision == config_from_json(published_config(SIZES["7b"], "bfloat16")).vision
+    )
+
+
+def test_the_merger_follows_the_decoder_and_not_another_sizes_hidden_size():
+    content = published()
+    content["vision_config"]["hidden_size"] = 8192
+    assert config_from_json(content).vision.hidden_size == Sizes().hidden_size
+
+
+def test_rope_scaling_resaved_with_the_default_type_is_still_mrope():
+    resaved = {"rope_type": "default", "type": "default", "mrope_section": [4, 6, 6]}
+    assert config_from_json(published(rope_scaling=resaved)).decoder.mrope_section == (4, 6, 6)
+
+
+def test_a_stated_window_that_is_not_used_changes_nothing():
+    assert config_from_json(published(sliding_window=128)) == config_from_json(published())
+    assert "use_sliding_window" in problems_of(published(use_sliding_window=True))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "llama", None, 7])
+def test_another_architecture_is_named(model_type):
+    assert f"model_type is {model_type!r}, expected 'qwen2_vl'" in problems_of(
+        published(model_type=model_type)
+    )
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantized_weights_are_refused_with_their_method(method):
+    message = problems_of(published(quantization_config={"quant_method": method, "bits": 4}))
+    assert f"quant_method '{method}'" in message
+    assert "unquantized" in message
+
+
+@pytest.mark.parametrize(
+    "section",
+    [None, [16, 24, 24], [4, 6], [4, 6, 6, 0], [8, 8, -0.5], [20, -2, -2], "4,6,6", [True, 15, 0.0]],
+)
+def test_a_section_that_does_not_fit_the_head_is_shown(section):
+    message = problems_of(published(rope_scaling={"type": "mrope", "mrope_section": section}))
+    assert "sum to head_dim / 2 = 16" in message
+    assert repr(section) in message
+
+
+def test_a_config_without_rope_scaling_is_refused():
+    content = published()
+    del content["rope_scaling"]
+    assert "mrope_section" in problems_of(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"hidden_size": "128"}, "hidden_size must be an integer of at least 1, found '128'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1, found 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be an integer of at least 1, found True"),
+        ({"vocab_size": None}, "vocab_size must be an integer of at least 1, found None"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 must be a multiple of num_key_value_heads 3"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, found 0"),
+        ({"rope_theta": float("nan")}, "rope_theta must be a positive number, found nan"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', not silu"),
+        ({"torch_dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn', expected one of float32, float16, bfloat16"),
+        ({"image_token_id": 512}, "image_token_id is 512, outside the vocabulary of 512"),
+        ({"vision_config": {"embed_dim": 60, "num_heads": 4}}, "embed_dim 60 must be a multiple of 4 * num_heads"),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_named(changes, expected):
+    assert expected in problems_of(published(**changes))
+
+
+def test_all_problems_are_listed_at_once():
+    content = published(num_key_value_heads=3, hidden_act="gelu", image_token_id=-1, rms_norm_eps="small")
+    del content["vocab_size"]
+    message = problems_of(content)
+    for name in ("vocab_size", "num_key_value_heads", "hidden_act", "image_token_id", "rms_norm_eps"):
+        assert name in message
+    assert message.count("\n- ") >= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "must hold a JSON object, found list"),
+        ("3", "must hold a JSON object, found int"),
+        (json.dumps({}), "model_type is None"),
+    ],
+    ids=["cut", "empty", "deep", "list", "number", "no type"],
+)
+def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, text, expected):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        load_config(tmp_path)
+    assert expected in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(UserError, match=r"config.json cannot be read: 'utf-8' codec"):
+        load_config(tmp_path)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="not found"):
+        load_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_config(tmp_path)

@@ -1,0 +1,168 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import load_file
+
+from examples.random_checkpoint import write_checkpoint
+from export import exporter
+from export.bundle import open_bundle
+from export.errors import UserError
+from export.exporter import export_checkpoint
+
+SMALL: dict[str, Any] = {"num_hidden_layers": 1, "vision_depth": 1, "vocab_size": 400, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", shards=2, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A bundle and the phases that its export told."""
+    output = tmp_path_factory.mktemp("bundle") / "deep" / "bundle"
+    phases: list[str] = []
+    export_checkpoint(checkpoint, output, progress=phases.append)
+    return output, phases
+
+
+@pytest.fixture
+def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake must be found before the graphs are traced, which takes seconds."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("traced before the mistake was found")
+
+    monkeypatch.setattr(exporter, "_GRAPH_MAKERS", {"vision": refuse, "decoder": refuse})
+
+
+@pytest.fixture
+def quick_graphs(exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of the module's bundle again: what comes after tracing is tested without tracing."""
+    import onnx_ir as ir
+
+    makers = {
+        name: lambda source, dtype, name=name: ir.load(exported[0] / f"{name}.onnx")
+        for name in ("vision", "decoder")
+    }
+    monkeypatch.setattr(exporter, "_GRAPH_MAKERS", makers)
+
+
+def test_a_bundle_opens_and_says_where_it_comes_from(checkpoint: Path, exported):
+    output, phases = exported
+    manifest = open_bundle(output).manifest
+    assert manifest.source.name == checkpoint.name
+    assert (manifest.dtype, manifest.weights_mode) == ("float32", "copy")
+    assert set(manifest.tools) == {"torch", "onnx", "onnx-ir", "onnxscript"}
+    assert [record.name for record in manifest.weights] == [
+        path.name for path in sorted(checkpoint.glob("*.safetensors"))
+    ]
+    assert {"config.json", "tokenizer.json", "preprocessor_config.json"} <= {
+        file.name for file in manifest.files
+    }
+    assert [phase.split()[0] for phase in phases] == ["reading", "tracing", "tracing", "placing", "writing"]
+
+
+def test_initializers_point_at_the_checkpoints_own_bytes(checkpoint: Path, exported):
+    weights = {
+        name: array for path in checkpoint.glob("*.safetensors") for name, array in load_file(path).items()
+    }
+    seen = set()
+    for graph in ("vision", "decoder"):
+        model = onnx.load(exported[0] / f"{graph}.onnx", load_external_data=False)
+        for initializer in model.graph.initializer:
+            if not initializer.external_data:
+                continue
+            place = {entry.key: entry.value for entry in initializer.external_data}
+            content = (exported[0] / place["location"]).read_bytes()
+            start = int(place["offset"])
+            stored = np.frombuffer(content[start : start + int(place["length"])], "<f4")
+            assert np.array_equal(stored.reshape(initializer.dims), weights[initializer.name])
+            seen.add(initializer.name)
+    assert seen == set(weights)
+
+
+def test_node_names_tell_the_layer_and_nothing_of_this_machine(exported):
+    for graph in ("vision", "decoder"):
+        path = exported[0] / f"{graph}.onnx"
+        model = onnx.load(path, load_external_data=False)
+        names = [node.name for node in model.graph.node]
+        assert len(set(names)) == len(names)
+        assert all(value.doc_string for value in (*model.graph.input, *model.graph.output))
+        assert str(Path.home()).encode() + b"/" not in path.read_bytes()
+        assert b"site-packages" not in path.read_bytes()
+    assert any(name.startswith("/layers.0/self_attn/") for name in names)
+
+
+def test_a_second_export_replaces_the_first_and_has_the_same_key(
+    checkpoint, exported, quick_graphs, tmp_path
+):
+    first = export_checkpoint(checkpoint, tmp_path / "bundle", weights="link")
+    second = export_checkpoint(checkpoint, tmp_path / "bundle", weights="copy")
+    assert open_bundle(tmp_path / "bundle").manifest == second
+    assert first.key == second.key
+
+
+def test_other_weights_have_another_key(checkpoint, exported, quick_graphs, tmp_path):
+    other = write_checkpoint(tmp_path / "other", shards=2, seed=1, **SMALL)
+    manifest = export_checkpoint(other, tmp_path / "bundle")
+    assert manifest.key != open_bundle(exported[0]).manifest.key
+
+
+# Mistakes
+
+
+def test_an_unknown_dtype_is_refused_with_the_choices(checkpoint, tmp_path, no_tracing):
+    with pytest.raises(UserError, match="'int8' is none of float32, float16, bfloat16"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", dtype="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_checkpoint_leaves_nothing(checkpoint, tmp_path, no_tracing):
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    shard = min(broken.glob("*.safetensors"))
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 4)
+    with pytest.raises(UserError, match="truncated"):
+        export_checkpoint(broken, tmp_path / "out" / "bundle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(checkpoint, quick_graphs, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("not a bundle")
+    for output in (tmp_path / "file", tmp_path / "file" / "bundle", tmp_path / "mine"):
+        with pytest.raises(UserError, match=str(output.parent)):
+            export_checkpoint(checkpoint, output)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "mine", "thesis.tex"]
+
+
+def test_a_failure_while_writing_keeps_the_last_good_bundle(
+    checkpoint, exported, quick_graphs, tmp_path, monkeypatch
+):
+    output = tmp_path / "bundle"
+    good = export_checkpoint(checkpoint, output)
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onnx_ir.save", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        export_checkpoint(checkpoint, output)
+    assert open_bundle(output).manifest == good
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_checkpoint_that_could_not_answer_a_question_is_refused_before_tracing(
+    checkpoint, tmp_path, no_tracing
+):
+    half = shutil.copytree(checkpoint, tmp_path / "half")
+    (half / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        export_checkpoint(half, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

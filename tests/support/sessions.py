@@ -1,0 +1,78 @@
+"""How do tests run a batch of prompts through any engine, the reference included?"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engines.session import DecoderInputs, DecoderSession, VisionSession
+from export.reference.model import KvCache, Qwen2VL
+from tests.support.cases import Batch, decode_step
+
+
+def relative_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """Largest difference over the largest value; infinite where shapes differ or `actual` is not finite."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+class ReferenceVision:
+    """The PyTorch reference as a `VisionSession`."""
+
+    def __init__(self, model: Qwen2VL) -> None:
+        self._model = model
+
+    def encode(self, patches: Any, positions: Any, cu_seqlens: Any) -> npt.NDArray[np.float32]:
+        tensors = (torch.from_numpy(array) for array in (patches, positions, cu_seqlens))
+        visual_embeds: npt.NDArray[np.float32] = self._model.encode(*tensors).numpy()
+        return visual_embeds
+
+
+class ReferenceDecoder:
+    """The PyTorch reference as a `DecoderSession`."""
+
+    def __init__(self, model: Qwen2VL, num_slots: int, capacity: int) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
+        self._model = model
+        self._cache = model.new_cache(num_slots, capacity)
+
+    def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        slots = slice(first_slot, first_slot + len(inputs.token_ids))
+        cache = KvCache(*([part[slots] for part in parts] for parts in self._cache))
+        tensors = {name: torch.from_numpy(array) for name, array in vars(inputs).items()}
+        logits, present = self._model.decode(**tensors, cache=cache)
+        for parts, updated in zip(self._cache, present, strict=True):
+            for part, update in zip(parts, updated, strict=True):
+                part[slots] = update
+        numpy_logits: npt.NDArray[np.float32] = logits.numpy()
+        return numpy_logits
+
+
+def encode(vision: VisionSession, batch: Batch, width: int) -> npt.NDArray[np.float32]:
+    """All pictures and videos of a batch packed in one call; [0, width] without any."""
+    if not batch.grids:
+        return np.zeros((0, width), np.float32)
+    return vision.encode(batch.patches, batch.positions, batch.cu_seqlens)
+
+
+def greedy_tokens(
+    decoder: DecoderSession,
+    batch: Batch,
+    visual_embeds: npt.NDArray[np.float32],
+    num_steps: int,
+    slot: int = 0,
+) -> npt.NDArray[np.int64]:
+    """Prefill, then the likeliest token step by step, whatever token it is: [B, num_steps]."""
+    rows = np.arange(len(batch.prompts))
+    logits = decoder.forward(slot, batch.prefill(visual_embeds))
+    tokens = [logits[rows, batch.lengths - 1].argmax(-1)]
+    while len(tokens) < num_steps:
+        write_index = batch.lengths + len(tokens) - 1
+        step = decode_step(tokens[-1], write_index, batch.deltas, visual_embeds.shape[1])
+        tokens.append(decoder.forward(slot, step)[:, 0].argmax(-1))
+    return np.stack(tokens, axis=1)
