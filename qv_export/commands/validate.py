@@ -209,7 +209,7 @@ def bar() -> Iterator["Progress"]:
 
 def summary(report: "Report", directory: Path) -> str:
     """The verdict and what failed first, for a person."""
-    from validate.render import NUM_FAILURES_SHOWN, divergence_lines, failure_text
+    from validate.render import divergence_lines, failure_text, shown_failures
 
     verdict = "PASS" if report.passed else "FAIL"
     overview = (
@@ -219,6 +219,6 @@ def summary(report: "Report", directory: Path) -> str:
     lines = [
         overview,
         *filter(None, divergence_lines(report)),
-        *(f"- {failure_text(gate)}" for gate in report.failures[:NUM_FAILURES_SHOWN]),
+        *(f"- {failure_text(gate)}" for gate in shown_failures(report)),
     ]
     return "\n".join(lines)

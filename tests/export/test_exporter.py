@@ -81,7 +81,9 @@ def test_initializers_point_at_the_checkpoints_own_bytes(checkpoint: Path, expor
             content = (exported[0] / place["location"]).read_bytes()
             start = int(place["offset"])
             stored = np.frombuffer(content[start : start + int(place["length"])], "<f4")
-            assert np.array_equal(stored.reshape(initializer.dims), weights[initializer.name])
+            # The patch embedding's convolution kernel is read as a matrix: [E, 3, 2, 14, 14] as [E, 1176].
+            weight = weights[initializer.name].reshape(initializer.dims)
+            assert np.array_equal(stored.reshape(initializer.dims), weight)
             seen.add(initializer.name)
     assert seen == set(weights)
 
