@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
+from validate.reference_guard import require_trustworthy
+
 
 def load_model(checkpoint: str, dtype: str) -> Any:
-    """Qwen2VLForConditionalGeneration in eval mode, with the checkpoint's weights in `dtype`."""
+    """Qwen2VLForConditionalGeneration in eval mode, with the checkpoint's weights in `dtype`.
+
+    What is measured has no long video, so that a fault of position ids alone does not matter.
+    """
+    require_trustworthy(transformers.__version__, positions_are_given=True)
     disable_progress_bar()  # it would write hundreds of lines between the measurements
     model: Any = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
     return model.eval().requires_grad_(False)

@@ -30,9 +30,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     """By published name, e.g. `visual.blocks.0.attn.qkv.weight`, whatever the file calls them."""
 
-    @property
-    def weight_files(self) -> list[Path]:
-        return sorted({tensor.path for tensor in self.tensors.values()})
+    weight_files: tuple[Path, ...]
+    """All of them, as the index names them, also one that holds nothing but an untied copy of a tied head."""
 
     def names_by_file(self) -> dict[Path, list[str]]:
         """Published names of the tensors in each weight file."""
@@ -51,7 +50,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     config = load_config(directory)
     found: dict[str, StoredTensor] = {}
     problems: list[str] = []
-    for path in _weight_paths(directory):
+    weight_files = _weight_paths(directory)
+    for path in weight_files:
         for tensor in read_safetensors_header(path):
             name = _published_name(tensor.name)
             if name in found:
@@ -61,7 +61,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     problems += _problems(found, expected, may_hold_head=config.decoder.tie_word_embeddings)
     if problems:
         raise UserError(_problem_list(directory, problems))
-    return Checkpoint(directory, config, {name: found[name] for name in expected})
+    return Checkpoint(directory, config, {name: found[name] for name in expected}, tuple(weight_files))
 
 
 def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

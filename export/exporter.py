@@ -21,6 +21,7 @@ from export.processor.processor import Processor
 # What the runtime reads beside the graphs, as far as the checkpoint has it; the processor says what it misses.
 _COMPANION_FILES = (
     "config.json",
+    "model.safetensors.index.json",
     "generation_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

@@ -50,7 +50,7 @@ class OnnxRuntimeVision:
     """The vision graph on CPU: a `VisionSession`."""
 
     def __init__(self, bundle: Bundle, config: ModelConfig) -> None:
-        self._session, self._weights = _create_session(bundle.vision_graph, config)
+        self._session, self._weights = _create_session(bundle.vision_graph, config, may_pack=True)
 
     def encode(
         self,
@@ -80,7 +80,7 @@ class OnnxRuntimeDecoder:
         self.num_slots = num_slots
         self.capacity = capacity
         self._config = config
-        self._session, self._weights = _create_session(bundle.decoder_graph, config)
+        self._session, self._weights = _create_session(bundle.decoder_graph, config, may_pack=False)
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
         self._caches = {
@@ -158,13 +158,21 @@ def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> 
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def _create_session(graph: Path, config: ModelConfig) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
-    """A session, and the weights that it shares with us: they must live as long as it does."""
+def _create_session(
+    graph: Path, config: ModelConfig, *, may_pack: bool
+) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """A session, and the weights that it shares with us: they must live as long as it does.
+
+    Args:
+        graph: a canonical graph of a bundle.
+        config: the model's.
+        may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
+            once gain a tenth from it (`benchmarks/vision.py`); a decode step, bound by memory, gains nothing and would
+            wait for every weight to be copied first.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
-    # Weights are used where they lie, in the mapped file or in ours: packing would copy every one of them.
-    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
@@ -174,6 +182,9 @@ def _create_session(graph: Path, config: ModelConfig) -> tuple[ort.InferenceSess
         weights.append(ort.OrtValue.ortvalue_from_numpy(array))
         # Shared without a copy; add_external_initializers would hold every weight twice.
         options.add_initializer(name, weights[-1])
+    # A packed copy replaces a weight of the mapped file, but would stand beside one that is shared with us.
+    if weights or not may_pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -9,6 +9,7 @@ joins it as ever, and words form across the seam between template and text.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,8 @@ class _TextGuard:
         # With both ends covered, no token can form that holds a message's text together with an end of its own.
         ends = sorted({end for text in special_texts for end in (text[:1], text[-1:]) if end.strip()})
         taken = {ord(character) for text in (*texts, *special_texts) for character in text}
-        free = [chr(code) for code in _PRIVATE_USE if code not in taken]
+        unused = (chr(code) for code in _PRIVATE_USE if code not in taken)
+        free = list(islice(unused, len(ends)))
         if len(free) < len(ends):
             raise UserError(
                 "The messages use every private-use character of Unicode's last plane. Remove some."

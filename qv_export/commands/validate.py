@@ -182,8 +182,22 @@ def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
     with writing_directory(directory) as scratch:
         write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
     shutil.rmtree(workspace, ignore_errors=True)
-    replace(plan.bundle.manifest, verdict=report.verdict()).write(plan.bundle.directory)
+    keep_verdict(plan.bundle.directory, report)
     return report
+
+
+def keep_verdict(bundle: Path, report: "Report") -> None:
+    """Write the verdict into the manifest as it is now; a bundle that was exported anew meanwhile has none."""
+    from export.bundle import open_bundle
+
+    manifest = open_bundle(bundle).manifest
+    if manifest.key != report.subject.bundle_key:
+        note(f"{bundle} changed during the validation: the verdict is in the report alone.")
+        return
+    try:
+        replace(manifest, verdict=report.verdict()).write(bundle)
+    except OSError as error:
+        note(f"The verdict is in the report alone: {bundle} cannot be written ({error.strerror}).")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from examples.random_checkpoint import write_checkpoint
@@ -12,6 +13,7 @@ from export import exporter
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.exporter import export_checkpoint
+from export.reference.model import load_reference
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "vision_depth": 1, "vocab_size": 400, "dtype": "float32"}
 
@@ -86,6 +88,13 @@ def test_initializers_point_at_the_checkpoints_own_bytes(checkpoint: Path, expor
             assert np.array_equal(stored.reshape(initializer.dims), weight)
             seen.add(initializer.name)
     assert seen == set(weights)
+
+
+def test_a_bundle_is_itself_a_checkpoint_that_the_reference_loads(checkpoint: Path, exported):
+    assert len(list(exported[0].glob("*.safetensors"))) > 1
+    expected = load_reference(checkpoint).state_dict()
+    loaded = load_reference(exported[0]).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
 def test_node_names_tell_the_layer_and_nothing_of_this_machine(exported):

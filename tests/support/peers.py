@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from tests.support.cases import Batch, Prompt
+from validate.reference_guard import require_trustworthy
 
 MM_TOKEN_TYPES = {"t": 0, "i": 1, "v": 2}
 
 
 def load_peer(checkpoint: Path) -> Any:
-    """Transformers' model with the checkpoint's weights cast to float32."""
+    """Transformers' model with the checkpoint's weights cast to float32; a version known to be wrong is refused."""
+    require_trustworthy(transformers.__version__, positions_are_given=True)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each checkpoint
         model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     return model.eval().requires_grad_(False)

@@ -4,10 +4,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from engines.session import DecoderInputs, DecoderSession, VisionSession
-from export.reference.model import KvCache, Qwen2VL
+from engines.session import DecoderSession, VisionSession
 from tests.support.cases import Batch, decode_step
 
 
@@ -19,38 +17,6 @@ def relative_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> floa
         return 0.0
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-class ReferenceVision:
-    """The PyTorch reference as a `VisionSession`."""
-
-    def __init__(self, model: Qwen2VL) -> None:
-        self._model = model
-
-    def encode(self, patches: Any, positions: Any, cu_seqlens: Any) -> npt.NDArray[np.float32]:
-        tensors = (torch.from_numpy(array) for array in (patches, positions, cu_seqlens))
-        visual_embeds: npt.NDArray[np.float32] = self._model.encode(*tensors).numpy()
-        return visual_embeds
-
-
-class ReferenceDecoder:
-    """The PyTorch reference as a `DecoderSession`."""
-
-    def __init__(self, model: Qwen2VL, num_slots: int, capacity: int) -> None:
-        self.num_slots, self.capacity = num_slots, capacity
-        self._model = model
-        self._cache = model.new_cache(num_slots, capacity)
-
-    def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
-        slots = slice(first_slot, first_slot + len(inputs.token_ids))
-        cache = KvCache(*([part[slots] for part in parts] for parts in self._cache))
-        tensors = {name: torch.from_numpy(array) for name, array in vars(inputs).items()}
-        logits, present = self._model.decode(**tensors, cache=cache)
-        for parts, updated in zip(self._cache, present, strict=True):
-            for part, update in zip(parts, updated, strict=True):
-                part[slots] = update
-        numpy_logits: npt.NDArray[np.float32] = logits.numpy()
-        return numpy_logits
 
 
 def encode(vision: VisionSession, batch: Batch, width: int) -> npt.NDArray[np.float32]:

@@ -10,7 +10,8 @@ import pytest
 
 from export.contract import decoder_contract, vision_contract
 from tests.support.cases import CASES, Batch, decode_step, make_batch
-from tests.support.sessions import ReferenceDecoder, ReferenceVision, encode, relative_error
+from tests.support.sessions import encode, relative_error
+from validate.reference_sessions import ReferenceDecoder, ReferenceVision
 
 ROUNDING = 1e-5  # of the largest value; measured: 3e-6
 CASE = {case.name: case for case in CASES}

@@ -9,7 +9,8 @@ from engines.onnxruntime.session import split_rows
 from engines.session import DecoderInputs
 from export.config import load_config
 from tests.support.cases import CASES, Batch, Image, Part, Video, decode_step, make_batch, make_prompt
-from tests.support.sessions import ReferenceDecoder, ReferenceVision, encode, greedy_tokens, relative_error
+from tests.support.sessions import encode, greedy_tokens, relative_error
+from validate.reference_sessions import ReferenceDecoder, ReferenceVision
 
 ROUNDING = 1e-5
 """Of the largest value, on equal inputs. Measured: 3e-6, since float32 sums run in another order."""

@@ -1,0 +1,83 @@
+"""One exported random checkpoint, and what the reference says about a few of its cases."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from examples.random_checkpoint import write_checkpoint
+from export.bundle import open_bundle
+from export.config import ModelConfig, load_config
+from export.exporter import export_checkpoint
+from export.processor.settings import load_settings
+from validate.cases import Profile, make_level
+from validate.execution import onnxruntime_engine
+from validate.gates import GateSettings
+from validate.mutated import MutatedTaps, mutate_bundle, mutate_engine
+from validate.mutations import Mutation
+from validate.prompts import prepare_case
+from validate.run import Plan, record_golden
+from validate.taps import OnnxRuntimeTaps
+
+PROFILE = Profile(max_context_tokens=256, max_patches=256, max_batch=3)
+CASE_NAMES = ("images_of_unequal_size", "ragged_batch")
+NUM_DECODE_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle and the way to validate it."""
+
+    bundle: Path
+    config: ModelConfig
+    plan: Plan
+    records: Path
+    """The reference's part, recorded once."""
+
+    def workspace(self, directory: Path) -> Path:
+        """A workspace in which the reference has already spoken."""
+        shutil.copytree(self.records, directory / "workspace" / "records")
+        return directory / "workspace"
+
+    def mutated(self, mutation: Mutation, scratch: Path) -> Plan:
+        """The plan with a fault in the engine and nowhere else."""
+        directory = mutate_bundle(self.bundle, mutation, scratch)
+        engine = mutate_engine(onnxruntime_engine(directory, PROFILE), mutation, self.config)
+        return replace(
+            self.plan, engine=engine, taps=MutatedTaps(OnnxRuntimeTaps(directory), mutation, self.config)
+        )
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    directory = tmp_path_factory.mktemp("validate")
+    checkpoint = write_checkpoint(directory / "checkpoint", dtype="float32")
+    export_checkpoint(checkpoint, directory / "bundle")
+    bundle = open_bundle(directory / "bundle")
+    config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
+    cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
+    plan = Plan(
+        bundle=bundle,
+        config=config,
+        image_settings=settings,
+        engine=onnxruntime_engine(bundle.directory, PROFILE),
+        taps=OnnxRuntimeTaps(bundle.directory),
+        level="quick",
+        cases=tuple(prepare_case(case, config, settings) for case in cases),
+        num_decode_steps=NUM_DECODE_STEPS,
+        gates=GateSettings(),
+    )
+    record_golden(plan, directory / "records", quiet())
+    return Exported(bundle.directory, config, plan, directory / "records")
+
+
+def quiet() -> Callable[[str, float, float], None]:
+    """Nobody watches the progress of a test."""
+    return lambda _text, _done, _total: None
+
+
+@pytest.fixture
+def progress() -> Callable[[str, float, float], None]:
+    return quiet()
