@@ -1,0 +1,147 @@
+"""Do the answers depend on the mechanisms? Break one at a time in the trained model and ask again.
+
+    python -m examples.tiny.ablations models/qwen2-vl-tiny --output ablations.json [--samples 200]
+
+Also reads text over a range of picture sizes, since any resolution is the family's promise.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from torch import Tensor
+
+from examples.tiny.evaluate import BATCH, HELD_OUT_SEED, accuracy, answers, held_out
+from examples.tiny.pictures import FACES, draw_text, load_font
+from examples.tiny.reference_sessions import open_reference
+from examples.tiny.tasks import Medium, Sample, random_code
+from export.processor.processor import ModelInputs, Processor
+from export.reference import decoder as reference_decoder
+
+Change = Callable[[Sample, ModelInputs], ModelInputs]
+"""What an ablation does to a prompt's tensors."""
+
+
+def swap_rows_and_columns(_: Sample, inputs: ModelInputs) -> ModelInputs:
+    """The vision encoder's rotary takes each patch's row for its column."""
+    return replace(inputs, positions=inputs.positions[::-1].copy())
+
+
+def remove_first_boundary(_: Sample, inputs: ModelInputs) -> ModelInputs:
+    """The first two pictures, or steps of a video, see each other's patches."""
+    return replace(inputs, cu_seqlens=np.delete(inputs.cu_seqlens, 1))
+
+
+def stop_time(sample: Sample, inputs: ModelInputs) -> ModelInputs:
+    """All steps of a video have the temporal id of the first; text keeps its own."""
+    if sample.media[0].kind != "video":
+        return inputs
+    position_ids = inputs.position_ids.copy()
+    start = (
+        int(np.flatnonzero((position_ids[1] != position_ids[0]) | (position_ids[2] != position_ids[0]))[0])
+        - 1
+    )
+    length = int(np.prod(inputs.grids[0])) // 4
+    position_ids[0, start : start + length] = position_ids[0, start]
+    return replace(inputs, position_ids=position_ids)
+
+
+def zero_temporal_section() -> AbstractContextManager[Any]:
+    """The temporal frequencies of M-RoPE are zero: that section of every query and key is not turned at all."""
+    tables = reference_decoder.rotary_tables
+
+    def without_time(config: Any) -> tuple[Tensor, Tensor]:
+        frequencies, axis_of = tables(config)
+        return frequencies * (axis_of != 0), axis_of
+
+    return patch.object(reference_decoder, "rotary_tables", without_time)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    name: str
+    tasks: tuple[str, ...]
+    change: Change = lambda _, inputs: inputs
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+ABLATIONS = (
+    Ablation("intact", ("read", "pictures", "direction", "order", "box")),
+    Ablation(
+        "temporal section of M-RoPE zeroed",
+        ("read", "pictures", "direction", "order"),
+        context=zero_temporal_section,
+    ),
+    Ablation("all steps of a video at one time", ("direction", "order"), stop_time),
+    Ablation(
+        "rows and columns swapped in the vision rotary", ("read", "pictures", "box"), swap_rows_and_columns
+    ),
+    Ablation("first cu_seqlens boundary removed", ("pictures", "order"), remove_first_boundary),
+)
+PICTURE_SIZES = (
+    *((28, 28), (56, 28), (84, 28), (112, 28), (112, 56), (168, 56), (112, 112), (224, 56)),
+    *((168, 168), (300, 80), (500, 60), (224, 224), (750, 80), (1000, 100)),
+)
+
+
+def read_at(size: tuple[int, int], seed: int) -> Sample:
+    """Two to five characters somewhere on a picture of exactly this size."""
+    rng = np.random.default_rng([HELD_OUT_SEED, seed, *size])
+    while True:
+        text = random_code(rng, 2, 5)
+        font = load_font(
+            FACES[rng.integers(len(FACES))], int(rng.integers(16, max(17, min(size[1] - 8, 40))))
+        )
+        pixels = draw_text(text, rng, font, size)
+        if pixels.shape[1::-1] == size:
+            return Sample("read", (Medium("image", (pixels,)),), "What does the text say?", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Break the small model's mechanisms one at a time.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--level", type=float, default=1.0, help="difficulty, 0 to 1; 1 is the task itself")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    processor, sessions = (
+        Processor.from_directory(options.checkpoint),
+        open_reference(options.checkpoint, BATCH),
+    )
+    result: dict[str, Any] = {
+        "samples": options.samples,
+        "level": options.level,
+        "ablations": {},
+        "sizes": [],
+    }
+    for ablation in ABLATIONS:
+        figures = {}
+        with ablation.context():
+            for task in ablation.tasks:
+                samples = held_out(task, options.samples, options.level)
+                inputs = [
+                    ablation.change(sample, processor.inputs_from_messages(sample.messages()))
+                    for sample in samples
+                ]
+                said = answers(inputs, processor, options.checkpoint, sessions)
+                figures[task] = accuracy(samples, said)
+        result["ablations"][ablation.name] = figures
+        print(ablation.name, figures, file=sys.stderr, flush=True)
+    for size in PICTURE_SIZES:
+        samples = [read_at(size, seed) for seed in range(options.samples)]
+        inputs = [processor.inputs_from_messages(sample.messages()) for sample in samples]
+        said = answers(inputs, processor, options.checkpoint, sessions)
+        result["sizes"].append([*size, accuracy(samples, said)])
+        print(size, result["sizes"][-1][2], file=sys.stderr, flush=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

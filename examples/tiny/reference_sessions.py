@@ -1,0 +1,14 @@
+"""How does the PyTorch reference drive the same runtime as the engines? By speaking their interface."""
+
+from pathlib import Path
+
+from export.reference.model import load_reference
+from validate.reference_sessions import ReferenceDecoder, ReferenceVision
+
+CAPACITY = 640
+
+
+def open_reference(checkpoint: Path, num_slots: int) -> tuple[ReferenceVision, ReferenceDecoder]:
+    """The checkpoint in float32."""
+    model = load_reference(checkpoint)
+    return ReferenceVision(model), ReferenceDecoder(model, num_slots, CAPACITY)
