@@ -157,6 +157,9 @@ def test_output_into_a_closed_pipe_ends_quietly(arguments: list[str]) -> None:
 
 
 WAITING = """
+# A shell that runs the tests in the background has them ignore Ctrl-C, which children inherit.
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys, time
 from pathlib import Path
 import click
