@@ -97,7 +97,7 @@ def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[st
 def _float32_from_bits(bits: npt.NDArray[np.uint16], data_type: int) -> npt.NDArray[np.float32]:
     if data_type == TensorProto.FLOAT16:
         return bits.view(np.float16).astype(np.float32)
-    # A bfloat16 is the upper half of the float32 of the same value; six times as fast as ml_dtypes' conversion.
+    # A bfloat16 is the upper half of the float32 of the same value: a shift, where ml_dtypes converts one by one.
     widened = bits.astype(np.uint32)
     widened <<= 16
     return widened.view(np.float32)

@@ -167,7 +167,7 @@ def _create_session(
         graph: a canonical graph of a bundle.
         config: the model's.
         may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
-            once gain a tenth from it (`benchmarks/vision.py`); a decode step, bound by memory, gains nothing and would
+            once gain from it; a decode step, bound by memory, gains nothing and would
             wait for every weight to be copied first.
     """
     options = ort.SessionOptions()
