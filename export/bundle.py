@@ -1,23 +1,19 @@
 """How is a bundle written so that a killed run leaves the last good one, and opened so that a changed one is noticed?
 
 A bundle is a directory: `manifest.json`, `vision.onnx`, `decoder.onnx`, the weight files that the graphs point into,
-and the checkpoint's configuration, tokenizer and processor files. It is filled in a hidden sibling directory and
-put in place by one rename. That is atomic against a killed process; after a power cut the file system decides.
+the checkpoint's configuration, tokenizer and processor files, and `engines/` once some were built.
 """
 
-import ctypes
 import errno
-import fcntl
-import glob
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.directory_swap import DirectoryKind, replacing_directory
 from export.errors import UserError
 from export.manifest import (
     CHUNK_BYTES,
@@ -32,6 +28,7 @@ from export.manifest import (
 from export.safetensors_file import fingerprint_safetensors
 
 __all__ = [
+    "ENGINES_DIRECTORY",
     "Bundle",
     "FileRecord",
     "Manifest",
@@ -44,10 +41,8 @@ __all__ = [
     "writing_bundle",
 ]
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-_OLD_SUFFIX = ".old"
+ENGINES_DIRECTORY = "engines"
+"""Where a bundle keeps what was built from it, one directory a key (`engines.cache`)."""
 
 
 @dataclass(frozen=True)
@@ -123,40 +118,52 @@ def _has_recorded_content(path: Path, record: FileRecord) -> bool:
 
 @contextmanager
 def writing_bundle(output: Path) -> Iterator[Path]:
-    """Give a directory to fill; put it in the place of `output` when the body ends well, else leave nothing.
+    """Give a directory to fill; see `replacing_directory` for how it takes the place of `output`.
 
-    The last good bundle stays until then, whatever happens. What killed runs left beside it is removed first.
+    Engines of the old bundle are kept when its key is the new one's: every input of theirs is the same. Under another
+    key none could be used again, so they go with the old bundle.
 
     Raises:
         UserError: `output` is something else than a bundle or an empty directory, or there is no space or permission.
     """
-    new_parents: list[Path] = []
-    scratch: Path | None = None
+    with replacing_directory(output, _BUNDLE) as scratch:
+        yield scratch
+        _keep_engines(output, scratch)
+
+
+def _keep_engines(old: Path, new: Path) -> None:
+    """Hard links: no byte is copied, and the old bundle stays whole until it is replaced."""
+    engines = old / ENGINES_DIRECTORY
+    key = _recorded_key(old)
+    if key is None or key != _recorded_key(new) or not engines.is_dir():
+        return
     try:
-        output = _resolved(output)
-        _require_replaceable(output)
-        new_parents = [parent for parent in output.parents if not parent.exists()]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _settle_leftovers(output)
-        scratch, lock = _locked_scratch(output)
-        try:
-            yield scratch
-            _replace_directory(scratch, output)
-        finally:
-            os.close(lock)
-    except BaseException as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError) and (
-            user_error := _user_error(error, output, preparing=scratch is None)
-        ):
-            raise user_error from error
-        raise
-    # After an exchange the old bundle stands under the scratch name.
-    shutil.rmtree(scratch, ignore_errors=True)
+        hidden = shutil.ignore_patterns(".*")  # of builds that are running or were killed
+        shutil.copytree(engines, new / ENGINES_DIRECTORY, copy_function=os.link, ignore=hidden)
+    except (OSError, shutil.Error):  # a cache: what cannot be linked is built again
+        shutil.rmtree(new / ENGINES_DIRECTORY, ignore_errors=True)
+
+
+def _recorded_key(directory: Path) -> str | None:
+    try:
+        return Manifest.from_json((directory / MANIFEST_NAME).read_text(encoding="utf-8")).key
+    except (OSError, UnicodeDecodeError, UserError):
+        return None
+
+
+def _holds_manifest(directory: Path) -> bool:
+    """True for a manifest of any version, so that a newer qv-export replaces an older one's bundle."""
+    try:
+        return f'"{FORMAT}"' in (directory / MANIFEST_NAME).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
+        return False
+
+
+_BUNDLE = DirectoryKind(
+    "a bundle",
+    is_one=_holds_manifest,
+    space_advice="Free some, choose another output, or use --weights link",
+)
 
 
 def place_weights(files: Sequence[Path], directory: Path, mode: WeightsMode) -> list[FileRecord]:
@@ -214,129 +221,3 @@ def _require_space(files: Sequence[Path], directory: Path) -> None:
             f"Not enough disk space for the weights in {directory.parent}: {needed_bytes / 1e9:.1f} GB needed, "
             f"{free_bytes / 1e9:.1f} GB free. Choose another output, or use --weights link to copy nothing."
         )
-
-
-def _resolved(output: Path) -> Path:
-    """Follow symbolic links, so that a link `current -> v1` stays and its target is replaced."""
-    try:
-        return output.resolve()
-    except RuntimeError:  # a loop of links, up to Python 3.12
-        raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
-
-
-def _require_replaceable(output: Path) -> None:
-    """Refuse to replace what is not ours: only a bundle, an empty directory or nothing."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"{output} exists and is not a directory. Choose another output.")
-    if os.path.ismount(output):
-        raise UserError(
-            f"{output} is a mount point, which cannot be replaced. Use {output / 'bundle'} instead."
-        )
-    if any(output.iterdir()) and not _holds_manifest(output):
-        raise UserError(
-            f"{output} exists and is not a bundle; it will not be replaced. Choose another output."
-        )
-
-
-def _holds_manifest(directory: Path) -> bool:
-    """True for a manifest of any version, so that a newer qv-export replaces an older one's bundle."""
-    try:
-        return f'"{FORMAT}"' in (directory / MANIFEST_NAME).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
-        return False
-
-
-def _scratch_prefix(output: Path) -> str:
-    return f".{output.name}.writing-"
-
-
-def _locked_scratch(output: Path) -> tuple[Path, int]:
-    """Make the directory to fill and lock it. The kernel drops the lock of a killed process."""
-    while True:
-        scratch = output.parent / f"{_scratch_prefix(output)}{secrets.token_hex(4)}"
-        scratch.mkdir()
-        lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
-        # Some network file systems lock no directory: then the directory is not protected, which only
-        # another export to the same output could notice.
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if scratch.exists():
-            return scratch, lock
-        # Another run took it for a leftover between mkdir and flock.
-        os.close(lock)
-
-
-def _settle_leftovers(output: Path) -> None:
-    """Tidy up after killed runs: remove directories that no living process has locked."""
-    for leftover in output.parent.glob(f"{glob.escape(_scratch_prefix(output))}*"):
-        try:
-            lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            continue  # not a directory of ours
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if leftover.suffix == _OLD_SUFFIX and not output.exists():
-                leftover.rename(output)  # killed between two renames: this is the last good bundle
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
-        except OSError:
-            pass  # in use
-        finally:
-            os.close(lock)
-
-
-def _replace_directory(scratch: Path, output: Path) -> None:
-    """Put `scratch` in the place of `output`; what was there is left under the name of `scratch`."""
-    if not output.exists():
-        scratch.rename(output)
-    elif not _exchange(scratch, output):
-        _replace_in_two_steps(scratch, output)
-
-
-def _replace_in_two_steps(scratch: Path, output: Path) -> None:
-    """For file systems that exchange nothing: `output` is absent for an instant between two renames."""
-    old = scratch.with_name(scratch.name + _OLD_SUFFIX)
-    output.rename(old)
-    try:
-        scratch.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    old.rename(scratch)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step with Linux's renameat2. False where the kernel or the file system has none."""
-    at_working_directory, rename_exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    code = renameat2(
-        at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), rename_exchange
-    )
-    if code == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
-        return False
-    raise OSError(number, os.strerror(number), str(second))
-
-
-def _user_error(error: OSError, output: Path, *, preparing: bool) -> UserError | None:
-    """Name what the user can mend: space, permission, the path. Other errors are the machine's."""
-    if error.errno in _NO_SPACE:
-        return UserError(
-            f"No space left while writing {output} ({error.strerror}). Free some, choose another output, "
-            "or use --weights link. Nothing was written."
-        )
-    place = error.filename if error.filename is not None else output
-    if error.errno in _NO_PERMISSION:
-        return UserError(
-            f"No permission at {place} ({error.strerror}) while writing {output}. Check its owner and mode, "
-            "or choose another output. Nothing was written."
-        )
-    if preparing and error.errno in _BAD_PATH:
-        return UserError(f"{place} cannot be a bundle's place: {error.strerror}. Choose another output.")
-    return None

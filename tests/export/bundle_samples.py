@@ -25,7 +25,11 @@ def make_weights(path: Path, seed: int = 0) -> Path:
 
 
 def fill(
-    directory: Path, weights: list[FileRecord], graph: bytes = b"vision graph", mode: str = "copy"
+    directory: Path,
+    weights: list[FileRecord],
+    graph: bytes = b"vision graph",
+    mode: str = "copy",
+    key: str | None = None,
 ) -> Manifest:
     (directory / "vision.onnx").write_bytes(graph)
     (directory / "decoder.onnx").write_bytes(b"decoder graph")
@@ -40,13 +44,15 @@ def fill(
         graphs={role: FileRecord.from_file(directory / f"{role}.onnx") for role in ("vision", "decoder")},
         weights=tuple(weights),
         files=(FileRecord.from_file(directory / "config.json"),),
-        key=content_key({"vision": "1"}),
+        key=key or content_key({"vision": graph.decode()}),
     )
     manifest.write(directory)
     return manifest
 
 
-def write_bundle(output: Path, weights: Path, graph: bytes = b"vision graph") -> Bundle:
+def write_bundle(
+    output: Path, weights: Path, graph: bytes = b"vision graph", key: str | None = None
+) -> Bundle:
     with writing_bundle(output) as directory:
-        fill(directory, place_weights([weights], directory, "copy"), graph)
+        fill(directory, place_weights([weights], directory, "copy"), graph, key=key)
     return open_bundle(output)

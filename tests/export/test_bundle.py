@@ -56,45 +56,27 @@ def test_a_bundle_is_readable_by_others_as_the_umask_says(tmp_path: Path, weight
 def test_a_bundle_is_replaced_as_a_whole(tmp_path: Path, weights: Path) -> None:
     output = tmp_path / "bundle"
     write_bundle(output, weights)
-    (output / "engines").mkdir()
     bundle = write_bundle(output, weights, graph=b"second")
     assert bundle.vision_graph.read_bytes() == b"second"
-    assert not (output / "engines").exists()
     assert siblings(output) == ["bundle", "checkpoint"]
 
 
-def test_a_file_system_without_exchange_gets_two_renames(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("key", "is_kept"), [("same", True), ("other", False)])
+def test_engines_stay_with_a_bundle_of_the_same_key(
+    tmp_path: Path, weights: Path, key: str, is_kept: bool
 ) -> None:
     output = tmp_path / "bundle"
-    write_bundle(output, weights)
-    monkeypatch.setattr(bundle_module, "_exchange", lambda first, second: False)
-    assert write_bundle(output, weights, graph=b"second").vision_graph.read_bytes() == b"second"
+    write_bundle(output, weights, key="same")
+    engine = output / "engines" / "0123" / "vision.engine"
+    unfinished = output / "engines" / ".4567.writing-89ab" / "vision.engine"
+    for path in (engine, unfinished):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"engine")
+    write_bundle(output, weights, key=key)
+    assert engine.exists() == is_kept
+    assert not unfinished.exists()
+    assert open_bundle(output).manifest.key == key
     assert siblings(output) == ["bundle", "checkpoint"]
-
-
-def test_a_second_rename_that_fails_brings_the_old_bundle_back(tmp_path: Path, weights: Path) -> None:
-    write_bundle(tmp_path / "bundle", weights)
-    with pytest.raises(FileNotFoundError):
-        bundle_module._replace_in_two_steps(tmp_path / "missing", tmp_path / "bundle")
-    assert open_bundle(tmp_path / "bundle").vision_graph.read_bytes() == b"vision graph"
-
-
-def test_two_renames_are_not_used_where_exchange_works(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle_module, "_replace_in_two_steps", lambda *_: pytest.fail("output was absent"))
-    write_bundle(tmp_path / "bundle", weights)
-    write_bundle(tmp_path / "bundle", weights, graph=b"second")
-
-
-def test_exchange_swaps_two_directories_here(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    assert bundle_module._exchange(tmp_path / "first", tmp_path / "second")
-    assert (tmp_path / "first" / "second").exists()
-    assert (tmp_path / "second" / "first").exists()
 
 
 def test_an_output_behind_a_symbolic_link_is_replaced_where_it_is(tmp_path: Path, weights: Path) -> None:
