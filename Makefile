@@ -33,15 +33,12 @@ format: $(STAMP) ## Format and mend what ruff can mend
 test: $(STAMP) ## Run every test that this machine can run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-demo: $(STAMP) ## Export the small trained checkpoint and ask it about a picture and two videos
+demo: $(STAMP) ## Export the small trained checkpoint and ask it about pictures and videos
 	@rm -rf $(DEMO)
 	@echo "== 1. Export models/qwen2-vl-tiny: two ONNX graphs, the weights beside them"
 	$(BIN)/qv-export export models/qwen2-vl-tiny --output $(DEMO)/bundle
-	@echo "== 2. Ask the graphs, on ONNX Runtime. The model has 4.7 million parameters and a little training: these questions it"
-	@echo "==    answers right, many others not (models/qwen2-vl-tiny/README.md)."
-	$(BIN)/qv-export run $(DEMO)/bundle --image examples/pictures/tiny-text.png --prompt "What does the text say?"
-	$(BIN)/qv-export run $(DEMO)/bundle --video examples/pictures/tiny-direction.mp4 --prompt "Which way does the square move?"
-	$(BIN)/qv-export run $(DEMO)/bundle --video examples/pictures/tiny-order.mp4 --prompt "Which text comes last?"
+	@echo "== 2. Ask the graphs, on ONNX Runtime, what examples/demo_questions.json asks"
+	$(BIN)/python examples/demo.py $(DEMO)/bundle
 	@echo "== Done. With a real checkpoint: $(BIN)/qv-export export path/to/Qwen2-VL-2B-Instruct -o bundle"
 
 tiny: $(STAMP) ## Train the small model again (hours on two cores)
