@@ -1,14 +1,14 @@
-"""What does the runtime know about one answer while it is being written?
+"""What does the runtime know about one answer while it is being written, and what does it tell of it?
 
 An `Answer` is one request in one KV slot: how much of its prompt is cached, which tokens it has, whether it
-is done. It knows nothing of engines, other answers or text.
+is done. It knows nothing of engines, other answers or text. Events are what its caller hears.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ from export.errors import UserError
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
     from export.processor.processor import ModelInputs
 
-FinishReason = Literal["stop", "length", "capacity"]
-"""An end-of-sequence token came; `max_new_tokens` are there; the KV slot is full."""
+FinishReason = Literal["stop", "length", "capacity", "cancelled", "deadline"]
+"""An end-of-sequence token came; `max_new_tokens` are there; the KV slot is full; given up; out of time."""
 
 Phase = Literal["vision_seconds", "prefill_seconds", "decode_seconds"]
 
@@ -34,6 +34,10 @@ class Timings:
     num_prompt_tokens: int
     num_visual_tokens: int
     num_new_tokens: int = 0
+    num_reused_tokens: int = 0
+    """Prompt tokens that an earlier answer had left in the KV slot."""
+    queue_seconds: float = 0.0
+    """From being asked to having a KV slot."""
     vision_seconds: float = 0.0
     prefill_seconds: float = 0.0
     """Includes the choice of the first new token."""
@@ -55,6 +59,34 @@ class TokenEvent:
     token_id: int
     finish_reason: FinishReason | None
     timings: Timings
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The end of an answer that came without a further token: it was cancelled, or its deadline passed."""
+
+    request_index: int
+    finish_reason: FinishReason
+    timings: Timings
+    is_last: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class FailureEvent:
+    """The end of an answer that an engine could not go on with. It says nothing about any other answer."""
+
+    request_index: int
+    error: Exception
+    timings: Timings
+    is_last: ClassVar[bool] = True
+
+
+Event = TokenEvent | FinishEvent | FailureEvent
+"""What the caller of one request hears. Exactly one event `is_last`, and none comes after it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +164,11 @@ class Answer:
             self.finish_reason = "length"
         elif self.num_cached_tokens >= capacity:
             self.finish_reason = "capacity"
+
+    def accept_decoded(self, logits: npt.NDArray[np.float32], capacity: int) -> None:
+        """The newest token is in the cache now, and `logits` [vocab] choose the next. Raises as `accept`."""
+        self.num_cached_tokens += 1
+        self.accept(logits, capacity)
 
     def event(self) -> TokenEvent:
         """The newest token, told to the caller."""

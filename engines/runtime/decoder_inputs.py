@@ -1,6 +1,7 @@
 """Which tensors does the decoder get for a piece of a prompt, and which for one new token?"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,24 +39,40 @@ def prefill_inputs(answers: Sequence[Answer], model: ModelConfig, max_tokens: in
     )
 
 
-def decode_inputs(answers: Sequence[Answer], model: ModelConfig, capacity: int) -> DecoderInputs:
-    """The newest token of each answer, as a batch with S = 1.
+class DecodeRow(NamedTuple):
+    """What one slot computes in a decode step."""
 
-    A finished answer in between computes a throw-away token just past its end: rows are neighbouring slots,
-    so it cannot be left out. (In a full slot that overwrites the last entry, which nothing reads any more.)
+    token_id: int
+    write_index: int
+    position_id: int
+    """The same on all three axes."""
+
+
+def decode_row(answer: Answer) -> DecodeRow:
+    """The newest token of an answer that goes on."""
+    position_id = answer.num_cached_tokens + answer.request.inputs.position_delta
+    return DecodeRow(answer.token_ids[-1], answer.num_cached_tokens, position_id)
+
+
+def idle_row(num_cached_tokens: int, model: ModelConfig, capacity: int) -> DecodeRow:
+    """A throw-away token just past what a slot holds: rows are neighbouring slots, so none in between can be left out.
+
+    In a full slot that overwrites the last entry, which must then not be read any more.
     """
-    write_index = np.array([min(answer.num_cached_tokens, capacity - 1) for answer in answers], np.int64)
-    deltas = np.array([answer.request.inputs.position_delta for answer in answers], np.int64)
-    positions = (write_index + deltas).astype(np.int32)  # [B], the same on all three axes
-    padding = padding_token_id(model)
-    tokens = [padding if answer.is_finished else answer.token_ids[-1] for answer in answers]
+    write_index = min(num_cached_tokens, capacity - 1)
+    return DecodeRow(padding_token_id(model), write_index, write_index)
+
+
+def decode_inputs(rows: Sequence[DecodeRow], model: ModelConfig) -> DecoderInputs:
+    """One token for each of neighbouring slots, as a batch with S = 1."""
+    token_ids, write_index, position_ids = np.array(rows, np.int64).T.copy()  # [B] each
     return DecoderInputs(
-        token_ids=np.array(tokens, np.int64)[:, None],
-        visual_embeds=answers[0].visual_embeds[:0],
-        position_ids=np.broadcast_to(positions[None, :, None], (3, len(answers), 1)).copy(),
+        token_ids=token_ids[:, None],
+        visual_embeds=np.zeros((0, model.decoder.hidden_size), np.float32),
+        position_ids=np.tile(position_ids[None, :, None].astype(np.int32), (3, 1, 1)),
         write_index=write_index,
         kv_lengths=write_index + 1,
-        logits_index=np.zeros((len(answers), 1), np.int64),
+        logits_index=np.zeros((len(rows), 1), np.int64),
     )
 
 

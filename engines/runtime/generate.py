@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import Answer, FinishReason, Request, Timings, TokenEvent, timed, visual_offsets
-from engines.runtime.decoder_inputs import decode_inputs, prefill_inputs
+from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
 from engines.runtime.generation_config import GenerationConfig
-from engines.session import DecoderSession, EngineError, VisionSession
+from engines.runtime.pictures import check_visual_embeds
+from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
 
@@ -138,12 +139,7 @@ def encode_visuals(
         EngineError: the engine's answer has another shape.
     """
     visual_embeds = vision.encode(inputs.patches, inputs.positions, inputs.cu_seqlens)
-    expected = (len(inputs.patches) // model.vision.patches_per_token, model.decoder.hidden_size)
-    if visual_embeds.shape != expected:
-        raise EngineError(
-            f"the vision engine returned visual_embeds of shape {visual_embeds.shape}, expected {expected} "
-            f"for {len(inputs.patches)} patches. Was it built for this checkpoint?"
-        )
+    check_visual_embeds(visual_embeds, len(inputs.patches), model)
     return visual_embeds
 
 
@@ -179,11 +175,16 @@ def decode_one_token(answers: Sequence[Answer], decoder: DecoderSession, model: 
     """
     running = [row for row, answer in enumerate(answers) if not answer.is_finished]
     span = answers[running[0] : running[-1] + 1]
+    rows = [
+        idle_row(answer.num_cached_tokens, model, decoder.capacity)
+        if answer.is_finished
+        else decode_row(answer)
+        for answer in span
+    ]
     with timed([answers[row] for row in running], "decode_seconds"):
-        logits = decoder.forward(span[0].slot, decode_inputs(span, model, decoder.capacity))  # [B, 1, vocab]
+        logits = decoder.forward(span[0].slot, decode_inputs(rows, model))  # [B, 1, vocab]
         for row in running:
-            answers[row].num_cached_tokens += 1
-            answers[row].accept(logits[row - running[0], 0], decoder.capacity)
+            answers[row].accept_decoded(logits[row - running[0], 0], decoder.capacity)
 
 
 def _events(answers: Iterable[Answer]) -> Iterator[TokenEvent]:
@@ -209,12 +210,13 @@ def _check_fit(
         problems.append(f"prefill_chunk_tokens must be at least 1, found {chunk_tokens}.")
     for index, request in enumerate(requests):
         where = f"prompt {index}: " if len(requests) > 1 else ""
-        problems += [where + problem for problem in _prompt_problems(request, decoder.capacity, model)]
+        problems += [where + problem for problem in prompt_problems(request, decoder.capacity, model)]
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _prompt_problems(request: Request, capacity: int, model: ModelConfig) -> list[str]:
+def prompt_problems(request: Request, capacity: int, model: ModelConfig) -> list[str]:
+    """Why a prompt cannot be answered in a slot of `capacity` tokens; nothing when it can."""
     problems = []
     if request.num_prompt_tokens == 0:
         problems.append("the prompt has no tokens, expected at least one.")

@@ -9,6 +9,8 @@ batches and decode steps are compared with.
 import numpy as np
 import numpy.typing as npt
 
+from engines.runtime.generation_config import GenerationConfig
+from engines.runtime.sampling import next_token
 from engines.session import DecoderInputs
 from export.config import DecoderConfig, ModelConfig, VisionConfig
 from export.processor.processor import ModelInputs
@@ -107,6 +109,19 @@ def logits_without_cache(inputs: ModelInputs, new_token_ids: list[int]) -> Array
     positions = np.concatenate([inputs.position_ids, new_positions], axis=1)
     hidden = embed(token_ids, encode_patches(inputs.patches), positions)
     return attend(hidden[-1], hidden @ KEY, hidden @ VALUE)
+
+
+def tokens_without_cache(inputs: ModelInputs, config: GenerationConfig, seed: int) -> list[int]:
+    """The truth: every step recomputes the whole sequence, with no cache, chunk or batch in sight."""
+    generator = np.random.default_rng(seed)
+    token_ids: list[int] = []
+    for _ in range(config.max_new_tokens):
+        seen = np.isin(np.arange(VOCAB), [*inputs.token_ids, *token_ids])
+        logits = logits_without_cache(inputs, token_ids).astype(np.float32)
+        token_ids.append(next_token(logits, seen, config, generator))
+        if token_ids[-1] in config.eos_token_ids:
+            break
+    return token_ids
 
 
 class FakeVision:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from engines.runtime.answer import Answer, Request
-from engines.runtime.decoder_inputs import decode_inputs, padding_token_id, prefill_inputs
+from engines.runtime.decoder_inputs import (
+    decode_inputs,
+    decode_row,
+    idle_row,
+    padding_token_id,
+    prefill_inputs,
+)
 from engines.runtime.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import HIDDEN, IMAGE, MODEL, VIDEO, make_inputs
 
@@ -41,7 +47,7 @@ def test_a_decode_step_feeds_newest_tokens_at_cache_length_plus_delta():
     for answer in answers:
         answer.num_cached_tokens = answer.num_prompt_tokens
         answer.token_ids = [40 + answer.index, 50 + answer.index]
-    inputs = decode_inputs(answers, MODEL, capacity=20)
+    inputs = decode_inputs([decode_row(answer) for answer in answers], MODEL)
     assert inputs.token_ids.tolist() == [[50], [51], [52]]
     assert inputs.write_index.tolist() == [5, 3, 4]
     assert inputs.kv_lengths.tolist() == [6, 4, 5]
@@ -51,15 +57,10 @@ def test_a_decode_step_feeds_newest_tokens_at_cache_length_plus_delta():
     assert inputs.position_ids[:, :, 0].tolist() == [expected] * 3
 
 
-def test_a_finished_answer_in_a_full_slot_writes_nothing_past_its_end():
-    answers = make_answers()
-    for answer in answers:
-        answer.num_cached_tokens = answer.num_prompt_tokens
-        answer.token_ids = [40]
-    answers[0].finish_reason = "capacity"
-    inputs = decode_inputs(answers, MODEL, capacity=5)
-    assert (inputs.write_index.tolist(), inputs.kv_lengths.tolist()) == ([4, 3, 4], [5, 4, 5])
-    assert inputs.token_ids[0, 0] == padding_token_id(MODEL)
+def test_an_idle_slot_computes_padding_just_past_what_it_holds_and_never_past_its_end():
+    inputs = decode_inputs([idle_row(num_cached, MODEL, capacity=5) for num_cached in (0, 3, 5)], MODEL)
+    assert (inputs.write_index.tolist(), inputs.kv_lengths.tolist()) == ([0, 3, 4], [1, 4, 5])
+    assert inputs.token_ids.tolist() == [[padding_token_id(MODEL)]] * 3
 
 
 @pytest.mark.parametrize(("image", "video"), [(0, 1), (1, 0), (2, 5), (7, 9)])

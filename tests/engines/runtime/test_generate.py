@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from engines.runtime.answer import Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate, generate_batch
 from engines.runtime.generation_config import GenerationConfig
-from engines.runtime.sampling import next_token
 from engines.session import EngineError
 from export.errors import UserError
 from export.processor.processor import ModelInputs
@@ -20,8 +19,8 @@ from tests.engines.runtime.fake_engine import (
     VOCAB,
     FakeDecoder,
     FakeVision,
-    logits_without_cache,
     make_inputs,
+    tokens_without_cache,
 )
 
 GREEDY = GenerationConfig(max_new_tokens=8)
@@ -34,19 +33,6 @@ PICTURES = [11, 5, IMAGE, IMAGE, IMAGE, 6, 12, 5, VIDEO, VIDEO, 6, 13, 14, 5, IM
 text_token = st.sampled_from([*range(10, VOCAB)])
 prompts = st.lists(text_token | st.sampled_from([IMAGE, VIDEO]), min_size=1, max_size=24)
 configs = st.sampled_from([GREEDY, SAMPLED])
-
-
-def tokens_without_cache(inputs: ModelInputs, config: GenerationConfig, seed: int) -> list[int]:
-    """The truth: every step recomputes the whole sequence, with no cache, chunk or batch in sight."""
-    generator = np.random.default_rng(seed)
-    token_ids: list[int] = []
-    for _ in range(config.max_new_tokens):
-        seen = np.isin(np.arange(VOCAB), [*inputs.token_ids, *token_ids])
-        logits = logits_without_cache(inputs, token_ids).astype(np.float32)
-        token_ids.append(next_token(logits, seen, config, generator))
-        if token_ids[-1] in config.eos_token_ids:
-            break
-    return token_ids
 
 
 def answer(inputs: ModelInputs, config: GenerationConfig = GREEDY, decoder=None, vision=None, **options):

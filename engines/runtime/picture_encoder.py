@@ -1,0 +1,88 @@
+"""Which pictures are encoded next, together in one call, and which are known already?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runtime.answer import timed
+from engines.runtime.embedding_cache import EmbeddingCache
+from engines.runtime.job import Job
+from engines.runtime.pictures import Picture, encode_pictures
+from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
+from engines.session import VisionSession
+from export.config import ModelConfig
+
+Embeds = npt.NDArray[np.float32]
+
+
+class PictureEncoder:
+    """One vision session for the pictures of all requests; each picture is encoded once while it is remembered."""
+
+    def __init__(
+        self, vision: VisionSession, model: ModelConfig, limits: SchedulerLimits, stats: SchedulerStats
+    ) -> None:
+        self._vision, self._model, self._stats = vision, model, stats
+        self._max_patches = limits.max_vision_patches_per_call
+        self.cache = EmbeddingCache(limits.embedding_cache_bytes)
+
+    def encode_next(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception]]:
+        """Give jobs the embeddings of their missing pictures, as far as one call goes, the first jobs first.
+
+        Returns:
+            The jobs with a picture on which the engine fails even alone.
+        """
+        for job in jobs:
+            self._find_known(job)
+        pictures = self._next_pictures(jobs)
+        if not pictures:
+            return []
+        served = [job for job in jobs if any(picture.digest in pictures for picture in job.missing)]
+        with timed([job.started for job in served], "vision_seconds"):
+            encoded, errors = self._encode(list(pictures.values()))
+        for job in served:
+            for picture in [picture for picture in job.missing if picture.digest in encoded]:
+                job.take_embeds(picture, encoded[picture.digest])
+        first_errors = [
+            (job, next((errors[picture.digest] for picture in job.missing if picture.digest in errors), None))
+            for job in served
+        ]
+        return [(job, error) for job, error in first_errors if error is not None]
+
+    def _find_known(self, job: Job) -> None:
+        for picture in list(job.missing):
+            if (embeds := self.cache.get(picture.digest)) is not None:
+                job.take_embeds(picture, embeds)
+                self._stats.num_picture_cache_hits += 1
+
+    def _next_pictures(self, jobs: Sequence[Job]) -> dict[bytes, Picture]:
+        """Pictures for one call, by digest: as many as fit in their order, at least one."""
+        chosen: dict[bytes, Picture] = {}
+        num_patches = 0
+        for picture in (picture for job in jobs for picture in job.missing):
+            if picture.digest in chosen:
+                continue
+            num_patches += picture.num_patches
+            if chosen and num_patches > self._max_patches:
+                break
+            chosen[picture.digest] = picture
+        return chosen
+
+    def _encode(self, pictures: Sequence[Picture]) -> tuple[dict[bytes, Embeds], dict[bytes, Exception]]:
+        """Embeddings and, for pictures on which the engine fails even alone, its exceptions: both by digest."""
+        self._stats.num_vision_calls += 1
+        try:
+            embeds = encode_pictures(pictures, self._vision, self._model)
+        except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
+            if len(pictures) == 1:
+                return {}, {pictures[0].digest: error}
+            alone = [self._encode([picture]) for picture in pictures]
+            return (
+                {digest: found for encoded, _ in alone for digest, found in encoded.items()},
+                {digest: error for _, errors in alone for digest, error in errors.items()},
+            )
+        self._stats.num_pictures_encoded += len(pictures)
+        encoded = {picture.digest: part for picture, part in zip(pictures, embeds, strict=True)}
+        for digest, part in encoded.items():
+            self.cache.put(digest, part)
+        return encoded, {}

@@ -1,0 +1,369 @@
+"""Continuous batching: which request runs next, in which KV slot, and for how long?
+
+Each `step` drops what was given up, admits requests in the order in which they came, encodes their pictures, takes
+one chunk of prompts into the cache and decodes one token of every answer that is being written. So an answer that
+ends makes room at once, and a long prompt holds up the others by one chunk at most.
+
+Nothing here knows which engine runs, and nothing here starts a thread: `service.py` does.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.runtime.answer import Answer, Event, FailureEvent, FinishEvent, FinishReason, Request, timed
+from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
+from engines.runtime.generate import prefill_chunk, prompt_problems
+from engines.runtime.job import Job, Listener, Ticket
+from engines.runtime.kv_slots import EMPTY, CacheContent, KvSlots
+from engines.runtime.picture_encoder import PictureEncoder
+from engines.runtime.pictures import pictures_from_inputs
+from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits, SchedulerStats
+from engines.session import DecoderSession, VisionSession
+from export.config import ModelConfig
+from export.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs requests over one vision and one decoder session.
+
+    `submit`, `cancel` and `stats` may be called from any thread, `step` from one at a time. Events are told by the
+    thread that steps, in order; a listener should hand them on and return.
+
+    A greedy answer has the tokens that its request gets alone. Engines sum in another order when they compute more
+    rows, so this holds where no two logits are closer than that rounding; docs/numerics.md says how close that is.
+    """
+
+    def __init__(
+        self,
+        vision: VisionSession,
+        decoder: DecoderSession,
+        model: ModelConfig,
+        limits: SchedulerLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits or SchedulerLimits()
+        self._decoder, self._model, self._clock = decoder, model, clock
+        self._slots = KvSlots(decoder.num_slots)
+        self._stats = SchedulerStats(decoder.num_slots)
+        self._picture_encoder = PictureEncoder(vision, model, self.limits, self._stats)
+        self._jobs: list[Job] = []  # in slots, oldest first
+        self._lock = threading.Lock()  # guards what follows
+        self._queue: deque[Job] = deque()
+        self._picture_bytes = 0
+        self._is_draining = False
+        self._numbers = itertools.count()
+
+    # Called from any thread
+
+    def submit(
+        self, request: Request, on_event: Listener, *, deadline_seconds: float | None = None
+    ) -> Ticket:
+        """Ask for an answer.
+
+        Args:
+            request: prompt, sampling and seed.
+            on_event: hears the answer from the thread that steps; the last event has `is_last`.
+            deadline_seconds: from now; an answer that is not finished then ends with "deadline".
+
+        Raises:
+            UserError: the prompt or what it asks for exceeds a limit; all problems at once.
+            QueueFullError: try later.
+            DrainingError: the server is shutting down.
+        """
+        problems = prompt_problems(request, self._decoder.capacity, self._model)
+        problems += self._limit_problems(request, deadline_seconds)
+        if problems:
+            raise UserError("\n".join(problems))
+        pictures = pictures_from_inputs(request.inputs, self._model)
+        content = CacheContent(
+            request.inputs.token_ids,
+            request.inputs.position_ids,
+            tuple((picture.first_token, picture.digest) for picture in pictures),
+        )
+        now = self._clock()
+        deadline_at = None if deadline_seconds is None else now + deadline_seconds
+        with self._lock:
+            self._check_room(request)
+            job = Job(Ticket(next(self._numbers)), request, on_event, now, deadline_at, content, pictures)
+            self._queue.append(job)
+            self._picture_bytes += request.inputs.patches.nbytes
+            self._stats.num_submitted += 1
+        return job.ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a request up: it ends with "cancelled" in the next step, unless it has ended before."""
+        ticket.is_cancelled = True
+
+    def drain(self) -> None:
+        """Take nothing new from now on; what was taken is answered to its end."""
+        with self._lock:
+            self._is_draining = True
+
+    def stats(self) -> SchedulerStats:
+        """A copy of the counts as they are now."""
+        with self._lock:
+            return replace(
+                self._stats,
+                queue_length=len(self._queue),
+                slots_used=self._stats.num_slots - len(self._slots),
+                embedding_cache_bytes=self._picture_encoder.cache.num_bytes,
+            )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue or self._jobs)
+
+    # Called from the thread that steps
+
+    def step(self) -> bool:
+        """Go on with everything by a little; True while there is more to do.
+
+        An engine's exception ends the requests whose computation raised it, with a `FailureEvent`, and no other.
+        """
+        self._drop_ended()
+        self._admit()
+        self._encode_pictures()
+        self._prefill()
+        self._decode()
+        return self.has_work
+
+    def end_all(self, error: Exception | None = None) -> None:
+        """End every request now: with a `FailureEvent` of `error`, or as cancelled."""
+        with self._lock:
+            waiting = list(self._queue)
+            self._queue.clear()
+        for job in [*self._jobs, *waiting]:
+            if error is None:
+                self._finish(job, "cancelled")
+            else:
+                self._fail(job, error)
+
+    # The phases of a step
+
+    def _drop_ended(self) -> None:
+        """End what was cancelled or is past its deadline, waiting or running."""
+        now = self._clock()
+        with self._lock:
+            jobs = [*self._jobs, *self._queue]
+            ended = [(job, reason) for job in jobs if (reason := job.why_ended(now))]
+            if ended:
+                gone = {id(job) for job, _ in ended}
+                self._queue = deque(job for job in self._queue if id(job) not in gone)
+        for job, reason in ended:
+            self._finish(job, reason)
+
+    def _admit(self) -> None:
+        """Give free slots to waiting requests, first come first served."""
+        while len(self._slots):
+            with self._lock:
+                if not self._queue:
+                    return
+                job = self._queue.popleft()
+                self._jobs.append(job)
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        used = [other.answer.slot for other in self._jobs if other.answer]
+        slot, num_shared = self._slots.acquire(job.content, used)
+        no_embeds = np.zeros((0, self._model.decoder.hidden_size), np.float32)
+        answer = Answer(job.request, job.ticket.number, slot, no_embeds, self._model)
+        # The last tokens are always computed: their logits choose the first new one.
+        longest = max(answer.num_prompt_tokens - self.limits.min_tokens_per_call, 0)
+        answer.num_cached_tokens = min(num_shared, longest)
+        queue_seconds = self._clock() - job.submitted_at
+        answer.timings = replace(
+            answer.timings, num_reused_tokens=answer.num_cached_tokens, queue_seconds=queue_seconds
+        )
+        job.answer = answer
+        job.missing = [picture for picture in job.pictures if picture.last_token >= answer.num_cached_tokens]
+        self._stats.num_admitted += 1
+        self._stats.queue_seconds += queue_seconds
+        self._stats.num_prompt_tokens += answer.num_prompt_tokens
+        self._stats.num_reused_tokens += answer.num_cached_tokens
+
+    def _encode_pictures(self) -> None:
+        """Find or encode pictures of admitted requests, oldest first, in one call for all of them."""
+        for job, error in self._picture_encoder.encode_next(self._jobs):
+            self._fail(job, error)
+        for job in self._jobs:
+            if job.pictures and not job.missing:
+                job.join_embeds(self._model.vision.patches_per_token, self._model.decoder.hidden_size)
+                self._forget_pictures(job)
+
+    def _prefill(self) -> None:
+        """Take up to one chunk of prompt tokens into the cache, of the oldest requests first."""
+        budget = self.limits.prefill_chunk_tokens
+        for job in list(self._jobs):
+            if job.is_decoding or job.missing:
+                continue
+            answer = job.started
+            num_tokens = self._chunk_tokens(answer.num_prompt_tokens - answer.num_cached_tokens, budget)
+            if not num_tokens:
+                return
+            budget -= num_tokens
+            self._stats.num_prefill_calls += 1
+            try:
+                prefill_chunk([answer], self._decoder, self._model, num_tokens)
+            except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
+                self._fail(job, error)
+                continue
+            if answer.is_prefilled:
+                answer.visual_embeds = answer.visual_embeds[:0].copy()
+                self._stats.num_first_tokens += 1
+                self._stats.first_token_seconds += self._clock() - job.submitted_at
+                self._tell_token(job)
+
+    def _chunk_tokens(self, num_left: int, budget: int) -> int:
+        """How many of a prompt's tokens to take now, so that neither this call nor the last has too few; 0 for none."""
+        fewest = min(self.limits.min_tokens_per_call, num_left)
+        num_tokens = min(num_left, budget)
+        if 0 < num_left - num_tokens < self.limits.min_tokens_per_call:
+            num_tokens = num_left - self.limits.min_tokens_per_call
+        return num_tokens if num_tokens >= fewest else 0
+
+    def _decode(self) -> None:
+        """One more token of every answer that is being written, in one call over the slots that they span."""
+        running = {job.started.slot: job for job in self._jobs if job.is_decoding}
+        if not running:
+            return
+        errors: dict[int, Exception] = {}
+        with timed([job.started for job in running.values()], "decode_seconds"):
+            for slot, logits in self._logits(running, errors):
+                try:
+                    running[slot].started.accept_decoded(logits, self._decoder.capacity)
+                except Exception as error:  # noqa: BLE001  logits that are no numbers
+                    errors[slot] = error
+        for slot, job in running.items():
+            if slot in errors:
+                self._fail(job, errors[slot])
+            else:
+                self._tell_token(job)
+
+    def _logits(
+        self, running: dict[int, Job], errors: dict[int, Exception]
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Logits [vocab] of each running slot. After a failed call each is tried alone, and what fails is an error.
+
+        That computes the same tokens at the same places of the cache, which changes nothing for the others.
+        """
+        first, last = self._span(running)
+        rows = [self._row(slot, running) for slot in range(first, last + 1)]
+        self._stats.num_decode_calls += 1
+        self._stats.num_decode_rows += len(running)
+        try:
+            logits = self._decoder.forward(first, decode_inputs(rows, self._model))  # [B, 1, vocab]
+        except Exception as error:  # noqa: BLE001  whom it hit is found out below
+            logger.warning("a decode call over %d answers failed: %s", len(running), error)
+        else:
+            yield from ((slot, logits[slot - first, 0]) for slot in running)
+            return
+        for slot in running:
+            try:
+                alone = self._decoder.forward(slot, decode_inputs([rows[slot - first]], self._model))
+            except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
+                errors[slot] = error
+            else:
+                yield slot, alone[0, 0]
+
+    def _span(self, running: dict[int, Job]) -> tuple[int, int]:
+        """First and last slot of a decode call."""
+        first, last = min(running), max(running)
+        while last - first + 1 < min(self.limits.min_tokens_per_call, self._decoder.num_slots):
+            first, last = (first, last + 1) if last + 1 < self._decoder.num_slots else (first - 1, last)
+        return first, last
+
+    def _row(self, slot: int, running: dict[int, Job]) -> DecodeRow:
+        if slot in running:
+            return decode_row(running[slot].started)
+        filling = next((job.started for job in self._jobs if job.started.slot == slot), None)
+        num_cached = filling.num_cached_tokens if filling else self._slots.num_kept_tokens(slot)
+        return idle_row(num_cached, self._model, self._decoder.capacity)
+
+    # The ends of a request
+
+    def _tell_token(self, job: Job) -> None:
+        self._stats.num_new_tokens += 1
+        event = job.started.event()
+        if event.is_last:
+            self._stats.num_finished += 1
+            self._leave(job, is_cache_sound=True)
+        self._tell(job, event)
+
+    def _finish(self, job: Job, reason: FinishReason) -> None:
+        self._stats.num_cancelled += reason == "cancelled"
+        self._stats.num_expired += reason == "deadline"
+        self._leave(job, is_cache_sound=True)
+        self._tell(job, FinishEvent(job.ticket.number, reason, job.timings))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.error("request %d failed", job.ticket.number, exc_info=error)
+        self._stats.num_failed += 1
+        self._leave(job, is_cache_sound=False)
+        self._tell(job, FailureEvent(job.ticket.number, error, job.timings))
+
+    def _leave(self, job: Job, *, is_cache_sound: bool) -> None:
+        """Give back what a request holds. Its slot is free for the next step."""
+        self._forget_pictures(job)
+        if job.answer is None:
+            return
+        self._jobs.remove(job)
+        keep = is_cache_sound and self.limits.reuse_prefixes
+        # The last place of a full slot does not count: an idle row may overwrite it.
+        content = job.content_in_slot(self._decoder.capacity - 1) if keep else EMPTY
+        self._slots.release(job.answer.slot, content)
+
+    def _forget_pictures(self, job: Job) -> None:
+        num_bytes = job.forget_pictures()
+        with self._lock:
+            self._picture_bytes -= num_bytes
+
+    def _tell(self, job: Job, event: Event) -> None:
+        """A listener that raises gives its request up and disturbs no other."""
+        try:
+            job.on_event(event)
+        except Exception:
+            logger.exception("the listener of request %d failed", job.ticket.number)
+            job.ticket.is_cancelled = True
+
+    # What `submit` refuses
+
+    def _limit_problems(self, request: Request, deadline_seconds: float | None) -> list[str]:
+        problems = []
+        longest = self.limits.max_tokens_per_request
+        if longest is not None and request.config.max_new_tokens > longest:
+            problems.append(
+                f"max_new_tokens is {request.config.max_new_tokens}, this server allows {longest} at most."
+            )
+        largest = self.limits.max_patches_per_picture
+        found = max((int(np.prod(grid)) for grid in request.inputs.grids), default=0)
+        if largest is not None and found > largest:
+            problems.append(f"a picture has {found} patches, this server allows {largest}. Send it smaller.")
+        if deadline_seconds is not None and not deadline_seconds > 0:
+            problems.append(f"deadline_seconds must be more than 0, found {deadline_seconds}.")
+        return problems
+
+    def _check_room(self, request: Request) -> None:
+        """Raise `TryLaterError` unless there is room to wait. The lock is held."""
+        if self._is_draining:
+            self._stats.num_refused += 1
+            raise DrainingError("the server is shutting down and takes no new requests.")
+        new_bytes, held_bytes = request.inputs.patches.nbytes, self._picture_bytes
+        if len(self._queue) >= self.limits.max_queue or (
+            new_bytes and held_bytes and held_bytes + new_bytes > self.limits.max_queue_bytes
+        ):
+            self._stats.num_refused += 1
+            raise QueueFullError(
+                f"{len(self._queue)} requests with {held_bytes} bytes of pictures are waiting, of at most "
+                f"{self.limits.max_queue} and {self.limits.max_queue_bytes}. Try again later."
+            )
