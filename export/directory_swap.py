@@ -22,6 +22,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _OLD_SUFFIX = ".old"
+_SCRATCH_MARK = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def replacing_directory(output: Path, kind: DirectoryKind) -> Iterator[Path]:
         _require_replaceable(output, kind)
         new_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
-        _settle_leftovers(output)
+        settle_leftovers(output)
         scratch, lock = _locked_scratch(output)
         try:
             yield scratch
@@ -98,7 +99,12 @@ def _require_replaceable(output: Path, kind: DirectoryKind) -> None:
 
 
 def _scratch_prefix(output: Path) -> str:
-    return f".{output.name}.writing-"
+    return f".{output.name}{_SCRATCH_MARK}"
+
+
+def unfinished(directory: Path) -> set[str]:
+    """Names in `directory` that a running or a killed process writes or wrote."""
+    return {path.name[1:].partition(_SCRATCH_MARK)[0] for path in directory.glob(f".*{_SCRATCH_MARK}*")}
 
 
 def _locked_scratch(output: Path) -> tuple[Path, int]:
@@ -117,8 +123,8 @@ def _locked_scratch(output: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _settle_leftovers(output: Path) -> None:
-    """Tidy up after killed runs: remove directories that no living process has locked."""
+def settle_leftovers(output: Path) -> None:
+    """Tidy up after killed runs with this output: remove directories that no living process has locked."""
     for leftover in output.parent.glob(f"{glob.escape(_scratch_prefix(output))}*"):
         try:
             lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

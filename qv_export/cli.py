@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import click
 
 from export.errors import UserError
+from qv_export.commands.build import build
 from qv_export.commands.doctor import doctor
 from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
@@ -81,7 +82,7 @@ def cli(debug: bool, quiet: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (export, run, validate, inspect, doctor):
+for command in (export, build, run, validate, inspect, doctor):
     cli.add_command(command)
 
 

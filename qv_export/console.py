@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 Progress = Callable[[str], None]
+BarProgress = Callable[[str, float], None]
+"""What is going on, and the fraction of the whole that is done."""
 
 
 @contextmanager
@@ -24,6 +26,35 @@ def progress() -> Iterator[Progress]:
 
         with Console(stderr=True).status("") as status:
             yield lambda step: status.update(escape(step))
+
+
+@contextmanager
+def progress_bar() -> Iterator[BarProgress]:
+    """A bar with the time left on a terminal, a line for each further tenth in a log, nothing with -q."""
+    if _is_quiet():
+        yield lambda _text, _done: None
+    elif not sys.stderr.isatty():
+        yield _tenths_to_log()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda text, done: bar.update(task, description=text, completed=done)
+
+
+def _tenths_to_log() -> BarProgress:
+    last = -1
+
+    def report(text: str, done: float) -> None:
+        nonlocal last
+        if int(10 * done) > last:
+            last = int(10 * done)
+            click.echo(f"[{100 * done:3.0f}%] {text}", err=True)
+
+    return report
 
 
 def note(text: str) -> None:

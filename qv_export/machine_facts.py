@@ -3,17 +3,19 @@
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
+from importlib.metadata import requires
 from pathlib import Path
 
-# Compute capabilities that a TensorRT-RTX engine of ours runs on, and the least for TensorRT.
-_RTX_CAPABILITIES = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
-_TENSORRT_CAPABILITY = (8, 0)
-_TENSORRT_VERSION = "11.1"
+from engines.gpus import GpuFacts, gpu_facts
+from engines.targets import (
+    MIN_TENSORRT_VERSION,
+    TARGETS,
+    installed_version,
+    serves_sm,
+    target_version,
+)
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,6 @@ class PackageFacts:
     required: str
     installed: str | None
     fits: bool
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """A GPU as `nvidia-smi` sees it."""
-
-    name: str
-    driver: str
-    compute_capability: tuple[int, int]
-    memory_mib: int
 
 
 @dataclass(frozen=True)
@@ -93,13 +85,6 @@ def package_facts(requirements: Sequence[str]) -> tuple[PackageFacts, ...]:
     return tuple(facts)
 
 
-def installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def package_warnings(packages: Sequence[PackageFacts]) -> tuple[str, ...]:
     """What is installed and does not fit, or fits badly together."""
     warnings = [
@@ -127,69 +112,32 @@ def memory_bytes() -> int:
     return min(physical, int(limit)) if limit.isdigit() else physical
 
 
-def gpu_facts() -> tuple[GpuFacts, ...]:
-    """Ask `nvidia-smi`; a machine without it, or without a working driver, has no GPU."""
-    query = "--query-gpu=name,driver_version,compute_cap,memory.total"
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return gpu_facts_from_csv(answer.stdout)
-
-
-def gpu_facts_from_csv(text: str) -> tuple[GpuFacts, ...]:
-    """Parse the lines of `nvidia-smi`; a field that it does not know reads [N/A]."""
-    gpus = []
-    for line in text.splitlines():
-        name, driver, capability, memory = (field.strip() for field in line.rsplit(",", 3))
-        major, _, minor = capability.partition(".")
-        gpus.append(GpuFacts(name, driver, (_integer(major), _integer(minor)), _integer(memory)))
-    return tuple(gpus)
-
-
-def _integer(text: str) -> int:
-    return int(text) if text.isdigit() else 0
-
-
 def target_facts(gpus: Sequence[GpuFacts]) -> tuple[TargetFacts, ...]:
     """What each target needs to build and to run, and what is missing for it here."""
-    capabilities = [gpu.compute_capability for gpu in gpus]
     return (
-        TargetFacts(
-            "onnxruntime",
-            has_module("onnxruntime"),
-            has_module("onnxruntime"),
-            "CPU; CUDA with 'qv-export[gpu]'",
-        ),
-        _rtx_facts(capabilities),
-        _tensorrt_facts(capabilities),
+        _onnxruntime_facts(),
+        _rtx_facts(gpus),
+        _tensorrt_facts(gpus),
     )
 
 
-def _rtx_facts(capabilities: Sequence[tuple[int, int]]) -> TargetFacts:
-    if not (has_module("tensorrt_rtx_bindings") or has_module("tensorrt_rtx")):
-        return TargetFacts("tensorrt-rtx", False, False, "builds on any CPU: pip install 'qv-export[rtx]'")
-    runs = any(capability in _RTX_CAPABILITIES for capability in capabilities)
-    return TargetFacts(
-        "tensorrt-rtx", True, runs, "" if runs else "runs on NVIDIA GPUs SM75 to SM89 and SM120"
+def _onnxruntime_facts() -> TargetFacts:
+    found = target_version(TARGETS["onnxruntime"]) is not None
+    return TargetFacts("onnxruntime", found, found, "CPU; CUDA with 'qv-export[gpu]'")
+
+
+def _rtx_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
+    target = TARGETS["tensorrt-rtx"]
+    if target_version(target) is None:
+        return TargetFacts(target.name, False, False, f"builds on any CPU: {target.install}")
+    runs = any(serves_sm(target.name, gpu.sm) for gpu in gpus)
+    return TargetFacts(target.name, True, runs, "" if runs else "runs on NVIDIA GPUs SM75 to SM89 and SM120")
+
+
+def _tensorrt_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
+    target = TARGETS["tensorrt"]
+    works = target_version(target) is not None and any(serves_sm(target.name, gpu.sm) for gpu in gpus)
+    advice = (
+        f"needs an NVIDIA GPU (SM80 and up) and TensorRT {MIN_TENSORRT_VERSION} or newer: {target.install}"
     )
-
-
-def _tensorrt_facts(capabilities: Sequence[tuple[int, int]]) -> TargetFacts:
-    from packaging.version import Version
-
-    found = installed_version("tensorrt") or installed_version("tensorrt-cu13") or "0"
-    has_tensorrt = has_module("tensorrt") and Version(found) >= Version(_TENSORRT_VERSION)
-    works = has_tensorrt and any(capability >= _TENSORRT_CAPABILITY for capability in capabilities)
-    advice = f"needs an NVIDIA GPU (SM80 and up) and TensorRT {_TENSORRT_VERSION} or newer: pip install tensorrt-cu13"
-    return TargetFacts("tensorrt", works, works, "" if works else advice)
-
-
-def has_module(name: str) -> bool:
-    return find_spec(name) is not None
+    return TargetFacts(target.name, works, works, "" if works else advice)

@@ -66,7 +66,7 @@ def test_the_bundle_and_the_contract_import_nothing_heavy(module: str) -> None:
     assert not modules_loaded_by(f"import {module}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["run"], ["inspect"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["export"], ["build"], ["run"], ["inspect"], ["doctor"]])
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         f"from qv_export.cli import run_command_line\nassert run_command_line({[*command, '--help']!r}) == 0"

@@ -21,12 +21,12 @@ RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 TENSORRT_LEAST_ARCHITECTURE = 80
 """Of what qv-export offers: bfloat16 needs it, and so do the plugins' kernels."""
 
-_MODULES: dict[Flavour, tuple[str, ...]] = {
+MODULES: dict[Flavour, tuple[str, ...]] = {
     # NVIDIA's metapackage names the module tensorrt_rtx, the wheels on PyPI tensorrt_rtx_bindings.
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tensorrt": ("tensorrt",),
 }
-_REMEDIES: dict[Flavour, str] = {
+REMEDIES: dict[Flavour, str] = {
     "tensorrt-rtx": "pip install 'qv-export[rtx]'",
     "tensorrt": "pip install 'tensorrt-cu13>=11.1' (its libraries come from NVIDIA's own index)",
 }
@@ -38,11 +38,11 @@ def require_installed(flavour: Flavour) -> str:
     Raises:
         UserError: it is not installed.
     """
-    name = next((name for name in _MODULES[flavour] if find_spec(name)), None)
+    name = next((name for name in MODULES[flavour] if find_spec(name)), None)
     if name is None:
         raise UserError(
-            f"Target {flavour} needs the Python module {_MODULES[flavour][-1]}, which is not installed. "
-            f"Install it: {_REMEDIES[flavour]}"
+            f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed. "
+            f"Install it: {REMEDIES[flavour]}"
         )
     return name
 
@@ -59,7 +59,7 @@ def load_bindings(flavour: Flavour) -> ModuleType:
     except (ImportError, OSError) as error:
         raise UserError(
             f"Target {flavour}: the module {name} is installed, but does not load: {error}. "
-            f"Install it anew: {_REMEDIES[flavour]}"
+            f"Install it anew: {REMEDIES[flavour]}"
         ) from error
 
 

@@ -9,8 +9,9 @@ import click
 from qv_export.console import print_json, print_table, progress, size_text
 
 if TYPE_CHECKING:
+    from engines.gpus import GpuFacts
     from plugins.report import PluginsReport
-    from qv_export.machine_facts import GpuFacts, MachineFacts
+    from qv_export.machine_facts import MachineFacts
 
 
 @click.command(short_help="Show what this machine can export, build and run.")

@@ -1,14 +1,11 @@
-import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from qv_export import machine_facts as module
+from engines import targets
+from engines.gpus import GpuFacts
 from qv_export.machine_facts import (
-    GpuFacts,
     PackageFacts,
-    gpu_facts,
-    gpu_facts_from_csv,
     machine_facts,
     memory_bytes,
     package_facts,
@@ -28,10 +25,9 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Modules:
     """Pretend that just these modules are installed."""
 
     def install(*names: str, tensorrt: str | None = None) -> None:
-        monkeypatch.setattr(module, "has_module", lambda name: name in names)
-        monkeypatch.setattr(
-            module, "installed_version", lambda name: tensorrt if name == "tensorrt" else None
-        )
+        monkeypatch.setattr(targets, "has_module", lambda name: name in names)
+        found = {"tensorrt": tensorrt, "tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.32.0"}
+        monkeypatch.setattr(targets, "installed_version", found.get)
 
     return install
 
@@ -64,23 +60,6 @@ def test_two_packages_of_one_module_are_warned_about() -> None:
     both = [PackageFacts(name, "", ">=1", "1.32", True) for name in ("onnxruntime", "onnxruntime-gpu")]
     [warning] = package_warnings(both)
     assert "share one module" in warning
-
-
-def test_nvidia_smi_is_understood() -> None:
-    text = "NVIDIA H100 80GB HBM3, 580.65.06, 9.0, 81559\nNVIDIA GB10, Rev. B, 580.1, 12.1, [N/A]\n"
-    assert gpu_facts_from_csv(text) == (H100, GpuFacts("NVIDIA GB10, Rev. B", "580.1", (12, 1), 0))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [FileNotFoundError(), subprocess.CalledProcessError(9, "nvidia-smi"), subprocess.TimeoutExpired("x", 1)],
-)
-def test_no_working_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr(subprocess, "run", fail)
-    assert gpu_facts() == ()
 
 
 @pytest.mark.parametrize(
