@@ -9,8 +9,11 @@ import pytest
 from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread a worker, set before torch loads: workers that each start a thread a core only wait for each other.
+    # One thread and one core a worker, set before torch and ONNX Runtime load: workers that each start a thread a core
+    # only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(_cores)]})
 
 # The machine's load must not fail a test, and CI must run the same examples each time.
 settings.register_profile("local", deadline=None)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from examples.random_checkpoint import write_checkpoint
-from export.exporter import export_checkpoint
+from tests.support.bundles import shared_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_answers_a_question(tmp_path: Path) -> None:
+def test_the_python_example_answers_a_question(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    export_checkpoint(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle")
+    shutil.copytree(shared_bundle(tmp_path_factory, {"dtype": "float32"}), tmp_path / "bundle")
     shutil.copy(ROOT / "examples" / "pictures" / "street.png", tmp_path)
     script = tmp_path / "example.py"
     script.write_text(example, encoding="utf-8")

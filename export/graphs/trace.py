@@ -5,6 +5,7 @@ for weights. What comes back is a template that `stamp` copies once for each lay
 """
 
 import contextlib
+import functools
 import logging
 import re
 import warnings
@@ -16,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.contract import Dim
 from export.graphs.simplify import simplify_reshapes
@@ -75,7 +77,7 @@ def trace_piece(
             dynamic_shapes=(tuple(_dynamic_dims(item) for item in inputs),),
             strict=False,
         )
-    with _quiet_exporter():
+    with _quiet_exporter(), _shared_translations():
         translated = torch.onnx.export(
             program, dynamo=True, optimize=False, opset_version=_TRANSLATION_OPSET, verbose=False
         )
@@ -122,6 +124,24 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+_translations = functools.cache(ONNXRegistry.from_torchlib)
+
+
+@contextlib.contextmanager
+def _shared_translations() -> Iterator[None]:
+    """Let every piece read one table of translations.
+
+    `torch.onnx.export` makes it anew at each call by parsing the source of some 500 functions: two fifths of an
+    export's time, measured with torch 2.13 and onnxscript 0.7.2. Nothing of ours changes the table.
+    """
+    before = ONNXRegistry.from_torchlib
+    ONNXRegistry.from_torchlib = staticmethod(_translations)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = before  # type: ignore[method-assign]
 
 
 def _drop_wrapper(graph: ir.Graph, inputs: Sequence[PieceInput]) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
 from export.config import ModelConfig, load_config
-from export.exporter import export_checkpoint
 from export.processor.settings import load_settings
+from tests.support.bundles import shared_bundle
 from validate.cases import Profile, make_level
 from validate.execution import onnxruntime_engine
 from validate.gates import GateSettings
@@ -53,9 +52,7 @@ class Exported:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     directory = tmp_path_factory.mktemp("validate")
-    checkpoint = write_checkpoint(directory / "checkpoint", dtype="float32")
-    export_checkpoint(checkpoint, directory / "bundle")
-    bundle = open_bundle(directory / "bundle")
+    bundle = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32"}))
     config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
     cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
     plan = Plan(

@@ -54,22 +54,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def open_engine(variant: Variant, directory: Path) -> Engine:
-    from examples.random_checkpoint import write_checkpoint
-    from export.exporter import export_checkpoint
+def open_engine(variant: Variant, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     from export.reference.model import load_reference
+    from tests.support.bundles import shared_bundle
 
-    checkpoint = write_checkpoint(directory / "checkpoint", **variant.shape.arguments())
-    bundle = directory / "bundle"
-    export_checkpoint(checkpoint, bundle, dtype=variant.dtype, weights=variant.weights)
+    bundle = shared_bundle(
+        tmp_path_factory, variant.shape.arguments(), dtype=variant.dtype, weights=variant.weights
+    )
     sessions = open_sessions(bundle, num_slots=NUM_SLOTS, capacity=CAPACITY)
-    return Engine(variant, bundle, load_reference(checkpoint), *sessions)
+    return Engine(variant, bundle, load_reference(bundle), *sessions)
 
 
 @pytest.fixture(scope="session")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A self-contained float32 bundle of the published head sizes: 128 in the decoder, 80 in the vision encoder."""
-    return open_engine(VARIANTS["float32_copied"], tmp_path_factory.mktemp("copied"))
+    return open_engine(VARIANTS["float32_copied"], tmp_path_factory)
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -79,4 +78,4 @@ def engine(
     """Each variant in turn."""
     if request.param == "float32_copied":
         return copied
-    return open_engine(VARIANTS[request.param], tmp_path_factory.mktemp(request.param))
+    return open_engine(VARIANTS[request.param], tmp_path_factory)

@@ -1,17 +1,17 @@
 """Exit codes, files and the manifest's verdict, through the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
 from export.config import load_config
-from export.exporter import export_checkpoint
 from qv_export.cli import run_command_line
+from tests.support.bundles import shared_bundle
 from validate.mutated import mutate_bundle
 from validate.mutations import mutations
 
@@ -21,12 +21,9 @@ SMALL = ("--level", "quick", "--max-context", "128", "--max-patches", "256", "--
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("bundle")
-    checkpoint = write_checkpoint(
-        directory / "checkpoint", dtype="float32", num_hidden_layers=2, vision_depth=1
-    )
-    export_checkpoint(checkpoint, directory / "bundle")
-    return directory / "bundle"
+    """A bundle of our own: its manifest will keep verdicts."""
+    shared = shared_bundle(tmp_path_factory, {"dtype": "float32"})
+    return shutil.copytree(shared, tmp_path_factory.mktemp("validated") / "bundle")
 
 
 def run(*arguments: object) -> int:

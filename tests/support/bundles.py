@@ -1,0 +1,43 @@
+"""Which exported random checkpoints do tests share? Each is written once a run, whichever worker asks first."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.random_checkpoint import write_checkpoint
+from export.bundle import WeightsMode
+from export.exporter import export_checkpoint
+
+
+def shared_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    weights: WeightsMode = "copy",
+) -> Path:
+    """The bundle of a random checkpoint, which lies beside it as `checkpoint`. Read it; copy it to change it.
+
+    Args:
+        tmp_path_factory: pytest's; its root is one for all workers of a run.
+        checkpoint: arguments of `write_checkpoint`.
+        dtype, weights: of `export_checkpoint`.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    asked = json.dumps([dtype, weights, dict(checkpoint)], sort_keys=True)
+    directory = root / f"shared-bundle-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    directory.mkdir(exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "bundle").exists():  # an export is whole or not there
+            source = write_checkpoint(directory / "checkpoint", **checkpoint)
+            export_checkpoint(source, directory / "bundle", dtype=dtype, weights=weights)
+    return directory / "bundle"
