@@ -11,8 +11,8 @@ from engines.tensorrt.configuration import add_profiles, apply_options, timing_c
 from engines.tensorrt.description import describe_layers, describe_tensors, ops_of
 from engines.tensorrt.facts import EngineFacts
 from engines.tensorrt.flavour import load_bindings, tool_versions
-from engines.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor
-from engines.tensorrt.network import load_graph, parsed_network
+from engines.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
+from engines.tensorrt.network import MappedWeights, load_graph, parse_network
 from engines.tensorrt.options import BuildRequest
 from engines.tensorrt.profiles import graph_contract, graph_profiles, require_small_padding
 from export.bundle import open_bundle
@@ -40,19 +40,26 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     path = bundle.vision_graph if request.graph == "vision" else bundle.decoder_graph
     model = load_graph(path, bundle.manifest.dtype, request.limits.max_context)
 
+    weights = MappedWeights(model, bundle.directory)
+
     log = BuildLog()
     logger = make_logger(trt, log)
     builder = trt.Builder(logger)
-    with parsed_network(trt, builder, model, bundle.directory, logger, log) as network:
-        build_config = builder.create_builder_config()
-        monitor = make_progress_monitor(trt, progress)
-        build_config.progress_monitor = monitor
-        apply_options(trt, build_config, request.options)
-        shapes = add_profiles(builder, build_config, contract, profiles)
-        inputs, outputs = describe_tensors(network, shapes)
-        layers = describe_layers(network)
-        with timing_cache(build_config, request.options.timing_cache), _space_is_the_users(request.output):
-            write_engine(trt, builder, network, build_config, request.output, log)
+    network = parse_network(trt, builder, model, weights, logger, log)
+
+    def report(phase: str, fraction: float) -> None:
+        weights.release_pages()
+        progress(phase, fraction)
+
+    build_config = builder.create_builder_config()
+    monitor = make_progress_monitor(trt, throttled(report))  # the configuration does not keep it alive
+    build_config.progress_monitor = monitor
+    apply_options(trt, build_config, request.options)
+    shapes = add_profiles(builder, build_config, contract, profiles)
+    inputs, outputs = describe_tensors(network, shapes)
+    layers = describe_layers(network)
+    with timing_cache(build_config, request.options.timing_cache), _space_is_the_users(request.output):
+        write_engine(trt, builder, network, build_config, request.output, log)
     return EngineFacts(
         graph=request.graph,
         flavour=request.options.flavour,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from engines.session import EngineError
 from engines.tensorrt.facts import ShapeRange
@@ -13,8 +13,6 @@ from engines.tensorrt.log import BuildLog
 from engines.tensorrt.options import BuildOptions
 from engines.tensorrt.profiles import Profile, shape_ranges
 from export.contract import GraphContract
-
-_WRITE_BYTES = 64 << 20
 
 
 def apply_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
@@ -81,20 +79,39 @@ def timing_cache(config: Any, path: Path | None) -> Iterator[None]:
 def write_engine(
     trt: ModuleType, builder: Any, network: Any, config: Any, output: Path, log: BuildLog
 ) -> None:
-    """Build, and write the serialized engine.
-
-    Not by `build_serialized_network_to_stream`: its Python writer gets the whole engine in one call, as a copy.
+    """Build, and write the serialized engine in pieces: as a whole it would stand in memory beside what it is made of.
 
     Raises:
         EngineError: TensorRT fails; its errors are quoted.
         OSError: the file cannot be written, e.g. for want of space.
     """
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        said = "\n- ".join(log.errors) or "it gives no reason"
-        raise EngineError(f"{trt.__name__} {trt.__version__} cannot build the engine:\n- {said}")
-    pending = memoryview(engine)
     with output.open("wb", buffering=0) as file:
-        while pending:
-            pending = pending[file.write(pending[:_WRITE_BYTES]) :]
+        writer = _make_writer(trt, file)
+        is_built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        if not is_built:
+            said = "\n- ".join(log.errors) or "it gives no reason"
+            raise EngineError(f"{trt.__name__} {trt.__version__} cannot build the engine:\n- {said}")
         os.fsync(file.fileno())
+
+
+def _make_writer(trt: ModuleType, file: IO[bytes]) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+        error: OSError | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def write(self, data: bytes) -> int:
+            """Gives how much was written; less ends the build. An exception must not cross TensorRT."""
+            try:
+                pending = memoryview(data)
+                while pending:
+                    pending = pending[file.write(pending) :]
+            except OSError as error:
+                self.error = error
+                return 0
+            return len(data)
+
+    return Writer()

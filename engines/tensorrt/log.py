@@ -5,6 +5,7 @@ from its own threads.
 """
 
 import re
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,8 @@ from engines.tensorrt.facts import WarningFacts
 
 Progress = Callable[[str, float], None]
 """Called with what TensorRT does now and the done fraction, 0 to 1, which never falls."""
+
+_REPORT_SECONDS = 0.1
 
 _WHERE = re.compile(r"^\w+\.(?:cpp|hpp|h):\d+: ")
 _VARIABLE = re.compile(r"(?<=named )\S+|(?<=input )\w\S*|'[^']*'|\"[^\"]*\"|\([^()]*\)|\d+")
@@ -72,6 +75,19 @@ def make_logger(trt: ModuleType, log: BuildLog) -> Any:
                 listener(message)
 
     return Logger()
+
+
+def throttled(report: Progress) -> Progress:
+    """Pass on a few reports a second: TensorRT gives thousands."""
+    last = 0.0
+
+    def report_sometimes(phase: str, fraction: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _REPORT_SECONDS:
+            last = time.monotonic()
+            report(phase, fraction)
+
+    return report_sometimes
 
 
 class PhaseTree:

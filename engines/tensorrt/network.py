@@ -4,14 +4,13 @@ Function bodies are chosen, the cache gets its capacity, and the parser reads ev
 mapped safetensors file, without a copy.
 """
 
+import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from engines.session import EngineError
@@ -39,31 +38,63 @@ def load_graph(path: Path, dtype: str, capacity: int) -> onnx.ModelProto:
     return model
 
 
-@contextmanager
-def parsed_network(
-    trt: ModuleType, builder: Any, model: onnx.ModelProto, directory: Path, logger: Any, log: BuildLog
-) -> Iterator[Any]:
-    """The network of `model`, whose external weights lie in `directory`.
+class MappedWeights:
+    """The external initializers of a graph, in files that stay mapped as long as this lives."""
 
-    Weights are mapped and must stay so until the engine is built: leave the context after that.
+    def __init__(self, model: onnx.ModelProto, directory: Path) -> None:
+        self._places = {
+            weight.name: {entry.key: entry.value for entry in weight.external_data}
+            for weight in model.graph.initializer
+            if weight.data_location == onnx.TensorProto.EXTERNAL
+        }
+        self._files = {
+            name: _map(directory / name) for name in {place["location"] for place in self._places.values()}
+        }
+
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        """Name, address and bytes of each weight."""
+        for name, place in self._places.items():
+            start = np.frombuffer(self._files[place["location"]], np.uint8).ctypes.data
+            yield name, start + int(place["offset"]), int(place["length"])
+
+    def release_pages(self) -> None:
+        """Take what was read so far out of this process's memory; it comes back from the page cache when read again.
+
+        The kernel would do the same under pressure. Done early, a build needs room for one copy of the weights, its
+        own, and shows it.
+        """
+        for file in self._files.values():
+            file.madvise(mmap.MADV_DONTNEED)
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def parse_network(
+    trt: ModuleType,
+    builder: Any,
+    model: onnx.ModelProto,
+    weights: MappedWeights,
+    logger: Any,
+    log: BuildLog,
+) -> Any:
+    """The network of `model`. It reads `weights` where they lie: keep them until the engine is built.
 
     Raises:
         EngineError: the parser refuses the graph; its errors are quoted with their nodes.
     """
     network = builder.create_network(0)  # always strongly typed since TensorRT 11
     parser = trt.OnnxParser(network, logger)
-    mapped: dict[str, npt.NDArray[np.uint8]] = {}
-    parsed = parser.load_model_proto(model.SerializeToString())
-    for weight in model.graph.initializer:
-        if parsed and weight.data_location == onnx.TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in weight.external_data}
-            name = place["location"]
-            mapped.setdefault(name, np.memmap(directory / name, np.uint8, mode="r"))
-            address = mapped[name].ctypes.data + int(place["offset"])
-            parsed = parser.load_initializer(weight.name, address, int(place["length"]))
-    if not (parsed and parser.parse_model_proto()):
+    is_parsed = (
+        parser.load_model_proto(model.SerializeToString())
+        and all(parser.load_initializer(name, address, size) for name, address, size in weights)
+        and parser.parse_model_proto()
+    )
+    if not is_parsed:
         raise EngineError(refusal(trt, parser, model.graph.name, log))
-    yield network
+    return network
 
 
 def refusal(trt: ModuleType, parser: Any, graph: str, log: BuildLog) -> str:

@@ -12,8 +12,7 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from engines.session import EngineError
@@ -23,7 +22,6 @@ from export.errors import UserError
 
 Event = Mapping[str, Any]
 
-_PROGRESS_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -37,7 +35,8 @@ def main() -> None:
     _end_with_the_parent(int(sys.argv[2]))
     request = BuildRequest.from_json(sys.stdin.read())
     try:
-        send({"facts": compile_engine(request, _throttled(send)).to_json_object()})
+        facts = compile_engine(request, lambda phase, fraction: send({"progress": [phase, fraction]}))
+        send({"facts": facts.to_json_object()})
     except UserError as error:
         send({"user_error": str(error)})
     except EngineError as error:
@@ -50,19 +49,6 @@ def _end_with_the_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
-
-
-def _throttled(send: Callable[[Event], None]) -> Callable[[str, float], None]:
-    """TensorRT reports thousands of steps a second."""
-    last = 0.0
-
-    def report(phase: str, fraction: float) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PROGRESS_SECONDS:
-            last = time.monotonic()
-            send({"progress": [phase, fraction]})
-
-    return report
 
 
 if __name__ == "__main__":

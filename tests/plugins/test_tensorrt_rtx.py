@@ -1,9 +1,6 @@
 """TensorRT-RTX's bodies: equal to the reference where standard ONNX stands in for native layers, and they compile."""
 
 import itertools
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +20,8 @@ from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, PLUGIN_ATTRIBUTE
 from plugins.rotary import onnx_functions as rotary
 from plugins.tensorrt_rtx import choose_bodies
 from tests.support.op_models import normal, op_model
+from tests.support.rtx_models import ask_rtx, request
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TOLERANCE = 3e-6  # float32 sums of up to 84 products near 1, in another order
 
 PORTABLE = {
@@ -207,22 +204,7 @@ def rotary_request(tmp_path):
 
 
 def save(tmp_path, model, shapes):
-    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx"
-    path.write_bytes(model.SerializeToString())
-    return {"path": str(path), "shapes": shapes}
-
-
-def build(requests):
-    pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'qv-export[rtx]'")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.rtx_build", json.dumps(requests)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return request(tmp_path / f"{len(list(tmp_path.iterdir()))}.onnx", model, shapes)
 
 
 @pytest.mark.tensorrt
@@ -235,7 +217,7 @@ def test_rtx_compiles_every_body_to_fused_kernels_for_real_sizes(tmp_path):
         decoder_request(tmp_path, num_tokens=(1, 1, 1)),
         rotary_request(tmp_path),
     ]
-    results = build(requests)
+    results = ask_rtx(requests)
     assert [result["errors"] for result in results] == [[]] * len(requests)
     assert all(result["bytes"] > 10_000 for result in results)
     assert results[0]["inputs"] == list(PATCH_ATTENTION.inputs)
@@ -244,16 +226,17 @@ def test_rtx_compiles_every_body_to_fused_kernels_for_real_sizes(tmp_path):
 
 @pytest.mark.tensorrt
 def test_rtx_refuses_what_has_no_fused_kernel_unless_it_may_decompose(tmp_path):
-    (result,) = build([vision_request(tmp_path, TensorProto.FLOAT, is_decomposable=False)])
-    assert result["stage"] == "build"
+    (result,) = ask_rtx([vision_request(tmp_path, TensorProto.FLOAT, is_decomposable=False)])
+    assert result["parsed"]
+    assert not result["built"]
     assert "is_decomposable" in str(result["errors"])
 
 
 @pytest.mark.tensorrt
 def test_rtx_reads_the_chosen_body_not_the_function_that_stands_in_for_a_native_layer(tmp_path):
     """A broken stand-in would fail every build if the parser read it."""
-    request = vision_request(tmp_path, TensorProto.BFLOAT16, is_decomposable=False)
-    model = onnx.load(request["path"])
+    asked = vision_request(tmp_path, TensorProto.BFLOAT16, is_decomposable=False)
+    model = onnx.load(asked["path"])
     names = [function.name for function in model.functions]
     broken = function_from_body(
         OpSignature(
@@ -262,6 +245,6 @@ def test_rtx_reads_the_chosen_body_not_the_function_that_stands_in_for_a_native_
         "attended = NonZero(q)",
     )
     model.functions[names.index("TRT_Attention")].CopyFrom(broken)
-    Path(request["path"]).write_bytes(model.SerializeToString())
-    (result,) = build([request])
-    assert result["stage"] == "built"
+    Path(asked["path"]).write_bytes(model.SerializeToString())
+    (result,) = ask_rtx([asked])
+    assert result["built"]
