@@ -15,6 +15,7 @@ from engines.tensorrt.log import BuildLog, Progress, make_logger, make_progress_
 from engines.tensorrt.network import MappedWeights, load_graph, parse_network
 from engines.tensorrt.options import BuildRequest
 from engines.tensorrt.profiles import graph_contract, graph_profiles, require_small_padding
+from engines.tensorrt.registration import register_plugins
 from export.bundle import open_bundle
 from export.config import load_config
 from export.errors import UserError
@@ -30,7 +31,9 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         EngineError: TensorRT refuses the graph; its own words are quoted.
     """
     started = time.perf_counter()
-    trt = load_bindings(request.options.flavour)
+    trt, sm = load_bindings(request.options.flavour), request.options.sm
+    if request.options.flavour == "tensorrt":
+        sm = register_plugins(request.options)
     bundle = open_bundle(request.bundle)
     config = load_config(bundle.directory)
     if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
@@ -64,7 +67,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         graph=request.graph,
         flavour=request.options.flavour,
         tools=tool_versions(trt),
-        sm=request.options.sm,
+        sm=sm,
         inputs=inputs,
         outputs=outputs,
         layers=layers,

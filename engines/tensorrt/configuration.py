@@ -4,10 +4,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from engines.session import EngineError
+from engines.tensorrt.api import (
+    Bindings,
+    Builder,
+    IBuilderConfig,
+    INetworkDefinition,
+    RtxBindings,
+    RtxBuilderConfig,
+)
 from engines.tensorrt.facts import ShapeRange
 from engines.tensorrt.log import BuildLog
 from engines.tensorrt.options import BuildOptions
@@ -15,7 +22,7 @@ from engines.tensorrt.profiles import Profile, shape_ranges
 from export.contract import GraphContract
 
 
-def apply_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+def apply_options(trt: Bindings, config: IBuilderConfig, options: BuildOptions) -> None:
     """Set everything but shapes on an `IBuilderConfig`."""
     # Names of layers and their tensors in the engine, for its inspector; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -26,13 +33,13 @@ def apply_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.flavour == "tensorrt-rtx":
-        _set_architectures(trt, config, options.sm)
+        _set_architectures(cast(RtxBindings, trt), cast(RtxBuilderConfig, config), options.sm)
     else:
         level = options.hardware_compatibility.upper()
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
 
 
-def _set_architectures(trt: ModuleType, config: Any, sm: Sequence[int]) -> None:
+def _set_architectures(trt: RtxBindings, config: RtxBuilderConfig, sm: Sequence[int]) -> None:
     config.num_compute_capabilities = len(sm)
     for i, one in enumerate(sm):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{one}"), i):
@@ -40,7 +47,7 @@ def _set_architectures(trt: ModuleType, config: Any, sm: Sequence[int]) -> None:
 
 
 def add_profiles(
-    builder: Any, config: Any, contract: GraphContract, profiles: Sequence[Profile]
+    builder: Builder, config: IBuilderConfig, contract: GraphContract, profiles: Sequence[Profile]
 ) -> Mapping[str, tuple[ShapeRange, ...]]:
     """Add the optimization profiles; gives each input's shapes as TensorRT's profiles hold them afterwards."""
     shapes: dict[str, list[ShapeRange]] = {}
@@ -56,7 +63,7 @@ def add_profiles(
 
 
 @contextmanager
-def timing_cache(config: Any, path: Path | None) -> Iterator[None]:
+def timing_cache(config: IBuilderConfig, path: Path | None) -> Iterator[None]:
     """Let a build read kernel times from a file, and put its own there when it ends well.
 
     Two builds at once keep the times of the one that ends last: a loss of time only.
@@ -77,7 +84,12 @@ def timing_cache(config: Any, path: Path | None) -> Iterator[None]:
 
 
 def write_engine(
-    trt: ModuleType, builder: Any, network: Any, config: Any, output: Path, log: BuildLog
+    trt: Bindings,
+    builder: Builder,
+    network: INetworkDefinition,
+    config: IBuilderConfig,
+    output: Path,
+    log: BuildLog,
 ) -> None:
     """Build, and write the serialized engine in pieces: as a whole it would stand in memory beside what it is made of.
 
@@ -96,7 +108,7 @@ def write_engine(
         os.fsync(file.fileno())
 
 
-def _make_writer(trt: ModuleType, file: IO[bytes]) -> Any:
+def _make_writer(trt: Bindings, file: IO[bytes]) -> Any:
     class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
         error: OSError | None = None
 

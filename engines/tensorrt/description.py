@@ -6,8 +6,8 @@ Read from its network and profiles: a CPU deserializes no engine, so nothing can
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from engines.tensorrt.api import ILayer, INetworkDefinition, ITensor, Named
 from engines.tensorrt.facts import Implementation, LayerFacts, ShapeRange, TensorFacts
 from plugins.registry import SIGNATURES
 
@@ -29,7 +29,7 @@ _NATIVE_LAYERS = {"ATTENTION_INPUT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE", "ROT
 
 
 def describe_tensors(
-    network: Any, shapes: Mapping[str, tuple[ShapeRange, ...]]
+    network: INetworkDefinition, shapes: Mapping[str, tuple[ShapeRange, ...]]
 ) -> tuple[tuple[TensorFacts, ...], tuple[TensorFacts, ...]]:
     """Inputs and outputs of an `INetworkDefinition`; `shapes` holds the profiles of its dynamic inputs."""
     inputs = (network.get_input(i) for i in range(network.num_inputs))
@@ -40,21 +40,21 @@ def describe_tensors(
     )
 
 
-def _tensor(tensor: Any, profiles: tuple[ShapeRange, ...]) -> TensorFacts:
+def _tensor(tensor: ITensor, profiles: tuple[ShapeRange, ...]) -> TensorFacts:
     return TensorFacts(tensor.name, dtype_name(tensor.dtype), tuple(tensor.shape), profiles)
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Named) -> str:
     """A `DataType` by the contract's name; TensorRT's own where the contract has none."""
-    return _DTYPES.get(dtype.name, str(dtype.name))
+    return _DTYPES.get(dtype.name, dtype.name)
 
 
-def describe_layers(network: Any) -> tuple[LayerFacts, ...]:
+def describe_layers(network: INetworkDefinition) -> tuple[LayerFacts, ...]:
     """Every layer of an `INetworkDefinition`, with the ONNX node it came from."""
     return tuple(_layer(network.get_layer(i)) for i in range(network.num_layers))
 
 
-def _layer(layer: Any) -> LayerFacts:
+def _layer(layer: ILayer) -> LayerFacts:
     node, op = source_of(layer.metadata or "")
     dtype = dtype_name(layer.get_output(0).dtype) if layer.num_outputs else ""
     return LayerFacts(layer.name, layer.type.name, dtype, node, op)

@@ -7,9 +7,9 @@ an argument. They never share a process: RTX aborts when a plugin is registered,
 import importlib
 from importlib.metadata import version
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
+from engines.tensorrt.api import Bindings
 from export.errors import UserError
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -47,7 +47,7 @@ def require_installed(flavour: Flavour) -> str:
     return name
 
 
-def load_bindings(flavour: Flavour) -> ModuleType:
+def load_bindings(flavour: Flavour) -> Bindings:
     """Import the flavour's Python module.
 
     Raises:
@@ -55,7 +55,7 @@ def load_bindings(flavour: Flavour) -> ModuleType:
     """
     name = require_installed(flavour)
     try:
-        return importlib.import_module(name)
+        return cast(Bindings, importlib.import_module(name))
     except (ImportError, OSError) as error:
         raise UserError(
             f"Target {flavour}: the module {name} is installed, but does not load: {error}. "
@@ -85,6 +85,11 @@ def architecture_problems(flavour: Flavour, sm: tuple[int, ...]) -> list[str]:
     ]
 
 
-def tool_versions(trt: ModuleType) -> dict[str, str]:
+def is_rtx(trt: Bindings) -> bool:
+    """True for TensorRT-RTX's module, under either of its names."""
+    return trt.__name__ in MODULES["tensorrt-rtx"]
+
+
+def tool_versions(trt: Bindings) -> dict[str, str]:
     """Versions of what shapes an engine's bytes beside the graph."""
     return {trt.__name__: trt.__version__, "qv-export": version("qv-export")}

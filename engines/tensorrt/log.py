@@ -7,9 +7,9 @@ from its own threads.
 import re
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
+from engines.tensorrt.api import Bindings, ILogger, Severity
 from engines.tensorrt.facts import WarningFacts
 
 Progress = Callable[[str, float], None]
@@ -56,9 +56,9 @@ class BuildLog:
             self.activation_bytes.append(int(found[1]))
 
 
-def make_logger(trt: ModuleType, log: BuildLog) -> Any:
+def make_logger(trt: Bindings, log: BuildLog) -> ILogger:
     """An `ILogger` that fills `log`. The first one of a process stays for all later builders."""
-    severity = trt.ILogger.Severity
+    severity: Severity = trt.ILogger.Severity
     listeners = {
         severity.INTERNAL_ERROR: log.add_error,
         severity.ERROR: log.add_error,
@@ -70,11 +70,12 @@ def make_logger(trt: ModuleType, log: BuildLog) -> Any:
         def __init__(self) -> None:
             super().__init__()
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: Any, msg: str) -> None:
             if listener := listeners.get(severity):
-                listener(message)
+                listener(msg)
 
-    return Logger()
+    logger: ILogger = Logger()
+    return logger
 
 
 def throttled(report: Progress) -> Progress:
@@ -127,7 +128,7 @@ class PhaseTree:
         self._report(self._phases[-1][0] if self._phases else "Building engine", self._fraction)
 
 
-def make_progress_monitor(trt: ModuleType, report: Progress) -> Any:
+def make_progress_monitor(trt: Bindings, report: Progress) -> Any:
     """An `IProgressMonitor` that reports to `report`; keep it alive as long as the build runs."""
     phases = PhaseTree(report)
 

@@ -7,13 +7,12 @@ mapped safetensors file, without a copy.
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import onnx
 
 from engines.session import EngineError
+from engines.tensorrt.api import Bindings, Builder, ILogger, INetworkDefinition, OnnxParser, ParserError
 from engines.tensorrt.log import BuildLog
 from plugins.tensorrt_rtx import choose_bodies
 
@@ -73,13 +72,13 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def parse_network(
-    trt: ModuleType,
-    builder: Any,
+    trt: Bindings,
+    builder: Builder,
     model: onnx.ModelProto,
     weights: MappedWeights,
-    logger: Any,
+    logger: ILogger,
     log: BuildLog,
-) -> Any:
+) -> INetworkDefinition:
     """The network of `model`. It reads `weights` where they lie: keep them until the engine is built.
 
     Raises:
@@ -97,14 +96,14 @@ def parse_network(
     return network
 
 
-def refusal(trt: ModuleType, parser: Any, graph: str, log: BuildLog) -> str:
+def refusal(trt: Bindings, parser: OnnxParser, graph: str, log: BuildLog) -> str:
     """The parser's errors, each with its node and the function calls around it."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     lines = [f"{_place(error)}{error.desc().strip()}" for error in errors] or log.errors
     return f"{trt.__name__} {trt.__version__} cannot parse the {graph} graph:\n- " + "\n- ".join(lines)
 
 
-def _place(error: Any) -> str:
+def _place(error: ParserError) -> str:
     if not error.node_name() and not error.node_operator():
         return ""
     calls = "".join(f", in {call}" for call in error.local_function_stack())

@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("export", ["--repeats", "1", "--skip-peer"], ["ours, tiny", "peak RSS", "cores"]),
         ("vision", ["--repeats", "1"], ["PyTorch SDPA", "ONNX Runtime, torch's graph", "one packed call"]),
         ("decode", ["--repeats", "1"], ["Transformers generate", "KV cache, tokens", "32 of 32"]),
+        ("engine_build", [], ["vision, tiny", "plainly: decoder", "tiny-shaped"]),
         ("validate", [], ["quick", "pass", "16 GB"]),
     ],
 )

@@ -25,16 +25,16 @@ class Built:
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a small checkpoint in a dtype, exported when first asked for."""
+    """The bundle of a small checkpoint of that dtype, exported when first asked for."""
     from examples.random_checkpoint import write_checkpoint
     from export.exporter import export_checkpoint
 
     directory = tmp_path_factory.mktemp("bundles")
-    checkpoint = write_checkpoint(directory / "checkpoint", dtype="bfloat16")
 
     def export(dtype: str) -> Path:
         if not (directory / dtype).exists():
-            export_checkpoint(checkpoint, directory / dtype, dtype=dtype)
+            checkpoint = write_checkpoint(directory / f"{dtype}-checkpoint", dtype=dtype)
+            export_checkpoint(checkpoint, directory / dtype)
         return directory / dtype
 
     return export
