@@ -4,6 +4,7 @@ They lie in `build/benchmarks` (or where --work says) and are found again by nam
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -41,6 +42,18 @@ def checkpoint(work: Path, name: str, **options: Any) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return directory
+
+
+def mark_tensors(directory: Path) -> None:
+    """Make the tensors of a sparse checkpoint differ, one block of each: TensorRT keeps equal constants once."""
+    from export.safetensors_file import read_safetensors_header
+
+    for path in directory.glob("*.safetensors"):
+        with path.open("r+b") as file:
+            for tensor in read_safetensors_header(path):
+                mark = hashlib.sha256(tensor.name.encode()).digest()
+                file.seek(tensor.offset_bytes)
+                file.write(mark[: tensor.length_bytes])
 
 
 def exported(work: Path, source: Path, dtype: str) -> Path:

@@ -9,6 +9,7 @@ import pytest
 from engines.limits import Limits
 from engines.tensorrt.builder import BuildOptions, EngineFacts, GraphName, build_engine
 from export.bundle import open_bundle
+from tests.support.bundles import shared_bundle
 
 LIMITS = Limits(max_patches=1024, max_segments=8, max_batch=4, max_context=512)
 ARCHITECTURES = (80, 89, 120)
@@ -26,18 +27,7 @@ class Built:
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The bundle of a small checkpoint of that dtype, exported when first asked for."""
-    from examples.random_checkpoint import write_checkpoint
-    from export.exporter import export_checkpoint
-
-    directory = tmp_path_factory.mktemp("bundles")
-
-    def export(dtype: str) -> Path:
-        if not (directory / dtype).exists():
-            checkpoint = write_checkpoint(directory / f"{dtype}-checkpoint", dtype=dtype)
-            export_checkpoint(checkpoint, directory / dtype)
-        return directory / dtype
-
-    return export
+    return lambda dtype: shared_bundle(tmp_path_factory, {"dtype": dtype})
 
 
 @pytest.fixture(scope="session")
