@@ -105,6 +105,24 @@ def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
     return "; ".join(nearest)
 
 
+def stale_reasons(directory: Path, record: EngineRecord, bundle_key: str) -> list[str]:
+    """Why the very same request would be built anew today; empty for an engine that is up to date.
+
+    Args:
+        directory: the engine's.
+        record: what it says about itself.
+        bundle_key: key of the bundle as it is now.
+    """
+    target = TARGETS[record.target]
+    today = {
+        **{name: value for name, value in record.inputs.items() if name not in target.distributions},
+        "bundle": bundle_key,
+        "code": sources_digest(target),
+        **tool_versions(target),
+    }
+    return [*record.changed_files(directory, read=False), *_differences(record.inputs, today)]
+
+
 def _differences(built: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     return [
         f"{name}: built {built.get(name, 'without')}, wanted {wanted.get(name, 'without')}"

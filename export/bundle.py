@@ -37,6 +37,7 @@ __all__ = [
     "fingerprint_safetensors",
     "open_bundle",
     "place_weights",
+    "recorded_key",
     "sha256_of",
     "writing_bundle",
 ]
@@ -134,8 +135,8 @@ def writing_bundle(output: Path) -> Iterator[Path]:
 def _keep_engines(old: Path, new: Path) -> None:
     """Hard links: no byte is copied, and the old bundle stays whole until it is replaced."""
     engines = old / ENGINES_DIRECTORY
-    key = _recorded_key(old)
-    if key is None or key != _recorded_key(new) or not engines.is_dir():
+    key = recorded_key(old)
+    if key is None or key != recorded_key(new) or not engines.is_dir():
         return
     try:
         hidden = shutil.ignore_patterns(".*")  # of builds that are running or were killed
@@ -144,7 +145,8 @@ def _keep_engines(old: Path, new: Path) -> None:
         shutil.rmtree(new / ENGINES_DIRECTORY, ignore_errors=True)
 
 
-def _recorded_key(directory: Path) -> str | None:
+def recorded_key(directory: Path) -> str | None:
+    """The key in a bundle's manifest, its files unseen; None where there is no valid manifest."""
     try:
         return Manifest.from_json((directory / MANIFEST_NAME).read_text(encoding="utf-8")).key
     except (OSError, UnicodeDecodeError, UserError):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ class FunctionFacts:
     name: str
     num_calls: int
     num_nodes: int
+    takes_plugin: bool
+    """Its calls ask TensorRT for a plugin; the body is for everyone else."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,15 @@ class WeightFacts:
 
     dtype: str
     num_tensors: int
+    num_values: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """The weights below one module of the model, such as `model.layers.3.mlp.gate_proj`."""
+
+    name: str
     num_values: int
     bytes: int
 
@@ -55,6 +67,7 @@ class GraphFacts:
     operators: dict[str, int]
     functions: tuple[FunctionFacts, ...]
     weights: tuple[WeightFacts, ...]
+    modules: tuple[ModuleFacts, ...]
     weight_files: tuple[str, ...]
 
 
@@ -67,6 +80,11 @@ def graph_facts_from_file(path: Path) -> GraphFacts:
     model = _load(path)
     graph = model.graph
     operators = Counter(_qualified(node.domain, node.op_type) for node in graph.node)
+    plugins = {
+        _qualified(node.domain, node.op_type)
+        for node in graph.node
+        if any(attribute.name == "plugin_namespace" for attribute in node.attribute)
+    }
     initializers = {tensor.name for tensor in graph.initializer}
     return GraphFacts(
         path=str(path),
@@ -78,11 +96,12 @@ def graph_facts_from_file(path: Path) -> GraphFacts:
         outputs=tuple(_tensor_facts(value) for value in graph.output),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
         functions=tuple(
-            FunctionFacts(name, operators[name], len(function.node))
+            FunctionFacts(name, operators[name], len(function.node), name in plugins)
             for function in model.functions
             for name in [_qualified(function.domain, function.name)]
         ),
         weights=_weight_facts(graph.initializer),
+        modules=_module_facts(graph.initializer),
         weight_files=tuple(sorted(_external_files(graph.initializer))),
     )
 
@@ -122,10 +141,6 @@ def _tensor_facts(value: "onnx.ValueInfoProto") -> TensorFacts:
 
 
 def _weight_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[WeightFacts, ...]:
-    from math import prod
-
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     num_tensors: Counter[int] = Counter()
     num_values: Counter[int] = Counter()
     for tensor in initializers:
@@ -136,10 +151,27 @@ def _weight_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[WeightFac
             _dtype_name(dtype),
             num_tensors[dtype],
             num_values[dtype],
-            num_values[dtype] * tensor_dtype_to_np_dtype(dtype).itemsize,
+            num_values[dtype] * _item_bytes(dtype),
         )
         for dtype in num_tensors
     )
+
+
+def _module_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[ModuleFacts, ...]:
+    """By module, in the graph's order: a weight's name without its last part (`weight`, `bias`)."""
+    num_values: Counter[str] = Counter()
+    num_bytes: Counter[str] = Counter()
+    for tensor in initializers:
+        module = tensor.name.rpartition(".")[0] or tensor.name
+        num_values[module] += prod(tensor.dims)
+        num_bytes[module] += prod(tensor.dims) * _item_bytes(tensor.data_type)
+    return tuple(ModuleFacts(name, num_values[name], num_bytes[name]) for name in num_values)
+
+
+def _item_bytes(element_type: int) -> int:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return int(tensor_dtype_to_np_dtype(element_type).itemsize)
 
 
 def _external_files(initializers: Iterable["onnx.TensorProto"]) -> set[str]:

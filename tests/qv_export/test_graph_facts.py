@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import UserError
-from qv_export.graph_facts import FunctionFacts, TensorFacts, WeightFacts, graph_facts_from_file
+from qv_export.graph_facts import FunctionFacts, ModuleFacts, TensorFacts, WeightFacts, graph_facts_from_file
 
 
 def write_graph(path: Path) -> Path:
@@ -44,8 +44,9 @@ def test_every_fact_of_a_graph_is_found_without_its_weight_file(tmp_path: Path) 
     assert facts.inputs == (TensorFacts("x", "float32", ("B", 3), "rows"),)
     assert facts.outputs == (TensorFacts("y", "float32", ("B", "?"), ""),)
     assert facts.operators == {"Add": 2, "qv::Twice": 1}
-    assert facts.functions == (FunctionFacts("qv::Twice", num_calls=1, num_nodes=1),)
+    assert facts.functions == (FunctionFacts("qv::Twice", num_calls=1, num_nodes=1, takes_plugin=False),)
     assert facts.weights == (WeightFacts("float32", 1, 3, 12), WeightFacts("bfloat16", 1, 7000, 14000))
+    assert facts.modules == (ModuleFacts("bias", 3, 12), ModuleFacts("table", 7000, 14000))
     assert facts.weight_files == ("model.safetensors",)
     assert facts.opsets == {"ai.onnx": 24, "qv": 1}
     assert (facts.producer, facts.ir_version) == ("tester", 10)

@@ -1,15 +1,21 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from engines import cache
+from engines.cache import EngineRequest, key_inputs, writing_engine
+from engines.limits import Limits
+from engines.record import EngineRecord
 from export.bundle import open_bundle, place_weights, writing_bundle
 from export.errors import UserError
-from export.manifest import FileRecord
-from qv_export.commands.inspect import inspect, tensor_rows
+from export.manifest import FileRecord, content_key
+from qv_export.commands.inspect import inspect
 from qv_export.graph_facts import TensorFacts
+from qv_export.graph_text import tensor_rows
 from tests.export.bundle_samples import fill, make_weights
 from tests.qv_export.test_graph_facts import write_graph
 
@@ -33,7 +39,7 @@ def test_a_graph_is_shown_with_its_interface(tmp_path: Path) -> None:
     assert "in x float32 [B, 3] rows" in lines
     assert "qv::Twice 1 function of 1 nodes" in lines
     assert "bfloat16 1 7,000 14 kB" in lines
-    assert "in model.safetensors" in lines
+    assert "Weights, in model.safetensors" in lines
 
 
 def test_numbered_tensors_of_one_kind_share_a_row() -> None:
@@ -68,3 +74,119 @@ def test_a_changed_bundle_is_not_shown(bundle: Path) -> None:
     (bundle / "vision.onnx").write_bytes(b"other")
     with pytest.raises(UserError, match=r"vision\.onnx"):
         CliRunner().invoke(inspect, [str(bundle)], catch_exceptions=False)
+
+
+# Engines and pages
+
+
+def write_engine(bundle: Path) -> Path:
+    """An engine's directory as `qv-export build` leaves it, with two layers in its record."""
+    inputs = key_inputs(open_bundle(bundle).manifest.key, EngineRequest("onnxruntime", Limits()))
+    caches = [
+        {
+            "name": f"past_key.{layer}",
+            "dtype": "bfloat16",
+            "shape": [-1, 2, 64, 8],
+            "profiles": [
+                {"minimum": [1, 2, 64, 8], "optimum": [1, 2, 64, 8], "maximum": [4, 2, 64, 8]},
+                {"minimum": [4, 2, 64, 8], "optimum": [4, 2, 64, 8], "maximum": [4, 2, 64, 8]},
+            ],
+        }
+        for layer in range(3)
+    ]
+    facts = {
+        "graph": "decoder",
+        "inputs": caches,
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, 512], "profiles": []}],
+        "layers": [
+            {
+                "name": "a",
+                "type": "ATTENTION",
+                "dtype": "bfloat16",
+                "node": "/l.0/attn",
+                "op": "QvCachedAttention",
+            },
+            {
+                "name": "b",
+                "type": "CAST",
+                "dtype": "bfloat16",
+                "node": "/l.0/attn",
+                "op": "QvCachedAttention",
+            },
+            {"name": "c", "type": "CAST", "dtype": "int64", "node": "/l.0/cast", "op": ""},
+        ],
+        "ops": {"QvCachedAttention": "native"},
+        "warnings": [{"message": "mind <the gap>", "count": 3}],
+        "seconds": 1.25,
+        "peak_rss_bytes": 10**9,
+        "engine_bytes": 5,
+        "weights_bytes": 1000,
+        "activation_bytes": [2000, 30],
+    }
+    with writing_engine(bundle, content_key(inputs)) as scratch:
+        assert scratch is not None
+        (scratch / "decoder.engine").write_bytes(b"12345")
+        files = (FileRecord.from_file(scratch / "decoder.engine"),)
+        record = EngineRecord(
+            content_key(inputs), inputs, "onnxruntime", (89,), {"max_batch": 8}, (), None, "now", 2.5, files,
+            {"decoder": facts},
+        )  # fmt: skip
+        (scratch / "engine.json").write_text(record.to_json())
+    return bundle / "engines" / record.key
+
+
+@pytest.mark.parametrize("name", ["", "engine.json", "decoder.engine"])
+def test_an_engine_is_shown_with_profiles_ops_and_layers(bundle: Path, name: str) -> None:
+    path = write_engine(bundle) / name
+    result = CliRunner().invoke(inspect, [str(path)], catch_exceptions=False)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "state up to date" in lines
+    assert "in past_key.0 .. 2 bfloat16 prefill [1, 2, 64, 8] .. [1, 2, 64, 8] .. [4, 2, 64, 8]" in lines
+    assert "decode [4, 2, 64, 8]" in lines
+    assert "out logits float32 [?, 512]" in lines
+    assert "QvCachedAttention native layer of the library 1 2" in lines
+    assert "CAST int64 1" in lines
+    assert "3 mind <the gap>" in lines
+    assert any("activations prefill 2 kB, decode 30 B" in line for line in lines)
+
+
+def test_an_engine_whose_files_or_tools_changed_is_called_stale(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_engine(bundle)
+    (directory / "decoder.engine").write_bytes(b"123")
+    monkeypatch.setattr(cache, "tool_versions", lambda target: {"onnxruntime": "99.0"})
+    content = json.loads(
+        CliRunner().invoke(inspect, [str(directory), "--json"], catch_exceptions=False).stdout
+    )
+    reasons = content["engine"]["stale"]
+    assert "decoder.engine has 3 bytes, recorded were 5" in reasons
+    assert any(reason.endswith("wanted 99.0") for reason in reasons)
+    assert content["engine"]["facts"]["decoder"]["layers"][0]["type"] == "ATTENTION"
+
+
+def test_a_bundle_lists_its_engines(bundle: Path) -> None:
+    key = write_engine(bundle).name
+    shown = CliRunner().invoke(inspect, [str(bundle)], catch_exceptions=False).stdout
+    assert f"{key} onnxruntime SM89 5 B up to date" in [" ".join(line.split()) for line in shown.splitlines()]
+    content = json.loads(CliRunner().invoke(inspect, [str(bundle), "--json"], catch_exceptions=False).stdout)
+    assert [engine["key"] for engine in content["engines"]] == [key]
+
+
+def test_a_page_stands_alone_and_escapes_what_it_shows(bundle: Path, tmp_path: Path) -> None:
+    page_path = tmp_path / "engine.html"
+    CliRunner().invoke(inspect, [str(write_engine(bundle)), "--html", str(page_path)], catch_exceptions=False)
+    page = page_path.read_text()
+    assert "mind &lt;the gap&gt;" in page
+    assert "<svg" in page
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "http" not in page
+    assert "all 3 layers" in page
+    assert page.count("<td>") == page.count("</td>")
+
+
+def test_a_page_that_cannot_be_written_is_the_users_mistake(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Choose another place for --html"):
+        CliRunner().invoke(
+            inspect, [str(bundle), "--html", str(tmp_path / "nowhere" / "page.html")], catch_exceptions=False
+        )
