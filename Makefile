@@ -18,6 +18,11 @@ setup: $(STAMP) ## Make .venv with everything that development needs
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# A whole tritonserver for the tests, and the NumPy that its Python backend is built for, apart from ours.
+	{ $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0 \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --upgrade \
+	     --target $(VENV)/triton-python numpy==1.26.4; } \
+	  || echo "No tritonserver for this machine or Python: the tests that need one are skipped."
 	touch $@
 
 check: $(STAMP) ## Lint, format, types, layers

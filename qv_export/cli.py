@@ -23,6 +23,7 @@ import click
 
 from export.errors import UserError
 from qv_export.commands.build import build
+from qv_export.commands.deploy import deploy
 from qv_export.commands.doctor import doctor
 from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
@@ -82,7 +83,7 @@ def cli(debug: bool, quiet: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (export, build, run, validate, inspect, doctor):
+for command in (export, build, run, validate, deploy, inspect, doctor):
     cli.add_command(command)
 
 

@@ -69,6 +69,16 @@ def load_generation_config(directory: Path, eos_token_ids: tuple[int, ...] = ())
     return generation_config_from_json(content, eos_token_ids, source=str(path))
 
 
+def checkpoint_generation_config(directory: Path) -> GenerationConfig:
+    """A checkpoint's own settings; one without `generation_config.json` names its last token in `config.json`.
+
+    Raises:
+        UserError: as `load_generation_config`.
+    """
+    eos = read_json_object(directory / "config.json").get("eos_token_id")
+    return load_generation_config(directory, (eos,) if isinstance(eos, int) else ())
+
+
 def generation_config_from_json(
     content: Mapping[str, Any], eos_token_ids: tuple[int, ...] = (), source: str = FILE_NAME
 ) -> GenerationConfig:

@@ -131,7 +131,7 @@ def answer(
     from importlib.metadata import version
 
     from engines.runtime.generate import generate
-    from engines.runtime.generation_config import override_generation_config
+    from engines.runtime.generation_config import checkpoint_generation_config, override_generation_config
     from export.bundle import open_bundle
     from export.config import load_config
     from export.processor.processor import Processor
@@ -196,15 +196,6 @@ def interleaved_media(
     """(kind, path) pairs as they stood on the command line; `order` names a parameter for each."""
     given = {"images": iter(images), "videos": iter(videos)}
     return tuple((_MEDIA[name], next(given[name])) for name in order)
-
-
-def checkpoint_generation_config(directory: Path) -> "GenerationConfig":
-    """The checkpoint's settings; a checkpoint without generation_config.json names its last token in config.json."""
-    from engines.runtime.generation_config import load_generation_config
-    from export.json_object import read_json_object
-
-    eos = read_json_object(directory / "config.json").get("eos_token_id")
-    return load_generation_config(directory, (eos,) if isinstance(eos, int) else ())
 
 
 def context_capacity(

@@ -1,12 +1,14 @@
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 
 from engines.runtime.generation_config import (
     DEFAULT_MAX_NEW_TOKENS,
     GenerationConfig,
+    checkpoint_generation_config,
     generation_config_from_json,
     load_generation_config,
     override_generation_config,
@@ -148,3 +150,20 @@ def test_asking_for_temperature_zero_is_greedy():
 def test_an_override_out_of_range_is_refused():
     with pytest.raises(UserError, match=r"temperature must be .* found nan"):
         override_generation_config(GenerationConfig(), temperature=math.nan)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ('{"eos_token_id": 7}', None, (7,)),
+        ('{"eos_token_id": 7}', '{"eos_token_id": [8, 9]}', (8, 9)),
+        ("{}", None, ()),
+    ],
+)
+def test_the_end_of_an_answer_is_what_the_checkpoint_says(
+    tmp_path: Path, config: str, generation: str | None, expected: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    if generation:
+        (tmp_path / "generation_config.json").write_text(generation)
+    assert checkpoint_generation_config(tmp_path).eos_token_ids == expected

@@ -17,7 +17,6 @@ from export.errors import UserError
 from qv_export.commands import run as module
 from qv_export.commands.run import (
     Prompt,
-    checkpoint_generation_config,
     context_capacity,
     interleaved_media,
     read_prompt,
@@ -143,23 +142,6 @@ def test_a_prompt_that_leaves_no_room_is_the_users_error(longest: int, asked_for
     inputs: Any = Inputs(np.zeros(100, np.int64))
     with pytest.raises(UserError, match=f"has 100 tokens.*{asked_for or longest}"):
         context_capacity(inputs, GenerationConfig(), model_with_context(longest), asked_for)
-
-
-@pytest.mark.parametrize(
-    ("config", "generation", "expected"),
-    [
-        ('{"eos_token_id": 7}', None, (7,)),
-        ('{"eos_token_id": 7}', '{"eos_token_id": [8, 9]}', (8, 9)),
-        ("{}", None, ()),
-    ],
-)
-def test_the_end_of_an_answer_is_what_the_checkpoint_says(
-    tmp_path: Path, config: str, generation: str | None, expected: tuple[int, ...]
-) -> None:
-    (tmp_path / "config.json").write_text(config)
-    if generation:
-        (tmp_path / "generation_config.json").write_text(generation)
-    assert checkpoint_generation_config(tmp_path).eos_token_ids == expected
 
 
 # Streaming

@@ -1,0 +1,177 @@
+"""How does the server answer a chat request? The Python-backend model: requests in, streamed responses out.
+
+A request has a thread of its own from its check to its last response, out of a pool that is as large as what the
+scheduler takes: a slow picture or a slow client holds up nobody else, and the thread that steps the engine only ever
+puts events into queues. No torch.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
+
+from engines.onnxruntime.session import open_sessions
+from engines.runtime.answer import Event, FailureEvent, Timings, TokenEvent
+from engines.runtime.generation_config import checkpoint_generation_config
+from engines.runtime.scheduler import Scheduler
+from engines.runtime.scheduler_limits import TryLaterError
+from engines.runtime.service import SchedulerService
+from engines.runtime.text_stream import TextStream
+from engines.triton_server.fetching import Fetcher, FetchPolicy
+from engines.triton_server.interface import CHAT_INPUTS
+from engines.triton_server.metrics import MetricsReporter
+from engines.triton_server.requests import ChatRequest, parse_request
+from engines.triton_server.settings import PARAMETER, ServerSettings
+from engines.triton_server.warm_up import warm_up
+from export.config import load_config
+from export.errors import UserError
+from export.processor.processor import Processor
+
+BUNDLE_DIRECTORY = "bundle"
+_POLL_SECONDS = 0.1
+"""How soon a client that went away is noticed while no token comes."""
+
+
+class TritonPythonModel:
+    """What Triton loads: `initialize` once, `execute` for requests, `finalize` at the end."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the bundle, warm up and start the scheduler; the server is ready only after it.
+
+        What is wrong with the bundle or the settings stands in the server's log, and the model does not load.
+        """
+        config = json.loads(args["model_config"])
+        settings = ServerSettings.from_json(config["parameters"][PARAMETER]["string_value"])
+        directory = Path(args["model_repository"]) / args["model_version"] / BUNDLE_DIRECTORY
+        model = load_config(directory)
+        self._settings = settings
+        self._processor = Processor.from_directory(directory)
+        self._defaults = checkpoint_generation_config(directory)
+        self._fetcher = (
+            Fetcher(FetchPolicy(frozenset(settings.allowed_hosts))) if settings.allowed_hosts else None
+        )
+        vision, decoder = open_sessions(directory, num_slots=settings.num_slots, capacity=settings.capacity)
+        scheduler = Scheduler(vision, decoder, model, settings.scheduler)
+        self._service = SchedulerService(scheduler)
+        self._service.start()
+        seconds = warm_up(self._service, self._processor)
+        self._metrics = MetricsReporter(self._service.stats, backend, args["model_name"])
+        self._room = threading.BoundedSemaphore(settings.max_requests)
+        self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
+        backend.Logger.log_info(
+            f"{directory}: {settings.num_slots} slots of {settings.capacity} tokens, warm after {seconds:.2f} s"
+        )
+
+    def execute(self, requests: list[Any]) -> None:
+        """Take requests in; their responses come later, from their own threads."""
+        for request in requests:
+            sender = request.get_response_sender()
+            if not self._room.acquire(blocking=False):
+                message = f"{self._settings.max_requests} requests are being served. Try again later."
+                _end_with_error(sender, message, backend.TritonError.UNAVAILABLE)
+                continue
+            try:
+                self._pool.submit(self._serve, _tensors(request), sender)
+            except BaseException:
+                self._room.release()
+                raise
+
+    def finalize(self) -> None:
+        """Let the answers that are being written end, as long as the settings allow; then stop."""
+        self._service.drain(self._settings.drain_seconds)
+        self._service.close()
+        self._pool.shutdown(wait=True)
+        self._metrics.close()
+
+    def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any) -> None:
+        """One request, from its check to its last response."""
+        try:
+            limits = self._settings.requests
+            chat = parse_request(tensors, self._processor, self._defaults, limits, self._fetcher)
+            del tensors
+            self._answer(chat, sender)
+        except UserError as error:
+            _end_with_error(sender, str(error), backend.TritonError.INVALID_ARG)
+        except TryLaterError as error:
+            _end_with_error(sender, str(error), backend.TritonError.UNAVAILABLE)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
+            backend.Logger.log_error(f"a request failed: {type(error).__name__}: {error}")
+            _end_with_error(sender, "a fault of the server; its log says more", backend.TritonError.INTERNAL)
+        finally:
+            self._room.release()
+
+    def _answer(self, chat: ChatRequest, sender: Any) -> None:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        stream = TextStream(self._processor.tokenizer, stop_strings=chat.stop_strings)
+        ticket = self._service.submit(chat.request, events.put, deadline_seconds=chat.timeout_seconds)
+        try:
+            while True:
+                try:
+                    event = events.get(timeout=_POLL_SECONDS)
+                except queue.Empty:
+                    event = None
+                if sender.is_cancelled():
+                    _end_with_error(sender, "cancelled by the client", backend.TritonError.CANCELLED)
+                    return
+                if event is not None and self._respond(event, stream, sender):
+                    return
+        finally:
+            self._service.cancel(ticket)  # changes nothing after the end
+
+    def _respond(self, event: Event, stream: TextStream, sender: Any) -> bool:
+        """Send what an event adds to the answer; True after the last response."""
+        if isinstance(event, FailureEvent):
+            raise event.error
+        text = stream.push(event.token_id) if isinstance(event, TokenEvent) else ""
+        if event.is_last or stream.is_stopped:
+            reason = "stop" if stream.is_stopped else str(event.finish_reason)
+            text += stream.finish()
+            _send(sender, text, reason, _usage(event.timings), is_last=True)
+            self._log(event.timings, reason)
+            return True
+        if text:
+            _send(sender, text, "", "", is_last=False)
+        return False
+
+    def _log(self, timings: Timings, reason: str) -> None:
+        """One structured line for each answer; never what was asked or said."""
+        backend.Logger.log_info(json.dumps({"finish_reason": reason, **asdict(timings)}))
+
+
+def _tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
+    """The inputs that the client gave. Copied: the request's memory is the server's again after `execute`."""
+    found = {spec.name: backend.get_input_tensor_by_name(request, spec.name) for spec in CHAT_INPUTS}
+    return {name: np.array(tensor.as_numpy()) for name, tensor in found.items() if tensor is not None}
+
+
+def _usage(timings: Timings) -> str:
+    seconds = {name: round(value, 6) for name, value in asdict(timings).items() if name.endswith("_seconds")}
+    return json.dumps(
+        {
+            "prompt_tokens": timings.num_prompt_tokens,
+            "visual_tokens": timings.num_visual_tokens,
+            "reused_tokens": timings.num_reused_tokens,
+            "completion_tokens": timings.num_new_tokens,
+            **seconds,
+        }
+    )
+
+
+def _send(sender: Any, text: str, finish_reason: str, usage: str, *, is_last: bool) -> None:
+    values = {"text": text, "finish_reason": finish_reason, "usage": usage}
+    tensors = [backend.Tensor(name, np.array([value.encode()], np.object_)) for name, value in values.items()]
+    flags = backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0
+    sender.send(backend.InferenceResponse(output_tensors=tensors), flags=flags)
+
+
+def _end_with_error(sender: Any, message: str, code: Any) -> None:
+    response = backend.InferenceResponse(error=backend.TritonError(message, code))
+    sender.send(response, flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,0 +1,90 @@
+"""What may an operator set about the chat model, and how does it travel through `config.pbtxt`?
+
+`qv-export deploy triton` writes the settings as the model's parameter "settings", JSON; the model reads them at load.
+Every bound of the scheduler and of a request is one of them, so a deployment is tuned without new code.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.triton_server.requests import RequestLimits
+from export.errors import UserError
+from export.json_object import parse_json_object
+
+PARAMETER = "settings"
+DEFAULT_CAPACITY_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """One chat model's settings.
+
+    Raises:
+        UserError: values out of range; all of them at once.
+    """
+
+    num_slots: int = 8
+    """Answers written at the same time."""
+    capacity: int = DEFAULT_CAPACITY_TOKENS
+    """Tokens of prompt and answer in one KV slot."""
+    num_threads: int | None = None
+    """CPU threads of each engine session; None lets ONNX Runtime take all cores."""
+    drain_seconds: float = 30.0
+    """How long answers that are being written may go on when the model is unloaded."""
+    log_content: bool = False
+    """Whether logs may hold what users sent and got. Off: counts, sizes and seconds alone."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that pictures may be fetched from; none: web addresses are refused."""
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    requests: RequestLimits = field(default_factory=RequestLimits)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be a whole number of at least 1, found {value!r}"
+            for name, value in (
+                ("num_slots", self.num_slots),
+                ("capacity", self.capacity),
+                ("num_threads", 1 if self.num_threads is None else self.num_threads),
+            )
+            if type(value) is not int or value < 1
+        ]
+        if not self.drain_seconds >= 0:
+            problems.append(f"drain_seconds must be at least 0, found {self.drain_seconds!r}")
+        if problems:
+            raise UserError("The server's settings are out of range:\n- " + "\n- ".join(problems))
+
+    @property
+    def max_requests(self) -> int:
+        """In the model at once, from parsing to the last response: those that write, and those that wait."""
+        return self.num_slots + self.scheduler.max_queue
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ServerSettings":
+        """Read what `to_json` wrote; what is left out has its default.
+
+        Raises:
+            UserError: no JSON object, unknown keys, values out of range.
+        """
+        content = parse_json_object(text, f'parameter "{PARAMETER}"')
+        scheduler = _dataclass_from(SchedulerLimits, content.pop("scheduler", {}), "scheduler")
+        requests = _dataclass_from(RequestLimits, content.pop("requests", {}), "requests")
+        content["allowed_hosts"] = tuple(content.get("allowed_hosts", ()))
+        settings: ServerSettings = _dataclass_from(
+            cls, {**content, "scheduler": scheduler, "requests": requests}, f'parameter "{PARAMETER}"'
+        )
+        return settings
+
+
+def _dataclass_from(kind: type[Any], content: dict[str, Any], where: str) -> Any:
+    known = {one.name for one in fields(kind)}
+    if not isinstance(content, dict) or not set(content) <= known:
+        raise UserError(f"{where} must be a JSON object with keys of {', '.join(sorted(known))}.")
+    try:
+        return kind(**content)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}.") from None

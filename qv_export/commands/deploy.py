@@ -1,0 +1,95 @@
+"""`qv-export deploy triton`: how does a bundle become what a server answers with?"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from export.errors import UserError
+from qv_export.console import note, print_json
+
+
+@click.group(short_help="Pack a bundle for a server.")
+def deploy() -> None:
+    """Pack a bundle for a server."""
+
+
+@deploy.command(short_help="Write a model repository for Triton Inference Server.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The model repository. One that is there is replaced once the new one is whole.",
+)
+@click.option(
+    "--slots",
+    "num_slots",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Answers written at the same time.",
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=2),
+    help="Tokens of prompt and answer in one KV slot. Default: 4096, or the model's own if that is less.",
+)
+@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
+)
+@click.option("--allow-unvalidated", is_flag=True, help="Deploy a bundle that has no passed validation.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def triton(
+    bundle: Path,
+    output: Path,
+    num_slots: int,
+    max_context: int | None,
+    num_threads: int | None,
+    max_queue: int | None,
+    allowed_hosts: tuple[str, ...],
+    allow_unvalidated: bool,
+    as_json: bool,
+) -> None:
+    """Write a model repository for Triton Inference Server from BUNDLE.
+
+    It holds the bundle, the runtime and the configuration; the server needs the packages of
+    examples/triton/requirements.txt and no torch.
+    """
+    try:
+        from engines.triton_server.repository import write_repository
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The configuration is written through Triton's own classes, and {error.name} is missing: "
+            "pip install 'qv-export[triton]'."
+        ) from None
+    from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, ServerSettings
+    from export.bundle import open_bundle
+    from export.config import load_config
+
+    opened = open_bundle(bundle)
+    longest = load_config(bundle).decoder.max_position_embeddings
+    if max_context is not None and max_context > longest:
+        raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
+    settings = ServerSettings(
+        num_slots=num_slots,
+        capacity=max_context or min(DEFAULT_CAPACITY_TOKENS, longest),
+        num_threads=num_threads,
+        allowed_hosts=tuple(host.lower() for host in allowed_hosts),
+    )
+    if max_queue is not None:
+        settings = replace(settings, scheduler=replace(settings.scheduler, max_queue=max_queue))
+    deployment = write_repository(opened, output, settings, allow_unvalidated=allow_unvalidated)
+    if as_json:
+        print_json({"repository": str(output), **asdict(deployment)})
+        return
+    if not deployment.is_validated:
+        note(f"warning: {bundle} has no passed validation, and {output} says so.")
+    note(f"{output}: ready for `tritonserver --model-repository={output} --disable-auto-complete-config`")
