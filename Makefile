@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo tiny clean
+.PHONY: help setup check format test demo ci-example tiny clean
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-from-pyproject
 DEMO := build/demo
 
 help: ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## Make .venv with everything that development needs
 
@@ -45,6 +45,10 @@ demo: $(STAMP) ## Export the small trained checkpoint and ask it about pictures 
 	@echo "== 2. Ask the graphs, on ONNX Runtime, what examples/demo_questions.json asks"
 	$(BIN)/python examples/demo.py $(DEMO)/bundle
 	@echo "== Done. With a real checkpoint: $(BIN)/qv-export export path/to/Qwen2-VL-2B-Instruct -o bundle"
+
+ci-example: $(STAMP) ## Run what examples/ci/ runs in CI: export, engines for two GPUs, validation, packing
+	@rm -rf build/ci
+	QV_EXPORT=$(BIN)/qv-export WORK=build/ci examples/ci/steps.sh all
 
 tiny: $(STAMP) ## Train the small model again (hours on two cores)
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive $(BIN)/python -m examples.tiny.train build/tiny

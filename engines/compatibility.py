@@ -48,17 +48,24 @@ def require_loadable(
     Raises:
         UserError: it cannot be loaded here; every difference, and how to build the engine that can.
     """
-    differences = [
+    found = differences(record, bundle_key, machine, known_plugins)
+    if found:
+        raise UserError(
+            f"The engine {record.key} in {bundle} cannot be loaded here:\n- "
+            + "\n- ".join(found)
+            + f"\nBuild one that can, on this machine: {rebuild_command(record, bundle, machine)}"
+        )
+
+
+def differences(
+    record: EngineRecord, bundle_key: str, machine: Machine, known_plugins: frozenset[str]
+) -> list[str]:
+    """What keeps an engine from being loaded, as sentences; see `require_loadable`."""
+    return [
         *_library_differences(record, machine),
         *_gpu_differences(record, machine),
         *_content_differences(record, bundle_key, known_plugins),
     ]
-    if differences:
-        raise UserError(
-            f"The engine {record.key} in {bundle} cannot be loaded here:\n- "
-            + "\n- ".join(differences)
-            + f"\nBuild one that can, on this machine: {rebuild_command(record, bundle, machine)}"
-        )
 
 
 def _library_differences(record: EngineRecord, machine: Machine) -> Iterator[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engines.build import known_plugins
 from engines.cache import cached_engine, engines_directory
-from engines.compatibility import require_loadable, this_machine
+from engines.compatibility import rebuild_command, require_loadable, this_machine
 from engines.session import EngineError
 from engines.tensorrt.api import Bindings, ICudaEngine
 from engines.tensorrt.cuda import CudaDevice
@@ -38,8 +38,14 @@ def open_sessions(bundle: Path, key: str, *, num_slots: int = 1) -> tuple[Tensor
     require_loadable(
         record, opened.directory, opened.manifest.key, this_machine(), frozenset(known_plugins())
     )
-    trt, device = load_bindings(record.target), CudaDevice()
     config, directory = load_config(opened.directory), engines_directory(opened.directory) / key
+    # A broken engine may crash the process that loads it; reading all of it once costs less than loading it.
+    if changed := list(record.changed_files(directory, read=True)):
+        raise UserError(
+            f"The engine {directory} is damaged: {'; '.join(changed)}. Remove that directory and build it again: "
+            f"{rebuild_command(record, bundle, this_machine())}"
+        )
+    trt, device = load_bindings(record.target), CudaDevice()
     vision, decoder = (load_engine(trt, directory / f"{graph}.engine") for graph in ("vision", "decoder"))
     return TensorRtVision(trt, vision, device, config), TensorRtDecoder(
         trt, decoder, device, config, num_slots

@@ -51,7 +51,7 @@ def fill(
         inputs=inputs,
         target=request.target,
         sms=request.sms,
-        limits={"max_batch": request.limits.max_batch},
+        limits={"max_batch": request.limits.max_batch, "max_context": request.limits.max_context},
         plugins=(),
         driver=None,
         created="2026-01-01T00:00:00+00:00",
