@@ -131,7 +131,7 @@ def read_summary(directory: Path, name: str) -> RecordSummary | None:
     path = directory / f"{name}.json"
     if not path.is_file():
         return None
-    with _reading(path):
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         return RecordSummary(content["inputs_sha256"], measurement_from_json(content["noise"]))
 
@@ -143,7 +143,7 @@ def read_record(directory: Path, name: str) -> Record:
         UserError: it is missing or cannot be read.
     """
     path = directory / f"{name}.json"
-    with _reading(path):
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         with np.load(directory / f"{name}.npz") as arrays:
             prompts = tuple(_expected_prompt(arrays, row) for row in range(content["num_prompts"]))
@@ -152,7 +152,8 @@ def read_record(directory: Path, name: str) -> Record:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged record raises into a UserError that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:

@@ -21,6 +21,10 @@ class Profile:
     max_patches: int = 2048
     """Patches of all pictures and videos in one call of the vision graph."""
     max_batch: int = 4
+    max_prompt_tokens: int | None = None
+    """Tokens of each prompt in one decoder call; a longer one goes in chunks. None: as many as the context holds."""
+    max_segments: int | None = None
+    """Pictures, and temporal steps of videos, in one call of the vision graph. None: any number."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,12 @@ def _patches(part: Part) -> int:
 
 
 def outside_profile(
-    profile: Profile, prompt_tokens: Sequence[int], num_patches: int, num_decode_steps: int
+    profile: Profile,
+    prompt_tokens: Sequence[int],
+    num_patches: int,
+    num_decode_steps: int,
+    chunk_tokens: int | None = None,
+    num_segments: int = 0,
 ) -> str | None:
     """Why a batch does not fit, or None.
 
@@ -230,8 +239,11 @@ def outside_profile(
         prompt_tokens: length of each prompt.
         num_patches: of the whole batch.
         num_decode_steps: that follow each prompt.
+        chunk_tokens: the most prompt tokens in one call; None: all.
+        num_segments: of the whole batch.
     """
     problems = []
+    most_tokens = min(max(prompt_tokens), chunk_tokens or max(prompt_tokens))
     if max(prompt_tokens) + num_decode_steps > profile.max_context_tokens:
         problems.append(
             f"a prompt of {max(prompt_tokens)} tokens and {num_decode_steps} decode steps exceed the context of "
@@ -241,4 +253,8 @@ def outside_profile(
         problems.append(f"{num_patches} patches exceed the vision graph's {profile.max_patches}")
     if len(prompt_tokens) > profile.max_batch:
         problems.append(f"{len(prompt_tokens)} prompts exceed the batch of {profile.max_batch}")
+    if profile.max_prompt_tokens is not None and most_tokens > profile.max_prompt_tokens:
+        problems.append(f"a call of {most_tokens} prompt tokens exceeds {profile.max_prompt_tokens}")
+    if profile.max_segments is not None and num_segments > profile.max_segments:
+        problems.append(f"{num_segments} pictures and video steps exceed {profile.max_segments}")
     return "; ".join(problems) or None

@@ -5,27 +5,23 @@ output carries more error than its noise allows. The op named there is the first
 measured at the same values, so what a sound op inherits from the ops before it is no fault of its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderInputs
 from export.config import ModelConfig
 from export.processor.processor import ModelInputs
 from validate.answers import ExpectedPrompt
 from validate.feeds import decode_call, prefill_call
 from validate.metrics import compare_tensors
 from validate.taps import GraphName, Tap, TapSession, Values, boundary_taps, inner_taps
+from validate.witnesses import GRAPH_OF, Expected, Question, Stage, Witness, rows_of
 
-if TYPE_CHECKING:  # the oracle needs torch, this module does not
+if TYPE_CHECKING:
     import onnx
-
-    from validate.oracle import Oracle
-
-Stage = Literal["vision", "prefill", "decode"]
 
 ORACLE_DTYPE = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
 """By the engine's dtype: the precision of the reference that it is measured against."""
@@ -37,7 +33,7 @@ rotated has almost no noise of its own, while two libraries' sines may differ in
 
 @dataclass(frozen=True)
 class TapError:
-    """Error of one value against the oracle's, worst token, and the noise there."""
+    """Error of one value against what it must be, worst token, and the noise there."""
 
     place: str
     node: str
@@ -89,165 +85,104 @@ class Divergence:
         return next(((stage, culprit) for stage, culprit in found if culprit is not None), None)
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """How to look at one stage: engine and oracle, by tap."""
-
-    name: Stage
-    graph: GraphName
-    engine: Callable[[Sequence[str]], Values]
-    oracle: Callable[["Oracle", Sequence[Tap], str], Values]
-
-
-class Reference(Protocol):
-    """An oracle that is in memory only between `load` and `drop`."""
-
-    def load(self) -> "Oracle": ...
-
-    def drop(self) -> None: ...
-
-
 class DivergenceSearch:
-    """The search on one prompt. The oracle says its part first and is dropped before the engine opens.
+    """The search on one prompt. The witness speaks before the engine opens: they are never in memory together.
 
-    The decoder gets the oracle's visual embeddings, so that an error of the vision graph is not found there again.
+    The decoder gets the reference's visual embeddings, so that an error of the vision graph is not found there again.
     """
 
     def __init__(
         self,
         taps: TapSession,
-        reference: Reference,
+        witness: Witness,
         config: ModelConfig,
         graphs: "Mapping[GraphName, onnx.GraphProto]",
-        dtypes: tuple[str, str],
+        dtype: str,
         multiple: float,
     ) -> None:
-        """Args: dtypes: the engine's and the oracle's. graphs: canonical, whose names the taps have."""
+        """Args: dtype: the engine's. graphs: canonical, whose names the taps have."""
         self._taps = taps
-        self._reference = reference
+        self._witness = witness
         self._graphs = graphs
-        self._dtype, self._oracle_dtype = dtypes
+        self._dtype = dtype
         self._multiple = multiple
         self._config = config
 
     def search(self, case: str, row: int, prompt: ModelInputs, expected: ExpectedPrompt) -> Divergence:
         """Look at vision, prefill and decode in turn, and stop after the first wrong stage."""
-        stages = self._stages(prompt, expected)
-        borders = {name: boundary_taps(graph, name, self._config) for name, graph in self._graphs.items()}
-        said = self._ask_oracle((stage, borders[stage.graph]) for stage in stages)
+        questions = boundary_questions(self._graphs, self._config, prompt)
+        said = self._witness.ask(row, prompt, expected, questions)
         traces: list[Trace] = []
-        for stage, pair in zip(stages, said, strict=True):
-            traces.append(self._trace(stage, borders[stage.graph], pair))
+        for question, answer in zip(questions, said, strict=True):
+            values = self._engine_values(question, prompt, expected)
+            by_depth = self._errors(question.taps, values, answer)
+            wrong = next((error for error in by_depth if error.is_wrong), None)
+            inside = () if wrong is None else self._inside(question.stage, wrong.place, row, prompt, expected)
+            traces.append(Trace(question.stage, by_depth, inside, self._cache_errors(values, answer)))
             if traces[-1].culprit is not None:
                 break
         return Divergence(case, row, tuple(traces))
 
-    def _ask_oracle(self, questions: Iterable[tuple[_Stage, Sequence[Tap]]]) -> list[tuple[Values, Values]]:
-        """What each stage's taps must be, and what the engine's dtype makes of them."""
-        oracle = self._reference.load()
-        dtypes = (self._oracle_dtype, self._dtype)
-        said = []
-        for stage, taps in questions:
-            exact, rounded = (stage.oracle(oracle, taps, dtype) for dtype in dtypes)
-            said.append((exact, rounded))
-        self._reference.drop()
-        return said
+    def _inside(
+        self, stage: Stage, place: str, row: int, prompt: ModelInputs, expected: ExpectedPrompt
+    ) -> tuple[TapError, ...]:
+        taps = inner_taps(self._graphs[GRAPH_OF[stage]], place)
+        if not taps:
+            return ()
+        question = Question(stage, tuple(taps))
+        [answer] = self._witness.ask(row, prompt, expected, [question])
+        return self._errors(question.taps, self._engine_values(question, prompt, expected), answer)
 
-    def _stages(self, prompt: ModelInputs, expected: ExpectedPrompt) -> list[_Stage]:
-        config, embeds = self._config, expected.answer.visual_embeds
-        length, steps = len(prompt.token_ids), len(expected.continuation)
-        everything = np.arange(length)
-        prefill = prefill_call([prompt], [embeds], config, [everything])
-        forced = expected.continuation[:, None]
-        decode = [decode_call(forced[step], [prompt], step, config) for step in range(steps)]
-
-        def engine_decoder(calls: Sequence[DecoderInputs], rows: slice) -> Callable[[Sequence[str]], Values]:
-            def run(names: Sequence[str]) -> Values:
-                return _cut(self._taps.decoder(calls, names), rows, length + steps)
-
-            return run
-
-        kept: dict[tuple[tuple[str, ...], str], Values] = {}
-
-        def oracle_decoder(rows: slice) -> Callable[["Oracle", Sequence[Tap], str], Values]:
-            def run(oracle: "Oracle", taps: Sequence[Tap], dtype: str) -> Values:
-                key = (_modules(taps), dtype)
-                if key not in kept:  # prefill and decode are rows of one call
-                    kept[key] = oracle.decoder_taps(prompt, expected.continuation, embeds, *key)
-                return _cut(kept[key], rows, length + steps)
-
-            return run
-
-        def engine_vision(names: Sequence[str]) -> Values:
-            return self._taps.vision((prompt.patches, prompt.positions, prompt.cu_seqlens), names)
-
-        def oracle_vision(oracle: "Oracle", taps: Sequence[Tap], dtype: str) -> Values:
-            return oracle.vision_taps(prompt, _modules(taps), dtype)
-
-        first, rest = slice(0, length), slice(length, length + steps)
-        vision = [_Stage("vision", "vision", engine_vision, oracle_vision)] if prompt.grids else []
-        return [
-            *vision,
-            _Stage("prefill", "decoder", engine_decoder([prefill], first), oracle_decoder(first)),
-            _Stage("decode", "decoder", engine_decoder([prefill, *decode], rest), oracle_decoder(rest)),
-        ]
-
-    def _trace(self, stage: _Stage, taps: Sequence[Tap], said: tuple[Values, Values]) -> Trace:
-        by_depth, kv_cache = self._errors(stage, taps, said)
-        wrong = next((error for error in by_depth if error.is_wrong), None)
-        inside: tuple[TapError, ...] = ()
-        if wrong and (inner := inner_taps(self._graphs[stage.graph], wrong.place)):
-            inside, _ = self._errors(stage, inner, self._ask_oracle([(stage, inner)])[0])
-        return Trace(stage.name, by_depth, inside, kv_cache)
+    def _engine_values(self, question: Question, prompt: ModelInputs, expected: ExpectedPrompt) -> Values:
+        """The stage's tokens only; the engine's cache may be longer than what it holds."""
+        if question.stage == "vision":
+            feeds = (prompt.patches, prompt.positions, prompt.cu_seqlens)
+            return self._taps.vision(feeds, question.taps)
+        config, embeds, length = self._config, expected.answer.visual_embeds, len(prompt.token_ids)
+        calls = [prefill_call([prompt], [embeds], config, [np.arange(length)])]
+        if question.stage == "decode":
+            forced = expected.continuation[:, None]
+            calls += [decode_call(tokens, [prompt], step, config) for step, tokens in enumerate(forced)]
+        rows = rows_of(question.stage, prompt, expected)
+        return {name: values[rows] for name, values in self._taps.decoder(calls, question.taps).items()}
 
     def _errors(
-        self, stage: _Stage, taps: Sequence[Tap], said: tuple[Values, Values]
-    ) -> tuple[tuple[TapError, ...], tuple[TapError, ...]]:
-        """Errors at the taps, and of the caches, which every decoder call yields."""
-        expected, rounded = said
-        actual = stage.engine([tap.value for tap in taps])
-        errors = tuple(
-            self._error(tap, actual[tap.value], expected[tap.reference], rounded[tap.reference])
-            for tap in taps
+        self, taps: Sequence[Tap], actual: Values, expected: Mapping[str, Expected]
+    ) -> tuple[TapError, ...]:
+        return tuple(self._error(tap, actual[tap.value], expected[tap.reference]) for tap in taps)
+
+    def _cache_errors(self, actual: Values, expected: Mapping[str, Expected]) -> tuple[TapError, ...]:
+        names = [name for name in actual if name.startswith("present_")]
+        taps = [Tap(name, name, name, name, "QvCachedAttention") for name in names]
+        return self._errors(taps, actual, expected)
+
+    def _error(self, tap: Tap, actual: npt.NDArray[np.float32], expected: Expected) -> TapError:
+        num_nonfinite = int((~np.isfinite(actual)).sum())
+        error = compare_tensors(self._witness.look(actual), expected.values).worst_token_error
+        limit = max(self._multiple * expected.noise, ROUNDING_FLOOR[self._dtype])
+        return TapError(tap.scope, tap.node, tap.op_type, error, expected.noise, limit, num_nonfinite)
+
+
+def boundary_questions(
+    graphs: "Mapping[GraphName, onnx.GraphProto]", config: ModelConfig, prompt: ModelInputs
+) -> list[Question]:
+    """The borders between blocks, stage by stage; no vision without pictures."""
+    stages: list[Stage] = ["prefill", "decode"]
+    if prompt.grids:
+        stages.insert(0, "vision")
+    borders = {name: tuple(boundary_taps(graph, name, config)) for name, graph in graphs.items()}
+    return [Question(stage, borders[GRAPH_OF[stage]]) for stage in stages]
+
+
+def all_questions(
+    graphs: "Mapping[GraphName, onnx.GraphProto]", config: ModelConfig, prompt: ModelInputs
+) -> list[Question]:
+    """The borders and the inside of every block: what a search may come to ask."""
+    questions = boundary_questions(graphs, config, prompt)
+    return [
+        Question(
+            stage,
+            (*taps, *(tap for border in taps for tap in inner_taps(graphs[GRAPH_OF[stage]], border.scope))),
         )
-        caches = [name for name in actual if name.startswith("present_")]
-        kv_cache = tuple(
-            self._error(
-                Tap(name, name, name, name, "QvCachedAttention"), actual[name], expected[name], rounded[name]
-            )
-            for name in caches
-        )
-        return errors, kv_cache
-
-    def _error(
-        self,
-        tap: Tap,
-        actual: npt.NDArray[np.float32],
-        expected: npt.NDArray[np.float32],
-        rounded: npt.NDArray[np.float32],
-    ) -> TapError:
-        metrics = compare_tensors(actual.reshape(expected.shape), expected)
-        noise = compare_tensors(rounded, expected).worst_token_error
-        limit = self._multiple * max(noise, ROUNDING_FLOOR[self._dtype] / self._multiple)
-        return TapError(
-            tap.scope,
-            tap.node,
-            tap.op_type,
-            metrics.worst_token_error,
-            noise,
-            limit,
-            metrics.num_nonfinite,
-        )
-
-
-def _modules(taps: Sequence[Tap]) -> tuple[str, ...]:
-    """Names of the reference modules behind taps; what is no module, such as a rotation, the oracle derives."""
-    return tuple(sorted({tap.reference.partition(":")[0] for tap in taps}))
-
-
-def _cut(values: Values, rows: slice, num_tokens: int) -> Values:
-    """The stage's tokens; the engine's cache may be longer than what it holds."""
-    return {
-        name: value[:num_tokens][rows] if name.startswith("present_") or len(value) == num_tokens else value
-        for name, value in values.items()
-    }
+        for stage, taps in ((question.stage, question.taps) for question in questions)
+    ]

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.onnxruntime.session import open_sessions
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.processor.processor import ModelInputs
@@ -102,13 +100,3 @@ class OpenEngine:
             for step in range(tokens.shape[1])
         ]
         return list(np.stack(steps, axis=1))
-
-
-def onnxruntime_engine(directory: Path, profile: Profile) -> Engine:
-    """A bundle on ONNX Runtime's CPU provider, which computes in float32 whatever the graph's dtype."""
-    return Engine(
-        "onnxruntime-cpu",
-        "float32",
-        profile,
-        lambda num_slots, capacity: open_sessions(directory, num_slots=num_slots, capacity=capacity),
-    )

@@ -16,7 +16,7 @@ from export.bundle import FileRecord, open_bundle
 from export.config import ModelConfig
 from validate.execution import Engine
 from validate.mutations import Mutation, VisionFeeds
-from validate.taps import TapSession, Values
+from validate.taps import Tap, TapSession, Values
 
 
 def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
@@ -86,13 +86,13 @@ class MutatedTaps:
         self._mutation = mutation
         self._config = config
 
-    def vision(self, feeds: Sequence[npt.NDArray[Any]], names: Sequence[str]) -> Values:
+    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
         patches, positions, cu_seqlens = feeds
-        return self._session.vision(vision_feeds(self._mutation, (patches, positions, cu_seqlens)), names)
+        return self._session.vision(vision_feeds(self._mutation, (patches, positions, cu_seqlens)), taps)
 
-    def decoder(self, calls: Sequence[DecoderInputs], names: Sequence[str]) -> Values:
+    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
         changed = [decoder_feeds(self._mutation, call, self._config) for call in calls]
-        return self._session.decoder(changed, names)
+        return self._session.decoder(changed, taps)
 
 
 def vision_feeds(mutation: Mutation, feeds: VisionFeeds) -> VisionFeeds:

@@ -5,7 +5,7 @@ weights run once more in the engine's dtype; their distance from the oracle is t
 Memory holds the weights once, in float32; each block's weights are converted when the block runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,19 @@ from torch import Tensor, nn
 
 from engines.session import DecoderInputs
 from export.processor.processor import ModelInputs
-from export.reference import decoder, vision
 from export.reference.model import KvCache, Qwen2VL, load_reference
-from plugins.rotary.reference import rotary
 from validate.answers import ExpectedPrompt, PromptAnswer, Record, measure, spread_index
 from validate.divergence import ORACLE_DTYPE
 from validate.feeds import decode_call, prefill_call
 from validate.prompts import PreparedCase, visual_token_ids
+from validate.reference_taps import (
+    Taps,
+    add_caches,
+    add_patch_rotations,
+    add_token_rotations,
+    tapped_modules,
+    tapping,
+)
 
 DTYPES = {
     "float64": torch.float64,
@@ -34,8 +40,6 @@ DTYPES = {
 SMALL_MODEL_PARAMETERS = 50_000_000
 """Below this one thread is faster: PyTorch's threads would wait for each other at each small product. Measured on two
 busy cores: level standard of a model of 0.7 million parameters took 321 s with two threads and 19 s with one."""
-
-Taps = dict[str, npt.NDArray[Any]]
 
 
 class Oracle:
@@ -101,21 +105,15 @@ class Oracle:
         with self._computing_in(dtype):
             visual_embeds = self._encode(prompt, DTYPES[dtype])
             index = np.concatenate([prompt_index, len(prompt.token_ids) + np.arange(len(continuation))])
-            logits = self._forward(prompt, continuation, visual_embeds, index, dtype)
+            logits, _ = self._forward(prompt, continuation, visual_embeds, index, dtype)
         cut = len(prompt_index)
         return PromptAnswer(visual_embeds.float().cpu().numpy(), logits[:cut], logits[cut:])
 
-    def vision_taps(self, prompt: ModelInputs, modules: Sequence[str], dtype: str) -> Taps:
-        """Inputs and outputs of modules while pictures are encoded; keys `NAME:in` and `NAME:out`."""
-        with self._computing_in(dtype), self._tapping(modules) as taps:
+    def vision_taps(self, prompt: ModelInputs, references: Collection[str], dtype: str) -> Taps:
+        """Values [P or V, C] while pictures are encoded. Args: references: see `Tap.reference`."""
+        with self._computing_in(dtype), tapping(self.model, tapped_modules(references)) as taps:
             self._encode(prompt, DTYPES[dtype])
-        for name in [name.removesuffix(":out") for name in taps if name.endswith(".attn.qkv:out")]:
-            qkv = torch.from_numpy(taps[f"{name}:out"])  # [P, 3 * E]
-            q, k, _ = qkv.to(DTYPES[dtype]).view(len(qkv), 3, self.config.vision.num_heads, -1).unbind(1)
-            rotated = rotary(
-                q, k, torch.from_numpy(prompt.positions), *vision.rotary_tables(self.config.vision)
-            )
-            _keep_rotated(taps, name.removesuffix(".attn.qkv"), *rotated)
+        add_patch_rotations(taps, self.model, prompt.positions, DTYPES[dtype])
         return taps
 
     def decoder_taps(
@@ -123,28 +121,18 @@ class Oracle:
         prompt: ModelInputs,
         continuation: npt.NDArray[np.int64],
         visual_embeds: npt.NDArray[np.float32],
-        modules: Sequence[str],
+        references: Collection[str],
         dtype: str,
     ) -> Taps:
-        """The same for the decoder, over the whole of prompt and continuation, without the batch axis.
-
-        Keys `present_key.I` and `present_value.I` are the caches, `[tokens, K * D]`.
-        """
+        """The same for the decoder, [tokens, C] over the whole of prompt and continuation; caches as `add_caches`."""
         length = len(prompt.token_ids) + len(continuation)
-        with self._computing_in(dtype), self._tapping(modules) as taps:
+        with self._computing_in(dtype), tapping(self.model, tapped_modules(references)) as taps:
             embeds = torch.from_numpy(visual_embeds).to(DTYPES[dtype])
-            self._forward(prompt, continuation, embeds, np.arange(length), dtype, taps)
+            _, present = self._forward(prompt, continuation, embeds, np.arange(length), dtype)
         taps = {name: array.reshape(length, -1) for name, array in taps.items()}
-        position_ids = torch.from_numpy(extended(prompt, continuation).position_ids)
-        for name in [name.removesuffix(".q_proj:out") for name in taps if name.endswith(".q_proj:out")]:
-            q, k = (
-                torch.from_numpy(taps[f"{name}.{x}_proj:out"])
-                .to(DTYPES[dtype])
-                .view(length, -1, self.config.decoder.head_dim)
-                for x in "qk"
-            )
-            rotated = rotary(q, k, position_ids, *decoder.rotary_tables(self.config.decoder))
-            _keep_rotated(taps, name.removesuffix(".self_attn"), *rotated)
+        position_ids = extended(prompt, continuation).position_ids
+        add_token_rotations(taps, self.model, position_ids, DTYPES[dtype])
+        add_caches(taps, present)
         return taps
 
     def _encode(self, prompt: ModelInputs, dtype: torch.dtype) -> Tensor:
@@ -162,8 +150,7 @@ class Oracle:
         visual_embeds: Tensor,
         index: npt.NDArray[np.int64],
         dtype: str,
-        taps: Taps | None = None,
-    ) -> npt.NDArray[np.float32]:
+    ) -> tuple[npt.NDArray[np.float32], KvCache]:
         whole = extended(prompt, continuation)
         call = prefill_call([whole], [np.zeros((0, 0), np.float32)], self.config, [index])
         tensors = self._tensors(call, DTYPES[dtype])
@@ -171,34 +158,11 @@ class Oracle:
         cache = self.model.new_cache(1, len(whole.token_ids))
         cache = KvCache(*([part.to(DTYPES[dtype]) for part in parts] for parts in cache))
         logits, present = self.model.decode(**tensors, cache=cache)
-        if taps is not None:
-            for kind, parts in zip(("key", "value"), present, strict=True):
-                for layer, part in enumerate(parts):  # [1, K, L, D]
-                    taps[f"present_{kind}.{layer}"] = _numpy(part[0].transpose(0, 1).flatten(1))
-        result: npt.NDArray[np.float32] = logits[0].cpu().numpy()
-        return result
+        return logits[0].cpu().numpy(), present
 
     def _tensors(self, call: DecoderInputs, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(array) for name, array in vars(call).items()}
         return {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
-
-    @contextmanager
-    def _tapping(self, modules: Sequence[str]) -> Iterator[Taps]:
-        taps: Taps = {}
-
-        def keep(name: str) -> Any:
-            def hook(_module: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
-                first = outputs[0] if isinstance(outputs, tuple) else outputs
-                taps[f"{name}:in"], taps[f"{name}:out"] = _numpy(inputs[0]), _numpy(first)
-
-            return hook
-
-        handles = [self.model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
-        try:
-            yield taps
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _computing_in(self, dtype: str) -> Iterator[None]:
@@ -252,13 +216,3 @@ def extended(prompt: ModelInputs, continuation: npt.NDArray[np.int64]) -> ModelI
         cu_seqlens=prompt.cu_seqlens,
         grids=prompt.grids,
     )
-
-
-def _keep_rotated(taps: Taps, block: str, q: Tensor, k: Tensor) -> None:
-    """The rotation is a function between modules: it is computed again from the projections that it took."""
-    taps[f"{block}:rotated_q"], taps[f"{block}:rotated_k"] = _numpy(q.flatten(1)), _numpy(k.flatten(1))
-
-
-def _numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    widest = tensor.detach().cpu()
-    return (widest if widest.dtype == torch.float64 else widest.float()).numpy().copy()

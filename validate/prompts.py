@@ -36,7 +36,14 @@ class PreparedCase:
 
     def problem(self, profile: Profile, num_decode_steps: int) -> str | None:
         """Why the case lies outside of a profile; None if it does not."""
-        return outside_profile(profile, self.lengths.tolist(), self.num_patches, num_decode_steps)
+        return outside_profile(
+            profile,
+            self.lengths.tolist(),
+            self.num_patches,
+            num_decode_steps,
+            self.prefill_chunk_tokens,
+            sum(steps for prompt in self.prompts for steps, _, _ in prompt.grids),
+        )
 
     def digest(self) -> str:
         """Identity of the inputs: a golden record of other inputs must not be compared with these."""

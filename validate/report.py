@@ -57,7 +57,7 @@ class Subject:
     reference: str
     level: str
     num_decode_steps: int
-    profile: Mapping[str, int]
+    profile: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Report:
     properties: tuple[GateResult, ...]
     depth: tuple[GateResult, ...]
     divergence: Divergence | None
-    """Error by depth on a failing case, or on the probe where none failed; None without a reference at hand."""
+    """Error by depth on a failing case, or on the probe where none failed; None where the engine cannot be looked into,
+    or where the golden set does not know its inside."""
     task_quality: TaskQuality | None
     machine: Machine
 

@@ -30,7 +30,7 @@ from validate.answers import (
     write_json,
     write_record,
 )
-from validate.divergence import ORACLE_DTYPE, Divergence, DivergenceSearch
+from validate.divergence import ORACLE_DTYPE, Divergence, DivergenceSearch, all_questions
 from validate.execution import Engine, OpenEngine
 from validate.gates import GateResult, GateSettings, judge_case, typical_noise
 from validate.golden import create_golden, model_identity, open_golden, open_workspace
@@ -40,6 +40,7 @@ from validate.report import CaseReport, Machine, Report, Status, Subject
 from validate.taps import TapSession, canonical_graphs
 from validate.task_quality import compare_quality
 from validate.task_runs import TaskSet, reference_answers
+from validate.witnesses import OracleWitness, RecordedWitness, Witness, sketch, sketches_path, write_sketches
 
 if TYPE_CHECKING:  # torch loads when the reference does, and not at all with a golden set
     from validate.oracle import Oracle
@@ -107,8 +108,27 @@ def record_golden(plan: Plan, directory: Path, progress: Progress) -> int:
     """
     create_golden(directory, plan.golden_content())
     cases = plan.inside
-    _Reference(plan).record(cases, directory, progress, 0, sum(map(cost, cases)))
+    reference, work = _Reference(plan), sum(map(cost, cases))
+    reference.record(cases, directory, progress, 0, work)
+    probe = probe_of(cases)
+    if not sketches_path(directory, probe.name).is_file():
+        progress(f"Reference: inside {probe.name}", work, work)
+        _record_inside(plan, reference, probe, directory)
     return len(cases)
+
+
+def _record_inside(plan: Plan, reference: "_Reference", case: PreparedCase, directory: Path) -> None:
+    """Keep what a search may ask about the probe, so that a machine without the reference also finds the op."""
+    witness = OracleWitness(reference, (ORACLE_DTYPE[plan.engine.dtype], plan.engine.dtype), look=sketch)
+    graphs = canonical_graphs(plan.bundle.directory)
+    answers = []
+    for row, (prompt, expected) in enumerate(
+        zip(case.prompts, read_record(directory, case.name).prompts, strict=True)
+    ):
+        questions = all_questions(graphs, plan.config, prompt)
+        said = witness.ask(row, prompt, expected, questions)
+        answers += [(row, question, answer) for question, answer in zip(questions, said, strict=True)]
+    write_sketches(directory, case.name, answers)
 
 
 def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = False) -> Report:
@@ -143,7 +163,7 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
     opened.drop()
     cases = tuple(_case_report(plan, case, noise.get(case.name), outcomes, typical) for case in plan.cases)
     divergence = None
-    if plan.taps is not None and plan.golden is None:
+    if plan.taps is not None:
         progress("Looking inside", 2 * work, 2 * work)
         divergence = _look_inside(plan, plan.taps, reference, cases, records)
     return Report(
@@ -190,6 +210,7 @@ class _Reference:
             progress(f"Reference: {case.name}", done, total)
             if not _fits(read_summary(directory, case.name), case):
                 record = self.load().record(case, self._plan.num_decode_steps, self._plan.engine.dtype)
+                sketches_path(directory, case.name).unlink(missing_ok=True)  # of other inputs
                 write_record(directory, case.name, record)
             done += cost(case)
 
@@ -296,17 +317,33 @@ def _case_report(
 
 def _look_inside(
     plan: Plan, taps: TapSession, reference: _Reference, cases: Sequence[CaseReport], records: Path
-) -> Divergence:
-    """Search the smallest failing case, prompt by prompt; the smallest one with several pictures where none fails."""
-    dtypes = (plan.engine.dtype, ORACLE_DTYPE[plan.engine.dtype])
-    graphs = canonical_graphs(plan.bundle.directory)
-    search = DivergenceSearch(taps, reference, plan.config, graphs, dtypes, plan.gates.multiple)
+) -> Divergence | None:
+    """Search the smallest failing case, prompt by prompt; the probe where none fails.
+
+    A golden set knows the inside of its probe alone. None: not even of that.
+    """
     failing = {report.name for report in cases if report.status == "fail"}
-    candidates = [case for case in plan.inside if case.name in failing] or plan.inside
-    case = min(candidates, key=lambda case: (not failing and _num_pictures(case) < 2, cost(case)))
+    known = [
+        case for case in plan.inside if plan.golden is None or sketches_path(plan.golden, case.name).is_file()
+    ]
+    if not known:
+        return None
+    case = min((case for case in known if case.name in failing), key=cost, default=probe_of(known))
+    witness: Witness
+    if plan.golden is None:
+        witness = OracleWitness(reference, (ORACLE_DTYPE[plan.engine.dtype], plan.engine.dtype))
+    else:
+        witness = RecordedWitness(plan.golden, case.name)
+    graphs = canonical_graphs(plan.bundle.directory)
+    search = DivergenceSearch(taps, witness, plan.config, graphs, plan.engine.dtype, plan.gates.multiple)
     expected = read_record(records, case.name).prompts
     found = [search.search(case.name, row, prompt, expected[row]) for row, prompt in enumerate(case.prompts)]
     return next((divergence for divergence in found if divergence.first is not None), found[0])
+
+
+def probe_of(cases: Sequence[PreparedCase]) -> PreparedCase:
+    """The smallest case with several pictures, or the smallest."""
+    return min(cases, key=lambda case: (_num_pictures(case) < 2, cost(case)))
 
 
 def _num_pictures(case: PreparedCase) -> int:

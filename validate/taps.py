@@ -45,11 +45,11 @@ class Tap:
 class TapSession(Protocol):
     """An engine that shows what it computes on the way."""
 
-    def vision(self, feeds: Sequence[npt.NDArray[Any]], names: Sequence[str]) -> Values:
-        """Values [P or V, C] for patches, positions and cu_seqlens."""
+    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
+        """Values [P or V, C] by `Tap.value`, for patches, positions and cu_seqlens."""
         ...
 
-    def decoder(self, calls: Sequence[DecoderInputs], names: Sequence[str]) -> Values:
+    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
         """Values [tokens, C] of one slot's calls in a row, joined; `present_*` as the last call leaves them."""
         ...
 
@@ -174,8 +174,9 @@ class OnnxRuntimeTaps:
         self._bundle = open_bundle(directory)
         self._config = load_config(directory)
 
-    def vision(self, feeds: Sequence[npt.NDArray[Any]], names: Sequence[str]) -> Values:
+    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
         """See `TapSession`."""
+        names = [tap.value for tap in taps]
         patches, positions, cu_seqlens = feeds
         segment_range = np.arange(int(np.diff(cu_seqlens).max()), dtype=np.int32)
         inputs = {"patches": patches, "positions": positions, "cu_seqlens": cu_seqlens}
@@ -183,9 +184,9 @@ class OnnxRuntimeTaps:
         values = session.run(list(names), {**inputs, "segment_range": segment_range})
         return {name: value.reshape(len(value), -1) for name, value in zip(names, values, strict=True)}
 
-    def decoder(self, calls: Sequence[DecoderInputs], names: Sequence[str]) -> Values:
+    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
         """See `TapSession`. The cache goes in and out by value: this session is for looking, not for speed."""
-        decoder = self._config.decoder
+        decoder, names = self._config.decoder, [tap.value for tap in taps]
         capacity = max(int(call.write_index[0]) + call.token_ids.shape[1] for call in calls) + 1
         parts = [(part, layer) for layer in range(decoder.num_hidden_layers) for part in CACHE_PARTS]
         shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from validate.cases import LevelName, Profile
     from validate.report import Report
     from validate.run import Plan, Progress
+    from validate.targets import TargetName
 
 GATE_FAILED = 1
 
@@ -26,6 +27,18 @@ GATE_FAILED = 1
     "report_directory",
     type=click.Path(path_type=Path),
     help="Directory for report.html, report.json, junit.xml and summary.md; an older report there is replaced whole.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", "tensorrt-rtx", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="The engine under test. torch is the reference itself, in --dtype.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="What a torch target computes in. Default: the graphs' dtype. Other targets have only one.",
 )
 @click.option(
     "--level",
@@ -75,6 +88,8 @@ def validate(
     /,
     bundle: Path,
     report_directory: Path | None,
+    target: "TargetName",
+    dtype: str | None,
     level: "LevelName",
     cases: Path | None,
     gates_file: Path | None,
@@ -85,7 +100,7 @@ def validate(
     as_json: bool,
     **profile: int | None,
 ) -> None:
-    """Compare the engine of BUNDLE, ONNX Runtime on CPU, with the PyTorch reference.
+    """Compare an engine of BUNDLE with the PyTorch reference.
 
     Passes when no token's error exceeds a multiple of the noise of the engine's own dtype. Exit code 0: pass, 1: fail.
     The verdict is written into the bundle's manifest.
@@ -94,7 +109,7 @@ def validate(
         raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
-    plan = make_plan(bundle, level, make_profile(profile), cases, gates_file, golden, tasks)
+    plan = make_plan(bundle, (target, dtype), level, make_profile(profile), cases, gates_file, golden, tasks)
     if record_directory is not None:
         record(plan, record_directory, as_json)
         return
@@ -116,6 +131,7 @@ def make_profile(options: dict[str, int | None]) -> "Profile":
 
 def make_plan(
     path: Path,
+    target: "tuple[TargetName, str | None]",
     level_name: "LevelName",
     profile: "Profile",
     cases: Path | None,
@@ -123,29 +139,29 @@ def make_plan(
     golden: Path | None,
     tasks: Path | None,
 ) -> "Plan":
-    """Read everything that can be wrong before anything takes long."""
+    """Read everything that can be wrong before anything takes long. Args: target: with the dtype asked for."""
     from export.bundle import open_bundle
     from export.config import load_config
     from export.processor.processor import Processor
     from export.processor.settings import load_settings
     from validate.case_files import load_cases
     from validate.cases import make_level
-    from validate.execution import onnxruntime_engine
     from validate.gates import GateSettings
     from validate.prompts import prepare_case
     from validate.run import Plan
-    from validate.taps import OnnxRuntimeTaps
+    from validate.targets import open_target
     from validate.task_runs import load_task_set
 
     bundle, config, (settings, _) = open_bundle(path), load_config(path), load_settings(path)
-    level = make_level(level_name, profile)
+    subject = open_target(target[0], bundle, profile, target[1])
+    level = make_level(level_name, subject.engine.profile)
     own = load_cases(cases, Processor.from_directory(path)) if cases else []
     return Plan(
         bundle=bundle,
         config=config,
         image_settings=settings,
-        engine=onnxruntime_engine(path, profile),
-        taps=OnnxRuntimeTaps(path),
+        engine=subject.engine,
+        taps=subject.taps,
         level=level.name,
         cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
         num_decode_steps=level.num_decode_steps,

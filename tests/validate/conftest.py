@@ -12,13 +12,12 @@ from export.config import ModelConfig, load_config
 from export.processor.settings import load_settings
 from tests.support.bundles import shared_bundle
 from validate.cases import Profile, make_level
-from validate.execution import onnxruntime_engine
 from validate.gates import GateSettings
 from validate.mutated import MutatedTaps, mutate_bundle, mutate_engine
 from validate.mutations import Mutation
 from validate.prompts import prepare_case
 from validate.run import Plan, record_golden
-from validate.taps import OnnxRuntimeTaps
+from validate.targets import open_target
 
 PROFILE = Profile(max_context_tokens=256, max_patches=256, max_batch=3)
 CASE_NAMES = ("images_of_unequal_size", "ragged_batch")
@@ -43,9 +42,12 @@ class Exported:
     def mutated(self, mutation: Mutation, scratch: Path) -> Plan:
         """The plan with a fault in the engine and nowhere else."""
         directory = mutate_bundle(self.bundle, mutation, scratch)
-        engine = mutate_engine(onnxruntime_engine(directory, PROFILE), mutation, self.config)
+        subject = open_target("onnxruntime", open_bundle(directory), PROFILE)
+        assert subject.taps is not None
         return replace(
-            self.plan, engine=engine, taps=MutatedTaps(OnnxRuntimeTaps(directory), mutation, self.config)
+            self.plan,
+            engine=mutate_engine(subject.engine, mutation, self.config),
+            taps=MutatedTaps(subject.taps, mutation, self.config),
         )
 
 
@@ -55,12 +57,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     bundle = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32"}))
     config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
     cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
+    subject = open_target("onnxruntime", bundle, PROFILE)
     plan = Plan(
         bundle=bundle,
         config=config,
         image_settings=settings,
-        engine=onnxruntime_engine(bundle.directory, PROFILE),
-        taps=OnnxRuntimeTaps(bundle.directory),
+        engine=subject.engine,
+        taps=subject.taps,
         level="quick",
         cases=tuple(prepare_case(case, config, settings) for case in cases),
         num_decode_steps=NUM_DECODE_STEPS,

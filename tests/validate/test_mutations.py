@@ -1,5 +1,7 @@
 """Every fault of the suite must turn the verdict, fail the gate it names and be found at the op it was put into."""
 
+from dataclasses import replace
+
 import pytest
 
 from export.config import DecoderConfig, ModelConfig, VisionConfig
@@ -27,11 +29,24 @@ def test_the_sound_engine_passes_every_gate(exported, tmp_path, progress):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mutation_fails_its_gate_and_is_found(name, exported, tmp_path, progress):
+def test_a_mutation_fails_its_gate_and_is_found_with_a_golden_set(name, exported, tmp_path, progress):
+    check(name, replace(mutated(name, exported, tmp_path), golden=exported.records), tmp_path, progress)
+
+
+@pytest.mark.parametrize("name", ["patch_axes_swapped", "float16_product", "stale_cache_entry"])
+def test_a_mutation_is_found_with_the_reference(name, exported, tmp_path, progress):
+    exported.workspace(tmp_path)
+    check(name, mutated(name, exported, tmp_path), tmp_path, progress)
+
+
+def mutated(name, exported, directory):
     mutation = next(mutation for mutation in mutations(exported.config) if mutation.name == name)
-    report = validate(
-        exported.mutated(mutation, tmp_path / "mutated"), exported.workspace(tmp_path), progress
-    )
+    return exported.mutated(mutation, directory / "mutated")
+
+
+def check(name, plan, directory, progress):
+    mutation = next(mutation for mutation in mutations(plan.config) if mutation.name == name)
+    report = validate(plan, directory / "workspace", progress)
     assert not report.passed
     assert mutation.gate in {gate.gate for gate in report.failures}
     assert report.divergence is not None

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ from validate.cases import Case, Profile, Text
 from validate.execution import Engine
 from validate.prompts import prepare_case
 from validate.run import record_golden, validate
+
+INSIDE = "images_of_unequal_size.taps.npz"
 
 
 def content(report):
@@ -71,8 +74,22 @@ def test_a_golden_set_takes_the_place_of_the_reference(exported, whole, tmp_path
     report = validate(plan, tmp_path / "workspace", progress)
     assert report.passed
     assert [case.measured for case in report.cases] == [case.measured for case in whole.cases]
-    assert report.divergence is None
     assert report.subject.reference == "golden set records, float64"
+    assert report.divergence is not None
+    assert whole.divergence is not None
+    # The golden set keeps 64 numbers a token: errors by depth are estimates, of the same values.
+    for sketched, exact in zip(report.divergence.traces, whole.divergence.traces, strict=True):
+        assert [error.node for error in sketched.by_depth] == [error.node for error in exact.by_depth]
+        for estimate, error in zip(sketched.by_depth, exact.by_depth, strict=True):
+            assert error.noise / 2 <= estimate.noise <= 2 * error.noise
+
+
+def test_a_golden_set_without_an_inside_still_judges(exported, tmp_path, progress):
+    golden = shutil.copytree(exported.records, tmp_path / "golden", ignore=lambda *_: [INSIDE])
+    report = validate(replace(exported.plan, golden=golden), tmp_path / "workspace", progress)
+    assert report.passed
+    assert report.divergence is None
+    assert not report.depth
 
 
 def test_a_golden_set_of_other_cases_is_refused(exported, tmp_path, progress):
