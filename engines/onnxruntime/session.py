@@ -20,20 +20,23 @@ _ERROR_AND_ABOVE = 3
 
 
 def open_sessions(
-    bundle: Path, *, num_slots: int = 1, capacity: int
+    bundle: Path, *, num_slots: int = 1, capacity: int, num_threads: int | None = None
 ) -> tuple["OnnxRuntimeVision", "OnnxRuntimeDecoder"]:
     """Open both graphs of a bundle.
 
     Args:
         bundle: directory that `qv-export export` wrote.
         num_slots: KV slots, each with room for `capacity` tokens.
+        num_threads: threads of each graph; None takes every core this process may use. They wait for each other in
+            every operator, so where cores are shared with other processes fewer are faster.
 
     Raises:
         UserError: no such bundle, or one whose files differ from its manifest.
     """
     opened = open_bundle(bundle)
     config = load_config(opened.directory)
-    return OnnxRuntimeVision(opened, config), OnnxRuntimeDecoder(opened, config, num_slots, capacity)
+    vision = OnnxRuntimeVision(opened, config, num_threads)
+    return vision, OnnxRuntimeDecoder(opened, config, num_slots, capacity, num_threads)
 
 
 def open_vision_session(bundle: Path) -> "OnnxRuntimeVision":
@@ -49,8 +52,10 @@ def open_vision_session(bundle: Path) -> "OnnxRuntimeVision":
 class OnnxRuntimeVision:
     """The vision graph on CPU: a `VisionSession`."""
 
-    def __init__(self, bundle: Bundle, config: ModelConfig) -> None:
-        self._session, self._weights = _create_session(bundle.vision_graph, config, may_pack=True)
+    def __init__(self, bundle: Bundle, config: ModelConfig, num_threads: int | None = None) -> None:
+        self._session, self._weights = _create_session(
+            bundle.vision_graph, config, num_threads, may_pack=True
+        )
 
     def encode(
         self,
@@ -76,11 +81,20 @@ class OnnxRuntimeDecoder:
     A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
     """
 
-    def __init__(self, bundle: Bundle, config: ModelConfig, num_slots: int, capacity: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: ModelConfig,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+    ) -> None:
         self.num_slots = num_slots
         self.capacity = capacity
         self._config = config
-        self._session, self._weights = _create_session(bundle.decoder_graph, config, may_pack=False)
+        self._session, self._weights = _create_session(
+            bundle.decoder_graph, config, num_threads, may_pack=False
+        )
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
         self._caches = {
@@ -88,7 +102,7 @@ class OnnxRuntimeDecoder:
             for layer in range(config.decoder.num_hidden_layers)
             for part in CACHE_PARTS
         }
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._calls: dict[tuple[int, int], _BoundCall] = {}
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`."""
@@ -104,25 +118,39 @@ class OnnxRuntimeDecoder:
         return self._run(first_slot, inputs)
 
     def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
-        binding = self._binding(first_slot, len(inputs.token_ids))
-        feeds = {name: np.ascontiguousarray(getattr(inputs, name)) for name in _FEED_NAMES}
-        for name, array in feeds.items():
-            _bind_input(binding, name, array)
+        call = self._call(first_slot, len(inputs.token_ids))
+        for name in _FEED_NAMES:
+            call.set_input(name, getattr(inputs, name))
         logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
-        _bind_output(binding, "logits", logits)
-        self._session.run_with_iobinding(binding)
+        _bind_output(call.binding, "logits", logits)
+        self._session.run_with_iobinding(call.binding)
         return logits
 
-    def _binding(self, first_slot: int, batch: int) -> ort.IOBinding:
+    def _call(self, first_slot: int, batch: int) -> "_BoundCall":
         key = (first_slot, batch)
-        if key not in self._bindings:
-            binding = self._session.io_binding()
+        if key not in self._calls:
+            call = _BoundCall(self._session.io_binding())
             for (part, layer), cache in self._caches.items():
                 rows = cache[first_slot : first_slot + batch]
-                _bind_input(binding, cache_name("past", part, layer), rows)
-                _bind_output(binding, cache_name("present", part, layer), rows)
-            self._bindings[key] = binding
-        return self._bindings[key]
+                _bind_input(call.binding, cache_name("past", part, layer), rows)
+                _bind_output(call.binding, cache_name("present", part, layer), rows)
+            self._calls[key] = call
+        return self._calls[key]
+
+
+class _BoundCall:
+    """Inputs bound to memory of their own, so that a step of the same shapes only copies values in."""
+
+    def __init__(self, binding: ort.IOBinding) -> None:
+        self.binding = binding
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def set_input(self, name: str, values: npt.NDArray[Any]) -> None:
+        array = self._arrays.get(name)
+        if array is None or array.shape != values.shape or array.dtype != values.dtype:
+            array = self._arrays[name] = np.empty(values.shape, values.dtype)
+            _bind_input(self.binding, name, array)
+        np.copyto(array, values)
 
 
 _FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
@@ -159,19 +187,20 @@ def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> 
 
 
 def _create_session(
-    graph: Path, config: ModelConfig, *, may_pack: bool
+    graph: Path, config: ModelConfig, num_threads: int | None, *, may_pack: bool
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the weights that it shares with us: they must live as long as it does.
 
     Args:
         graph: a canonical graph of a bundle.
         config: the model's.
+        num_threads: see `open_sessions`.
         may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
             once gain from it; a decode step, bound by memory, gains nothing and would
             wait for every weight to be copied first.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)

@@ -6,7 +6,7 @@ is done. It knows nothing of engines, other answers or text. Events are what its
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -127,17 +127,30 @@ class Answer:
         self.slot = slot
         self.visual_embeds = visual_embeds  # [V, C]
         self.visual_offsets = visual_offsets(request.inputs.token_ids, model)  # [S + 1]
+        self.num_prompt_tokens = request.num_prompt_tokens
+        self.num_visual_tokens = int(self.visual_offsets[-1])
         self.num_cached_tokens = 0
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self.timings = Timings(request.num_prompt_tokens, int(self.visual_offsets[-1]))
+        self.num_reused_tokens = 0
+        self.queue_seconds = self.vision_seconds = self.prefill_seconds = self.decode_seconds = 0.0
         self._generator = np.random.default_rng(request.seed)
         self._seen = np.zeros(model.decoder.vocab_size, dtype=np.bool_)
         self._seen[request.inputs.token_ids] = True
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return self.request.num_prompt_tokens
+    def timings(self) -> Timings:
+        """What it took until now."""
+        return Timings(
+            self.num_prompt_tokens,
+            self.num_visual_tokens,
+            len(self.token_ids),
+            self.num_reused_tokens,
+            self.queue_seconds,
+            self.vision_seconds,
+            self.prefill_seconds,
+            self.decode_seconds,
+        )
 
     @property
     def is_prefilled(self) -> bool:
@@ -157,7 +170,6 @@ class Answer:
         token_id = next_token(logits, self._seen, config, self._generator)
         self._seen[token_id] = True
         self.token_ids.append(token_id)
-        self.timings = replace(self.timings, num_new_tokens=len(self.token_ids))
         if token_id in config.eos_token_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= config.max_new_tokens:
@@ -191,4 +203,4 @@ def timed(answers: Iterable[Answer], phase: Phase) -> Iterator[None]:
     yield
     elapsed = perf_counter() - start
     for answer in answers:
-        answer.timings = replace(answer.timings, **{phase: getattr(answer.timings, phase) + elapsed})
+        setattr(answer, phase, getattr(answer, phase) + elapsed)

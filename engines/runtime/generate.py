@@ -124,7 +124,7 @@ def start_answer(
         EngineError: the vision engine returned another number of rows than it was asked for.
     """
     answer = Answer(request, index, slot, np.zeros((0, model.decoder.hidden_size), np.float32), model)
-    if answer.timings.num_visual_tokens:
+    if answer.num_visual_tokens:
         with timed([answer], "vision_seconds"):
             answer.visual_embeds = encode_visuals(request.inputs, vision, model)
     return answer

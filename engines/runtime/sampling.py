@@ -28,10 +28,14 @@ def next_token(
     Raises:
         EngineError: the logits hold not-a-number or infinity, or rule out every token.
     """
-    require_finite_maximum(logits)
     scores = apply_repetition_penalty(logits, seen, config.repetition_penalty)
     if config.is_greedy:
-        return greedy_token(scores)
+        token_id = greedy_token(scores)
+        # The largest of values with a not-a-number among them is that one: no second pass over the logits.
+        if not np.isfinite(scores[token_id]):
+            require_finite_maximum(logits)
+        return token_id
+    require_finite_maximum(logits)
     scores = apply_temperature(scores, config.temperature)
     scores = apply_top_k(scores, config.top_k)
     scores = apply_top_p(scores, config.top_p)

@@ -181,16 +181,14 @@ class Scheduler:
         # The last tokens are always computed: their logits choose the first new one.
         longest = max(answer.num_prompt_tokens - self.limits.min_tokens_per_call, 0)
         answer.num_cached_tokens = min(num_shared, longest)
-        queue_seconds = self._clock() - job.submitted_at
-        answer.timings = replace(
-            answer.timings, num_reused_tokens=answer.num_cached_tokens, queue_seconds=queue_seconds
-        )
+        answer.num_reused_tokens = answer.num_cached_tokens
+        answer.queue_seconds = self._clock() - job.submitted_at
         job.answer = answer
         job.missing = [picture for picture in job.pictures if picture.last_token >= answer.num_cached_tokens]
         self._stats.num_admitted += 1
-        self._stats.queue_seconds += queue_seconds
+        self._stats.queue_seconds += answer.queue_seconds
         self._stats.num_prompt_tokens += answer.num_prompt_tokens
-        self._stats.num_reused_tokens += answer.num_cached_tokens
+        self._stats.num_reused_tokens += answer.num_reused_tokens
 
     def _encode_pictures(self) -> None:
         """Find or encode pictures of admitted requests, oldest first, in one call for all of them."""

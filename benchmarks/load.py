@@ -1,0 +1,116 @@
+"""What does a server look like to N clients that ask at the same time?
+
+A closed loop: each client, a thread of its own, sends its next question as soon as the last one is answered. Nothing
+here knows how an answer is made: `ask` may call a scheduler in this process or a server over the network.
+"""
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+WORDS = [
+    "what",
+    "is",
+    "in",
+    "this",
+    "picture",
+    "and",
+    "how",
+    "many",
+    "red",
+    "green",
+    "blue",
+    "or",
+    "small",
+    "big",
+    "circles",
+    "squares",
+    "are",
+    "left",
+    "of",
+    "it",
+]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client saw of one answer."""
+
+    first_token_seconds: float
+    """From sending the question."""
+    seconds: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What all clients saw."""
+
+    num_clients: int
+    seconds: float
+    replies: list[Reply]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(reply.num_tokens for reply in self.replies) / self.seconds
+
+    def first_token_seconds(self, quantile: float) -> float:
+        """A quantile by nearest rank, from 0 to 1, of the time to the first token."""
+        ordered = sorted(reply.first_token_seconds for reply in self.replies)
+        return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]
+
+
+def run_load(ask: Callable[[int], Reply], num_clients: int, num_questions: int, first: int = 0) -> LoadResult:
+    """Ask the questions `first`, `first` + 1, ... by `num_clients` clients at once.
+
+    Raises:
+        Exception: what `ask` raised first; the other clients stop after their current question.
+    """
+    numbers = iter(range(first, first + num_questions))
+    replies: list[Reply] = []
+    errors: list[Exception] = []
+    lock = threading.Lock()
+
+    def client() -> None:
+        while not errors:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            try:
+                replies.append(ask(number))
+            except Exception as error:  # told by the caller below, whatever it is
+                errors.append(error)
+
+    threads = [threading.Thread(target=client) for _ in range(num_clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return LoadResult(num_clients, time.perf_counter() - start, replies)
+
+
+def question(number: int) -> list[dict[str, Any]]:
+    """Messages with 8 to 40 words, and for every second number a picture that no other number has.
+
+    Pictures are noise of 56 to 196 pixels a side, as PNG bytes: 4 to 49 visual tokens.
+    """
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(number)
+    text = " ".join(random.choice(WORDS, random.integers(8, 41)).tolist())
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if number % 2:
+        height, width = random.integers(2, 8, 2) * 28
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        content.insert(0, {"type": "image", "image": file.getvalue()})
+    return [{"role": "user", "content": content}]
