@@ -101,4 +101,5 @@ class Job:
             np.concatenate([self.content.token_ids, self.started.token_ids])[:num_cached],
             np.concatenate([self.content.position_ids, np.tile(positions.astype(np.int32), (3, 1))], axis=1),
             self.content.pictures,
+            num_prompt,
         )

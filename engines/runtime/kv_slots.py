@@ -20,6 +20,8 @@ class CacheContent:
     position_ids: npt.NDArray[np.int32]  # [3, T]
     pictures: tuple[tuple[int, bytes], ...]
     """(place of its first visual token, digest) of each picture that begins before T."""
+    num_prompt_tokens: int
+    """The rest was generated."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -30,6 +32,7 @@ class CacheContent:
             self.token_ids[:num_tokens],
             self.position_ids[:, :num_tokens],
             tuple(picture for picture in self.pictures if picture[0] < num_tokens),
+            min(self.num_prompt_tokens, num_tokens),
         )
 
     def shared_tokens(self, other: "CacheContent") -> int:
@@ -46,7 +49,7 @@ class CacheContent:
         return shared
 
 
-EMPTY = CacheContent(np.zeros(0, np.int64), np.zeros((3, 0), np.int32), ())
+EMPTY = CacheContent(np.zeros(0, np.int64), np.zeros((3, 0), np.int32), (), 0)
 
 
 class KvSlots:
@@ -74,8 +77,10 @@ class KvSlots:
             The slot, and how many tokens at the beginning of `prompt` its cache holds.
         """
         shared = {slot: prompt.shared_tokens(kept) for slot, kept in self._kept.items()}
-        # A few common tokens, a system message say, do not make it the same conversation.
-        continued = [slot for slot, kept in self._kept.items() if 0 < len(kept) <= 2 * shared[slot]]
+        # A few common tokens, a system message say, do not make it the same conversation; half of a prompt does.
+        continued = [
+            slot for slot, kept in self._kept.items() if 0 < kept.num_prompt_tokens <= 2 * shared[slot]
+        ]
         if continued:
             slot = max(continued, key=lambda slot: shared[slot])
         else:

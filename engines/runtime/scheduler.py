@@ -90,6 +90,7 @@ class Scheduler:
             request.inputs.token_ids,
             request.inputs.position_ids,
             tuple((picture.first_token, picture.digest) for picture in pictures),
+            request.num_prompt_tokens,
         )
         now = self._clock()
         deadline_at = None if deadline_seconds is None else now + deadline_seconds

@@ -6,6 +6,8 @@ A one-layer attention in NumPy, float64 inside. Its cache is really written at `
 batches and decode steps are compared with.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -69,6 +71,22 @@ def make_inputs(token_ids: list[int], seed: int = 0) -> ModelInputs:
         position_ids=position_ids,
         position_delta=int(position_ids.max(initial=0)) + 1 - len(token_ids),
         patches=random.standard_normal((4 * num_visual, PATCH_VALUES)).astype(np.float32),
+        positions=np.zeros((2, 4 * num_visual), np.int32),
+        cu_seqlens=np.arange(0, 4 * num_visual + 1, 4, dtype=np.int32),
+        grids=((1, 2, 2),) * num_visual,
+    )
+
+
+def make_conversation(token_ids: list[int], pictures: Sequence[int] = ()) -> ModelInputs:
+    """A prompt that may grow: plain positions, and for each visual token a picture that only its number decides."""
+    num_tokens, num_visual = len(token_ids), sum(token_id in (IMAGE, VIDEO) for token_id in token_ids)
+    assert len(pictures) == num_visual
+    patches = [np.random.default_rng(number).standard_normal((4, PATCH_VALUES)) for number in pictures]
+    return ModelInputs(
+        token_ids=np.array(token_ids, np.int64),
+        position_ids=np.tile(np.arange(num_tokens, dtype=np.int32), (3, 1)),
+        position_delta=0,
+        patches=np.concatenate([np.zeros((0, PATCH_VALUES)), *patches]).astype(np.float32),
         positions=np.zeros((2, 4 * num_visual), np.int32),
         cu_seqlens=np.arange(0, 4 * num_visual + 1, 4, dtype=np.int32),
         grids=((1, 2, 2),) * num_visual,
