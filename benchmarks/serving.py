@@ -31,6 +31,7 @@ CLIENTS = (1, 4, 16)
 NUM_SLOTS = 16
 CAPACITY = 512
 NUM_NEW_TOKENS = 64
+NUM_THREADS = 1  # products of the small checkpoint are too small to share
 HEADER = (
     "clients",
     "tokens/s",
@@ -62,13 +63,16 @@ def grow(bundle: str, num_clients: int, num_requests: int) -> dict[str, Any]:
     """Resident bytes after the first fifth of the requests and at the end, no picture twice.
 
     Few different prompts, each with its picture altered every time it is asked: the caches must do their work, and
-    the questions themselves take no memory. The cache of visual embeddings is full long before the first fifth.
+    the questions themselves take no memory. The cache of visual embeddings is full long before the first fifth, and
+    the longest question asked in every slot first touches all memory of the KV cache that will be used.
     """
     from engines.runtime.scheduler_limits import SchedulerLimits
 
     requests = prepared_requests(bundle, 64, 16)
     first = num_requests // 5
     with open_service(bundle, NUM_SLOTS, SchedulerLimits(embedding_cache_bytes=2 << 20)) as service:
+        longest = max(requests, key=lambda request: request.num_prompt_tokens)
+        run_load(asker(service, [longest]), NUM_SLOTS, 2 * NUM_SLOTS)
         ask = asker(service, requests)
         run_load(ask, num_clients, first)
         before = resident_bytes()
@@ -83,7 +87,9 @@ def open_service(bundle: str, num_slots: int, limits: "SchedulerLimits | None" =
     from export.config import load_config
 
     directory = Path(bundle)
-    vision, decoder = open_sessions(directory, num_slots=num_slots, capacity=CAPACITY)
+    vision, decoder = open_sessions(
+        directory, num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS
+    )
     return SchedulerService(Scheduler(vision, decoder, load_config(directory), limits))
 
 

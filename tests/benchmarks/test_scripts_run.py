@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("vision", ["--repeats", "1"], ["PyTorch SDPA", "ONNX Runtime, torch's graph", "one packed call"]),
         ("decode", ["--repeats", "1"], ["Transformers generate", "KV cache, tokens", "32 of 32"]),
         ("engine_build", [], ["vision, tiny", "plainly: decoder", "tiny-shaped"]),
+        ("serving", [], ["one at a time", "p95", "Resident memory"]),
         ("validate", [], ["quick", "pass", "16 GB"]),
     ],
 )

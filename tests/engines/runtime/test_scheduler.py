@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engines.runtime.answer import Event, FailureEvent, FinishEvent, Request, TokenEvent
+from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request, TokenEvent
 from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits
@@ -76,6 +76,12 @@ def run_to_the_end(scheduler: Scheduler) -> int:
 
 def tokens(heard: list[Event]) -> list[int]:
     return [event.token_id for event in heard if isinstance(event, TokenEvent)]
+
+
+def reason(heard: list[Event]) -> FinishReason | None:
+    """Why it ended without a further token."""
+    assert isinstance(heard[-1], FinishEvent)
+    return heard[-1].finish_reason
 
 
 def truth(inputs: ModelInputs, config=GREEDY) -> list[int]:
@@ -379,7 +385,7 @@ def test_a_listener_may_cancel_its_own_request_and_ask_the_next():
 
     ticket = scheduler.submit(Request(make_inputs(TEXT), GREEDY), listen)
     run_to_the_end(scheduler)
-    assert (len(tokens(heard)), heard[-1].finish_reason) == (3, "cancelled")
+    assert (len(tokens(heard)), reason(heard)) == (3, "cancelled")
     assert tokens(later) == truth(make_inputs(TEXT, 1))
 
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from engines.runtime.answer import Event, FailureEvent, Request, TokenEvent
+from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request, TokenEvent
 from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError
@@ -42,6 +42,11 @@ class Heard:
     def tokens(self) -> list[int]:
         assert self.ended.wait(30)
         return [event.token_id for event in self.events if isinstance(event, TokenEvent)]
+
+    def reason(self) -> FinishReason | None:
+        """Why it ended without a further token."""
+        assert isinstance(self.events[-1], FinishEvent)
+        return self.events[-1].finish_reason
 
 
 def test_clients_of_many_threads_get_their_own_answers():
@@ -98,7 +103,7 @@ def test_cancel_ends_a_running_answer():
         assert heard.first.wait(30)
         service.cancel(ticket)
         assert 1 <= len(heard.tokens()) < 1000
-        assert heard.events[-1].finish_reason == "cancelled"
+        assert heard.reason() == "cancelled"
 
 
 def test_close_cancels_what_is_left_and_ends_the_thread():
@@ -109,7 +114,7 @@ def test_close_cancels_what_is_left_and_ends_the_thread():
         service.submit(Request(make_inputs(TEXT), LONG), heard)
     assert running.first.wait(30)
     service.close()
-    assert [heard.events[-1].finish_reason for heard in (running, waiting)] == ["cancelled"] * 2
+    assert [heard.reason() for heard in (running, waiting)] == ["cancelled"] * 2
     assert "scheduler" not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(DrainingError):
         service.submit(Request(make_inputs(TEXT), CONFIG), Heard())
