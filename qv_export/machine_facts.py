@@ -35,6 +35,8 @@ class TargetFacts:
     """Whether engines of a target can be built and run here."""
 
     name: str
+    version: str | None
+    """Of its library; None where it is missing or too old."""
     builds: bool
     runs: bool
     advice: str
@@ -122,22 +124,26 @@ def target_facts(gpus: Sequence[GpuFacts]) -> tuple[TargetFacts, ...]:
 
 
 def _onnxruntime_facts() -> TargetFacts:
-    found = target_version(TARGETS["onnxruntime"]) is not None
-    return TargetFacts("onnxruntime", found, found, "CPU; CUDA with 'qv-export[gpu]'")
+    version = target_version(TARGETS["onnxruntime"])
+    has_library = version is not None
+    return TargetFacts("onnxruntime", version, has_library, has_library, "CPU; CUDA with 'qv-export[gpu]'")
 
 
 def _rtx_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
     target = TARGETS["tensorrt-rtx"]
-    if target_version(target) is None:
-        return TargetFacts(target.name, False, False, f"builds on any CPU: {target.install}")
+    version = target_version(target)
+    if version is None:
+        return TargetFacts(target.name, None, False, False, f"builds on any CPU: {target.install}")
     runs = any(serves_sm(target.name, gpu.sm) for gpu in gpus)
-    return TargetFacts(target.name, True, runs, "" if runs else "runs on NVIDIA GPUs SM75 to SM89 and SM120")
+    advice = "" if runs else "builds for any of its GPUs here; runs on NVIDIA GPUs SM75 to SM89 and SM120"
+    return TargetFacts(target.name, version, True, runs, advice)
 
 
 def _tensorrt_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
     target = TARGETS["tensorrt"]
-    works = target_version(target) is not None and any(serves_sm(target.name, gpu.sm) for gpu in gpus)
+    version = target_version(target)
+    works = version is not None and any(serves_sm(target.name, gpu.sm) for gpu in gpus)
     advice = (
         f"needs an NVIDIA GPU (SM80 and up) and TensorRT {MIN_TENSORRT_VERSION} or newer: {target.install}"
     )
-    return TargetFacts(target.name, works, works, "" if works else advice)
+    return TargetFacts(target.name, version, works, works, "" if works else advice)

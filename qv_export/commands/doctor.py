@@ -88,8 +88,11 @@ def show(facts: "MachineFacts") -> None:
         for package in facts.packages
     ]
     print_table("Packages", ("package", "installed", "needed", "extra", ""), packages)
-    targets = [(target.name, yes(target.builds), yes(target.runs), target.advice) for target in facts.targets]
-    print_table("Targets", ("target", "builds here", "runs here", ""), targets)
+    targets = [
+        (target.name, target.version or "-", yes(target.builds), yes(target.runs), target.advice)
+        for target in facts.targets
+    ]
+    print_table("Targets", ("target", "library", "builds here", "runs here", ""), targets)
     for warning in facts.warnings:
         click.echo(f"warning: {warning}")
 

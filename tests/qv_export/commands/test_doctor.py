@@ -1,5 +1,6 @@
 import json
 import subprocess
+from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
@@ -19,8 +20,8 @@ def test_a_machine_without_gpu_is_well() -> None:
     result = CliRunner().invoke(doctor, catch_exceptions=False)
     assert result.exit_code == 0
     assert "none found (nvidia-smi lists none)" in result.stdout
-    rows = [line.split()[:3] for line in result.stdout.splitlines()]
-    assert ["onnxruntime", "yes", "yes"] in rows
+    rows = [line.split()[:4] for line in result.stdout.splitlines()]
+    assert ["onnxruntime", version("onnxruntime"), "yes", "yes"] in rows
 
 
 def test_json_is_one_object_with_packages_and_targets() -> None:
