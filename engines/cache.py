@@ -147,11 +147,12 @@ def writing_engine(bundle: Path, key: str) -> Iterator[Path | None]:
             return
         for name in unfinished(engines):  # of other keys as well: a killed build may have left gigabytes
             settle_leftovers(engines / name)
+        scratch: Path | None = None
         try:
             with replacing_directory(engines / key, _ENGINE) as scratch:
                 yield scratch
         except FileNotFoundError as error:
-            if scratch.exists():
+            if scratch is not None and scratch.exists():
                 raise
             raise UserError(
                 f"{bundle} was exported anew while its engine was built. Build it again."
@@ -173,9 +174,8 @@ def _locked(engines: Path, key: str) -> Iterator[None]:
     try:
         while True:
             engines.mkdir(exist_ok=True)
-            with suppress(
-                FileNotFoundError
-            ):  # another process removed the lock, or `engines`, which it left empty
+            # Another process may remove the lock meanwhile, and `engines` if it built nothing.
+            with suppress(FileNotFoundError):
                 lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(lock), path.stat()):

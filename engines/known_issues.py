@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 
-from engines.targets import TargetName
+from engines.record import EngineRecord
+from engines.targets import TARGETS, TargetName
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,19 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         source="https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html",
     ),
 )
+
+
+def situation_of(record: EngineRecord, dtype: str) -> Situation:
+    """An engine that is about to be loaded, in the version that it was built with, which must be the one here."""
+    versions = [record.inputs[name] for name in TARGETS[record.target].distributions if name in record.inputs]
+    return Situation(
+        target=record.target,
+        version=next(iter(versions), "0"),
+        sms=record.sms,
+        limits=record.limits,
+        dtype=dtype,
+        has_plugins=bool(record.plugins),
+    )
 
 
 def known_issues(situation: Situation) -> list[KnownIssue]:

@@ -1,11 +1,13 @@
 """How are a bundle's TensorRT engines loaded onto this machine's GPU?"""
 
+import logging
 import mmap
 from pathlib import Path
 
 from engines.build import known_plugins
 from engines.cache import cached_engine, engines_directory
 from engines.compatibility import rebuild_command, require_loadable, this_machine
+from engines.known_issues import known_issues, situation_of
 from engines.session import EngineError
 from engines.tensorrt.api import Bindings, ICudaEngine
 from engines.tensorrt.cuda import CudaDevice
@@ -15,6 +17,8 @@ from engines.tensorrt.session import TensorRtDecoder, TensorRtVision
 from export.bundle import open_bundle
 from export.config import load_config
 from export.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def open_sessions(bundle: Path, key: str, *, num_slots: int = 1) -> tuple[TensorRtVision, TensorRtDecoder]:
@@ -38,6 +42,8 @@ def open_sessions(bundle: Path, key: str, *, num_slots: int = 1) -> tuple[Tensor
     require_loadable(
         record, opened.directory, opened.manifest.key, this_machine(), frozenset(known_plugins())
     )
+    for issue in known_issues(situation_of(record, opened.manifest.dtype)):
+        _LOGGER.warning(issue.sentence())
     config, directory = load_config(opened.directory), engines_directory(opened.directory) / key
     # A broken engine may crash the process that loads it; reading all of it once costs less than loading it.
     if changed := list(record.changed_files(directory, read=True)):

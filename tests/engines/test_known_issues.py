@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from engines.known_issues import KNOWN_ISSUES, Situation, known_issues
+from engines.known_issues import KNOWN_ISSUES, Situation, known_issues, situation_of
+from engines.record import EngineRecord
 
 FINE = Situation(
     target="tensorrt",
@@ -62,3 +63,22 @@ def test_a_situation_that_differs_in_one_condition_is_not_warned_about(changes: 
 def test_every_issue_has_a_name_of_its_own_and_a_source() -> None:
     assert len({issue.name for issue in KNOWN_ISSUES}) == len(KNOWN_ISSUES)
     assert all(issue.source.startswith("https://") for issue in KNOWN_ISSUES)
+
+
+def test_an_engine_is_judged_by_what_it_was_built_with() -> None:
+    record = EngineRecord(
+        key="k",
+        inputs={"tensorrt-cu13": "11.2.1.2"},
+        target="tensorrt",
+        sms=(89,),
+        limits={"max_batch": 8, "max_context": 4096},
+        plugins=("qv::QvRotary/1",),
+        driver=None,
+        created="now",
+        seconds=1.0,
+        files=(),
+        facts={},
+    )
+    situation = situation_of(record, "bfloat16")
+    assert situation == replace(FINE, version="11.2.1.2")
+    assert [issue.name for issue in known_issues(situation)] == ["ahead-of-time-plugins-leak"]
