@@ -1,6 +1,6 @@
 """What does it cost to compile engines on a CPU, next to the plain way through TensorRT-RTX's parser?
 
-    python -m benchmarks.engine_build [--quick] [--work DIR] [--skip-7b] [--skip-plain]
+    python -m benchmarks.engine_build [--quick] [--work DIR] [--engines NAME ...] [--skip-plain]
 
 Builds for SM89, bfloat16, with the default limits (16,384 patches in 64 segments; batch 8, prompts of 2,048 tokens,
 context 4,096): 2B's vision encoder and decoder, and a 7B-shaped decoder whose weights are sparse files, each tensor
@@ -99,31 +99,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, seconds")
-    parser.add_argument(
-        "--skip-7b", action="store_true", help="2B alone; 7B needs 20 GB of free memory and disk"
-    )
     parser.add_argument("--skip-plain", action="store_true", help="measure ours alone")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=("vision", "decoder", "decoder-7b"),
+        default=("vision", "decoder", "decoder-7b"),
+        help="which to build (default: all); decoder-7b needs 19 GB of free memory and 16 GB of disk",
+    )
     add_work_option(parser)
     options = parser.parse_args()
-    size = "tiny" if options.quick else "2b"
-    bundle = exported(
-        options.work, checkpoint(options.work, f"qwen2-vl-{size}-random", size=size), "bfloat16"
-    )
+    size, large = ("tiny", "tiny") if options.quick else ("2b", "7b")
     output = options.work.resolve() / "built.engine"
-
     rows = []
+    if {"vision", "decoder"} & set(options.engines):
+        source = checkpoint(options.work, f"qwen2-vl-{size}-random", size=size)
+        bundle = exported(options.work, source, "bfloat16")
     for graph in ("vision", "decoder"):
-        arguments = {"bundle": bundle, "graph": graph, "output": output}
-        ours = measure(f"{graph}, {size}", build_ours, **arguments)
-        rows.append(row(ours))
-        if not options.skip_plain:
-            rows.append(row(measure(f"plainly: {graph}, {size}", build_plainly, **arguments), ours))
-    if not options.skip_7b:
-        large = "tiny" if options.quick else "7b"
+        if graph in options.engines:
+            arguments = {"bundle": bundle, "graph": graph, "output": output}
+            ours = measure(f"{graph}, {size}", build_ours, **arguments)
+            rows.append(row(ours))
+            if not options.skip_plain:
+                rows.append(row(measure(f"plainly: {graph}, {size}", build_plainly, **arguments), ours))
+    if "decoder-7b" in options.engines:
         sparse = checkpoint(options.work, f"qwen2-vl-{large}-marked", size=large, sparse=True)
         mark_tensors(sparse)
-        bundle = exported(options.work, sparse, "bfloat16")
-        arguments = {"bundle": bundle, "graph": "decoder", "output": output}
+        arguments = {
+            "bundle": exported(options.work, sparse, "bfloat16"),
+            "graph": "decoder",
+            "output": output,
+        }
         rows.append(row(measure(f"decoder, {large}-shaped", build_ours, **arguments)))
     output.unlink()
     print_table("Engines", HEADER, rows)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engines.runtime.answer import TokenEvent
     from engines.runtime.generation_config import GenerationConfig
+    from engines.session import DecoderSession, VisionSession
     from export.bundle import Bundle
     from export.config import ModelConfig
     from export.processor.processor import ModelInputs
@@ -92,6 +93,12 @@ class Prompt:
     help="Prompt tokens per decoder call. Default: all at once.",
 )
 @click.option(
+    "--engine",
+    "engine_key",
+    metavar="KEY",
+    help="A TensorRT engine of the bundle, on this machine's GPU. Default: ONNX Runtime on the CPU.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
 )
 @click.pass_context
@@ -106,15 +113,13 @@ def run(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
+    engine_key: str | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
-    """Ask the exported model in BUNDLE about pictures and videos, on the CPU with ONNX Runtime.
-
-    The answer streams to stdout.
-    """
+    """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
     question = Prompt(read_prompt(prompt), interleaved_media(ctx.meta[_ORDER], images, videos), system)
-    answer(bundle, question, sampling, seed, max_context, prefill_chunk, as_json)
+    answer(bundle, question, sampling, seed, max_context, prefill_chunk, engine_key, as_json)
 
 
 def answer(
@@ -124,6 +129,7 @@ def answer(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
+    engine_key: str | None,
     as_json: bool,
 ) -> None:
     """Open the bundle, prepare the prompt, generate, print."""
@@ -149,10 +155,7 @@ def answer(
         capacity = context_capacity(inputs, generation, model, max_context)
         clock.lap("process")
         step("Loading the graphs")
-        # Here, so that a mistake in the prompt is told before ONNX Runtime loads.
-        from engines.onnxruntime.session import open_sessions
-
-        vision, decoder = open_sessions(path, num_slots=1, capacity=capacity)
+        vision, decoder = open_sessions(path, engine_key, capacity)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
@@ -165,7 +168,8 @@ def answer(
         "text": text,
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
-        "capacity_tokens": capacity,
+        "capacity_tokens": decoder.capacity,
+        "engine": engine_key,
         "seed": seed,
         "bundle": identity(bundle),
         "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},
@@ -174,6 +178,20 @@ def answer(
         print_json(result)
     else:
         note(summary(result))
+
+
+def open_sessions(
+    path: Path, engine_key: str | None, capacity: int
+) -> "tuple[VisionSession, DecoderSession]":
+    """One slot of ONNX Runtime, or of the bundle's engine with that key, whose capacity was set when it was built."""
+    # Here, so that a mistake in the prompt is told before ONNX Runtime or TensorRT loads.
+    if engine_key is not None:
+        from engines.tensorrt.opening import open_sessions as open_tensorrt
+
+        return open_tensorrt(path, engine_key, num_slots=1)
+    from engines.onnxruntime.session import open_sessions as open_onnxruntime
+
+    return open_onnxruntime(path, num_slots=1, capacity=capacity)
 
 
 def read_prompt(prompt: str) -> str:
