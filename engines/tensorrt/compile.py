@@ -42,26 +42,24 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     profiles = graph_profiles(request.graph, config, request.limits)
     path = bundle.vision_graph if request.graph == "vision" else bundle.decoder_graph
     model = load_graph(path, bundle.manifest.dtype, request.limits.max_context)
-
     weights = MappedWeights(model, bundle.directory)
 
     log = BuildLog()
     logger = make_logger(trt, log)
     builder = trt.Builder(logger)
     network = parse_network(trt, builder, model, weights, logger, log)
-
-    def report(phase: str, fraction: float) -> None:
-        weights.release_pages()
-        progress(phase, fraction)
-
     build_config = builder.create_builder_config()
-    monitor = make_progress_monitor(trt, throttled(report))  # the configuration does not keep it alive
+    monitor = make_progress_monitor(trt, throttled(progress))  # the configuration does not keep it alive
     build_config.progress_monitor = monitor
     apply_options(trt, build_config, request.options)
     shapes = add_profiles(builder, build_config, contract, profiles)
     inputs, outputs = describe_tensors(network, shapes)
     layers = describe_layers(network)
-    with timing_cache(build_config, request.options.timing_cache), _space_is_the_users(request.output):
+    with (
+        weights.releasing_pages(),
+        timing_cache(build_config, request.options.timing_cache),
+        _space_is_the_users(request.output),
+    ):
         write_engine(trt, builder, network, build_config, request.output, log)
     return EngineFacts(
         graph=request.graph,

@@ -6,7 +6,9 @@ mapped safetensors file, without a copy.
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import onnx
@@ -15,6 +17,8 @@ from engines.session import EngineError
 from engines.tensorrt.api import Bindings, Builder, ILogger, INetworkDefinition, OnnxParser, ParserError
 from engines.tensorrt.log import BuildLog
 from plugins.tensorrt_rtx import choose_bodies
+
+_RELEASE_SECONDS = 0.1
 
 
 def load_graph(path: Path, dtype: str, capacity: int) -> onnx.ModelProto:
@@ -56,14 +60,27 @@ class MappedWeights:
             start = np.frombuffer(self._files[place["location"]], np.uint8).ctypes.data
             yield name, start + int(place["offset"]), int(place["length"])
 
-    def release_pages(self) -> None:
-        """Take what was read so far out of this process's memory; it comes back from the page cache when read again.
+    @contextmanager
+    def releasing_pages(self) -> Iterator[None]:
+        """Take what was read out of this process's memory as it goes; the page cache gives it again when asked.
 
         The kernel would do the same under pressure. Done early, a build needs room for one copy of the weights, its
         own, and shows it.
         """
-        for file in self._files.values():
-            file.madvise(mmap.MADV_DONTNEED)
+        is_done = Event()
+
+        def release() -> None:
+            while not is_done.wait(_RELEASE_SECONDS):
+                for file in self._files.values():
+                    file.madvise(mmap.MADV_DONTNEED)
+
+        thread = Thread(target=release, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            thread.join()
 
 
 def _map(path: Path) -> mmap.mmap:
