@@ -113,9 +113,10 @@ def _depth_chart(caption: str, errors: Sequence[TapError]) -> str:
     return line_chart(
         labels,
         [
-            Series("error", [error.error for error in errors], "error"),
+            # Drawn in this order: a sound engine's error may lie on the noise, and must be seen on it.
             Series("noise", [error.noise for error in errors], "noise"),
             Series("limit", [error.limit for error in errors], "limit"),
+            Series("error", [error.error for error in errors], "error"),
         ],
         f"Error by depth: {caption}",
     )
@@ -127,8 +128,8 @@ def _step_chart(cases: Sequence[CaseReport]) -> str:
             return line_chart(
                 [str(step) for step in range(len(case.measured.error_by_step))],
                 [
-                    Series("error", case.measured.error_by_step, "error"),
                     Series("noise", case.noise.error_by_step, "noise"),
+                    Series("error", case.measured.error_by_step, "error"),
                 ],
                 f"Error by decode step: {case.name}",
             )
