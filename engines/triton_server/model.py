@@ -58,7 +58,12 @@ class TritonPythonModel:
         self._fetcher = (
             Fetcher(FetchPolicy(frozenset(settings.allowed_hosts))) if settings.allowed_hosts else None
         )
-        vision, decoder = open_sessions(directory, num_slots=settings.num_slots, capacity=settings.capacity)
+        vision, decoder = open_sessions(
+            directory,
+            num_slots=settings.num_slots,
+            capacity=settings.capacity,
+            num_threads=settings.num_threads,
+        )
         scheduler = Scheduler(vision, decoder, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()

@@ -1,0 +1,142 @@
+"""What do clients of a real tritonserver see: tokens a second, time to the first one, memory over many requests?
+
+    python -m benchmarks.serving_triton [--quick] [--requests 128] [--memory-requests 2000]
+
+The server that nvidia-pytriton carries, on this machine's CPU with the small trained checkpoint, 64 new tokens each
+whatever they say; 1, 4 and 16 clients in a closed loop over HTTP on loopback, questions of `benchmarks/load.py`, half
+of them with a picture that is new each time. "One at a time" is the same server with one KV slot. The clients share the
+machine with the server.
+Then `--memory-requests` requests by 16 clients: resident memory of the model's process after the first fifth against
+that at the end.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.load import LoadResult, Reply, question, run_load
+from benchmarks.measure import print_table, ratio_text, seconds_text
+from engines.triton_server.repository import write_repository
+from engines.triton_server.settings import ServerSettings
+from examples.triton.client import stream_over_http
+from export.bundle import open_bundle
+from export.exporter import export_checkpoint
+from tests.support.triton import RunningServer, missing, running_server
+
+TINY = Path(__file__).parents[1] / "models" / "qwen2-vl-tiny"
+CLIENTS = (1, 4, 16)
+NUM_SLOTS = 16
+CAPACITY = 512
+NUM_NEW_TOKENS = 64
+NUM_THREADS = 1  # products of the small checkpoint are too small to share
+HEADER = (
+    "clients",
+    "tokens/s",
+    "one at a time",
+    "ratio",
+    "first token, median",
+    "p95",
+    "one at a time, p95",
+)
+
+
+def ask(server: RunningServer, number: int) -> Reply:
+    [message] = question(number)
+    images = [part["image"] for part in message["content"] if part["type"] == "image"]
+    [text] = [part["text"] for part in message["content"] if part["type"] == "text"]
+    start = time.perf_counter()
+    times, usage = [], ""
+    for piece in stream_over_http(server.http, text, images, settings={"max_tokens": NUM_NEW_TOKENS}):
+        times.append(time.perf_counter() - start)
+        usage = piece["usage"]
+    return Reply(times[0], times[-1], json.loads(usage)["completion_tokens"])
+
+
+def load(repository: Path, num_clients: int, num_requests: int) -> LoadResult:
+    """What the clients saw, on a server of their own that has been warmed up."""
+    with tempfile.TemporaryDirectory() as name, running_server(repository, Path(name)) as server:
+        run_load(lambda number: ask(server, number), num_clients, 2 * num_clients)
+        return run_load(lambda number: ask(server, number), num_clients, num_requests, first=2 * num_clients)
+
+
+def resident_bytes(server: RunningServer) -> int:
+    """Of the process that runs the model."""
+    [model] = server.processes()[1:]
+    status = Path(f"/proc/{model}/status").read_text(encoding="ascii")
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024
+
+
+def endless_checkpoint(directory: Path) -> Path:
+    """The small checkpoint without a token that ends an answer: answers have the length that is asked for."""
+    shutil.copytree(TINY, directory)
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((directory / name).read_text(encoding="utf-8"))
+        content.pop("eos_token_id")
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+def growth(repository: Path, num_clients: int, num_requests: int) -> list[str]:
+    first = num_requests // 5
+    with tempfile.TemporaryDirectory() as name, running_server(repository, Path(name)) as server:
+        run_load(lambda number: ask(server, number), num_clients, first)
+        before = resident_bytes(server)
+        run_load(lambda number: ask(server, number), num_clients, num_requests - first, first=first)
+        after = resident_bytes(server)
+    return [
+        f"{num_requests:,}",
+        f"{before / 1e6:.1f} MB",
+        f"{after / 1e6:.1f} MB",
+        f"{(after - before) / before:+.2%}",
+        "+2%",
+    ]
+
+
+def row(num_clients: int, batched: LoadResult, alone: LoadResult) -> list[str]:
+    rates = [result.tokens_per_second for result in (batched, alone)]
+    return [
+        str(num_clients),
+        *(f"{rate:,.0f}" for rate in rates),
+        ratio_text(rates[0], rates[1]),
+        seconds_text(batched.first_token_seconds(0.5)),
+        seconds_text(batched.first_token_seconds(0.95)),
+        seconds_text(alone.first_token_seconds(0.95)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure a real tritonserver on this machine's CPU.")
+    parser.add_argument("--quick", action="store_true", help="a few questions, seconds")
+    parser.add_argument(
+        "--requests", type=int, default=128, help="of each measurement (default: %(default)s)"
+    )
+    parser.add_argument("--memory-requests", type=int, default=2000, help="(default: %(default)s)")
+    options = parser.parse_args()
+    if missing():
+        parser.error(str(missing()))
+    clients = CLIENTS[:2] if options.quick else CLIENTS
+    num_requests, num_memory = (8, 40) if options.quick else (options.requests, options.memory_requests)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        export_checkpoint(endless_checkpoint(directory / "checkpoint"), directory / "bundle")
+        bundle = open_bundle(directory / "bundle")
+        repositories = {}
+        for num_slots in (NUM_SLOTS, 1):
+            repositories[num_slots] = directory / f"repository-{num_slots}"
+            settings = ServerSettings(num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS)
+            write_repository(bundle, repositories[num_slots], settings, allow_unvalidated=True)
+        rows = [
+            row(n, *(load(repositories[slots], n, num_requests) for slots in (NUM_SLOTS, 1))) for n in clients
+        ]
+        print_table(f"tritonserver over HTTP, {num_requests} requests each", HEADER, rows)
+        grown = growth(repositories[NUM_SLOTS], clients[-1], num_memory)
+        header = ("requests", "resident after a fifth", "at the end", "growth", "limit")
+        print_table("Resident memory of the model's process", header, [grown])
+
+
+if __name__ == "__main__":
+    main()
