@@ -119,9 +119,9 @@ def build_engine_directory(
             )
             (scratch / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     # By the key from before: whoever edits this code meanwhile has a new key now.
-    built = cached_engine(bundle.directory, key)
-    assert built is not None, key
-    return Built(engines_directory(bundle.directory) / key, built, is_new=scratch is not None)
+    written = cached_engine(bundle.directory, key)
+    assert written is not None, key
+    return Built(engines_directory(bundle.directory) / key, written, is_new=scratch is not None)
 
 
 def _build_graphs(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engines.runtime.answer import TokenEvent
     from engines.runtime.generation_config import GenerationConfig
     from engines.session import DecoderSession, VisionSession
+    from engines.targets import TargetName
     from export.bundle import Bundle
     from export.config import ModelConfig
     from export.processor.processor import ModelInputs
@@ -93,10 +94,17 @@ class Prompt:
     help="Prompt tokens per decoder call. Default: all at once.",
 )
 @click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="TensorRT: the engine of the bundle that fits this machine's GPU and the prompt.",
+)
+@click.option(
     "--engine",
     "engine_key",
     metavar="KEY",
-    help="A TensorRT engine of the bundle, on this machine's GPU. Default: ONNX Runtime on the CPU.",
+    help="This very engine of the bundle, on this machine's GPU, whatever --target says.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
@@ -113,13 +121,14 @@ def run(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
+    target: "TargetName",
     engine_key: str | None,
     as_json: bool,
     **sampling: Any,
 ) -> None:
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
     question = Prompt(read_prompt(prompt), interleaved_media(ctx.meta[_ORDER], images, videos), system)
-    answer(bundle, question, sampling, seed, max_context, prefill_chunk, engine_key, as_json)
+    answer(bundle, question, sampling, seed, max_context, prefill_chunk, target, engine_key, as_json)
 
 
 def answer(
@@ -129,6 +138,7 @@ def answer(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
+    target: "TargetName",
     engine_key: str | None,
     as_json: bool,
 ) -> None:
@@ -155,7 +165,7 @@ def answer(
         capacity = context_capacity(inputs, generation, model, max_context)
         clock.lap("process")
         step("Loading the graphs")
-        vision, decoder = open_sessions(path, engine_key, capacity)
+        vision, decoder = open_sessions(path, target, engine_key, capacity)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
@@ -181,17 +191,17 @@ def answer(
 
 
 def open_sessions(
-    path: Path, engine_key: str | None, capacity: int
+    path: Path, target: "TargetName", engine_key: str | None, capacity: int
 ) -> "tuple[VisionSession, DecoderSession]":
-    """One slot of ONNX Runtime, or of the bundle's engine with that key, whose capacity was set when it was built."""
+    """One slot of the target, or of the bundle's engine with that key, whose capacity was set when it was built."""
     # Here, so that a mistake in the prompt is told before ONNX Runtime or TensorRT loads.
     if engine_key is not None:
         from engines.tensorrt.opening import open_sessions as open_tensorrt
 
         return open_tensorrt(path, engine_key, num_slots=1)
-    from engines.onnxruntime.session import open_sessions as open_onnxruntime
+    from engines.opening import open_target
 
-    return open_onnxruntime(path, num_slots=1, capacity=capacity)
+    return open_target(path, target, num_slots=1, capacity=capacity)
 
 
 def read_prompt(prompt: str) -> str:
