@@ -55,8 +55,9 @@ def main() -> None:
     program = str(Path(sys.executable).with_name("qv-export"))
     num_wrong = 0
     for question in demo_questions():
-        print("$", shlex.join(["qv-export", "run", bundle, *question.arguments()]), flush=True)
-        command = [program, "run", bundle, *question.arguments()]
+        arguments = [word.removeprefix(f"{Path.cwd()}/") for word in question.arguments()]
+        print("$", shlex.join(["qv-export", "run", bundle, *arguments]), flush=True)
+        command = [program, "run", bundle, *arguments]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
         is_right = said == question.answer
         print(said if is_right else f"{said}   (wrong: the right answer is {question.answer})", flush=True)

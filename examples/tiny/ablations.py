@@ -19,9 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from examples.tiny.evaluate import BATCH, HELD_OUT_SEED, accuracy, answers, held_out
-from examples.tiny.pictures import FACES, draw_text, load_font
+from examples.tiny.pictures import FACES, load_font, text_scene
 from examples.tiny.reference_sessions import open_reference
-from examples.tiny.tasks import Medium, Sample, random_code
+from examples.tiny.tasks import Medium, Sample, Turn, random_code
 from export.processor.processor import ModelInputs, Processor
 from export.reference import decoder as reference_decoder
 
@@ -73,16 +73,14 @@ class Ablation:
 
 
 ABLATIONS = (
-    Ablation("intact", ("read", "pictures", "direction", "order", "box")),
+    Ablation("intact", ("read", "pictures", "direction", "order")),
     Ablation(
         "temporal section of M-RoPE zeroed",
         ("read", "pictures", "direction", "order"),
         context=zero_temporal_section,
     ),
     Ablation("all steps of a video at one time", ("direction", "order"), stop_time),
-    Ablation(
-        "rows and columns swapped in the vision rotary", ("read", "pictures", "box"), swap_rows_and_columns
-    ),
+    Ablation("rows and columns swapped in the vision rotary", ("read", "pictures"), swap_rows_and_columns),
     Ablation("first cu_seqlens boundary removed", ("pictures", "order"), remove_first_boundary),
 )
 PICTURE_SIZES = (
@@ -92,23 +90,21 @@ PICTURE_SIZES = (
 
 
 def read_at(size: tuple[int, int], seed: int) -> Sample:
-    """Two to five characters somewhere on a picture of exactly this size."""
+    """Two to five characters somewhere on a picture of exactly this size, as large as there is room for."""
     rng = np.random.default_rng([HELD_OUT_SEED, seed, *size])
     while True:
         text = random_code(rng, 2, 5)
-        font = load_font(
-            FACES[rng.integers(len(FACES))], int(rng.integers(16, max(17, min(size[1] - 8, 40))))
-        )
-        pixels = draw_text(text, rng, font, size)
-        if pixels.shape[1::-1] == size:
-            return Sample("read", (Medium("image", (pixels,)),), "What does the text say?", text)
+        largest = max(19, min(size[1], 40))
+        font = load_font(FACES[rng.integers(len(FACES))], int(rng.integers(18, largest + 1)))
+        scene = text_scene(text, rng, font, size)
+        if scene.size == size:
+            return Sample("read", (Medium("image", (scene,)),), (Turn("What does the text say?", text),))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Break the small model's mechanisms one at a time.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--level", type=float, default=1.0, help="difficulty, 0 to 1; 1 is the task itself")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     processor, sessions = (
@@ -117,7 +113,6 @@ def main() -> None:
     )
     result: dict[str, Any] = {
         "samples": options.samples,
-        "level": options.level,
         "ablations": {},
         "sizes": [],
     }
@@ -125,7 +120,7 @@ def main() -> None:
         figures = {}
         with ablation.context():
             for task in ablation.tasks:
-                samples = held_out(task, options.samples, options.level)
+                samples = held_out(task, options.samples)
                 inputs = [
                     ablation.change(sample, processor.inputs_from_messages(sample.messages()))
                     for sample in samples

@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from examples.tiny.tasks import Sample
-from export.processor.chat import Medium, expand_placeholders
+from examples.tiny.contents import contents_of_scene, join_contents
+from examples.tiny.tasks import Medium, Sample
+from export.processor.chat import Medium as ChatMedium
+from export.processor.chat import expand_placeholders
+from export.processor.patches import Grid
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
 from export.processor.processor import Processor
+from export.processor.resize import smart_resize, video_frame_size
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A shared start and samples one after another: T text and visual tokens, P patches, A answer tokens."""
+    """A shared start and samples one after another: T text and V visual tokens, P patches, A answer tokens."""
 
     token_ids: Tensor
     """[1, T] int64, questions with their answers."""
@@ -25,73 +28,125 @@ class Batch:
     documents: tuple[int, ...]
     """Token offsets 0 ... T: first the start that all questions share, then the rest of each sample."""
     patches: Tensor
-    """[P, patch_values] bfloat16"""
+    """[P, patch_values] float32; none where pictures are told, not drawn."""
     positions: Tensor
     """[2, P] int32"""
     cu_seqlens: Tensor
     """[N + 1] int32"""
+    things: Tensor
+    """[V, SLOTS] int64, what each visual token shows"""
+    edges: Tensor
+    """[V, 4] float32, where its shape's edges are"""
     logits_index: Tensor
     """[1, A] int64: the tokens before each answer token."""
     targets: Tensor
-    """[A] int64: answer tokens, `<|im_end|>` last in each sample."""
-    target_documents: Tensor
-    """[A] int64: the sample to which each answer token belongs."""
+    """[A] int64: answer tokens, `<|im_end|>` last in each answer."""
+    target_turns: Tensor
+    """[A] int64: the answer to which each answer token belongs, counted through the batch."""
+    turn_samples: Tensor
+    """[answers] int64: the sample to which each answer belongs."""
 
     def to(self, device: str) -> "Batch":
         tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
         return Batch(documents=self.documents, **tensors)
 
 
-def make_batch(samples: Sequence[Sample], processor: Processor) -> Batch:
-    """Pack samples; the loss is on the answers alone."""
+def make_batch(samples: Sequence[Sample], processor: Processor, *, drawn: bool = True) -> Batch:
+    """Pack samples; the loss is on the answers alone.
+
+    Args:
+        samples: what is asked.
+        processor: the checkpoint's.
+        drawn: whether pictures are drawn and cut up; otherwise only what they show is told.
+    """
     config, merge = processor.config, processor.image_settings.merge_size
-    media = [
-        [Medium(m.kind, list(m.frames) if m.kind == "video" else m.frames[0]) for m in sample.media]
-        for sample in samples
-    ]
-    patches, grids = processor.patches_from_media([medium for group in media for medium in group])
-    questions, answers, position_ids = [], [], []
-    remaining = iter(grids)
-    for sample, group in zip(samples, media, strict=True):
-        own = list(islice(remaining, len(group)))
-        question = expand_placeholders(_question_ids(sample, processor), group, own, config)
-        answer = processor.tokenizer.encode(sample.answer + "<|im_end|>", add_special_tokens=False).ids
-        questions.append(question)
-        answers.append(np.array(answer, np.int64))
-        position_ids.append(mrope_position_ids(np.concatenate([question, answers[-1]]), own, config)[0])
-    shared = _shared_start(questions, (config.image_token_id, config.video_token_id))
-    tokens, positions = [questions[0][:shared]], [position_ids[0][:, :shared]]
-    index: list[np.ndarray] = []
-    documents = [0, shared]
-    for question, words, ids in zip(questions, answers, position_ids, strict=True):
-        tokens += [question[shared:], words]
-        positions.append(ids[:, shared:])
-        documents.append(documents[-1] + len(question) + len(words) - shared)
-        index.append(np.arange(documents[-1] - len(words), documents[-1]) - 1)
-    lengths = torch.tensor([len(words) for words in answers])
+    sequences, grids = [], []
+    for sample in samples:
+        own = [_grid(medium, processor) for medium in sample.media]
+        sequences.append(_sequence(sample, own, processor))
+        grids += own
+    shared = _shared_start([ids for ids, _, _ in sequences], (config.image_token_id, config.video_token_id))
+    tokens, positions = [sequences[0][0][:shared]], [sequences[0][1][:, :shared]]
+    documents, turn_samples = [0, shared], list[int]()
+    index, targets, turns = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
+    for number, (ids, position_ids, answers) in enumerate(sequences):
+        offset = documents[-1] - shared
+        for start, stop in answers:
+            index.append(np.arange(start, stop) - 1 + offset)
+            targets.append(ids[start:stop])
+            turns.append(np.full(stop - start, len(turn_samples)))
+            turn_samples.append(number)
+        tokens.append(ids[shared:])
+        positions.append(position_ids[:, shared:])
+        documents.append(documents[-1] + len(ids) - shared)
+    patches = np.zeros((0, processor.image_settings.patch_values), np.float32)
+    if drawn:
+        media = [medium for sample in samples for medium in sample.media]
+        frames = [ChatMedium(m.kind, m.frames if m.kind == "video" else m.frames[0]) for m in media]
+        patches, drawn_grids = processor.patches_from_media(frames)
+        assert drawn_grids == grids
+    contents = join_contents(
+        contents_of_scene(scene, (grid[1] // merge, grid[2] // merge))
+        for medium, grid in zip((m for s in samples for m in s.media), grids, strict=True)
+        for scene in medium.scenes
+    )
     return Batch(
         token_ids=torch.from_numpy(np.concatenate(tokens))[None],
         position_ids=torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
         documents=tuple(documents),
-        patches=torch.from_numpy(patches).bfloat16(),
+        patches=torch.from_numpy(patches),
         positions=torch.from_numpy(patch_positions(grids, merge)),
         cu_seqlens=torch.from_numpy(cu_seqlens_from_grids(grids)),
+        things=torch.from_numpy(contents.things),
+        edges=torch.from_numpy(contents.edges),
         logits_index=torch.from_numpy(np.concatenate(index))[None],
-        targets=torch.from_numpy(np.concatenate(answers)),
-        target_documents=torch.repeat_interleave(torch.arange(len(samples)), lengths),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        target_turns=torch.from_numpy(np.concatenate(turns)),
+        turn_samples=torch.tensor(turn_samples),
     )
 
 
-def _shared_start(questions: Sequence[np.ndarray], placeholders: tuple[int, int]) -> int:
-    """How many tokens all questions begin with, short of the last one of any and of every picture's placeholder."""
-    shortest = min(len(question) for question in questions) - 1
-    stacked = np.stack([question[:shortest] for question in questions])
+def _grid(medium: Medium, processor: Processor) -> Grid:
+    """The patch grid to which the processor will resize a medium, without drawing it."""
+    width, height = medium.scenes[0].size
+    steps, patch = len(medium.scenes), processor.image_settings.patch_size
+    if medium.kind == "image":
+        rows, columns = smart_resize(height, width, processor.image_settings)
+    else:
+        rows, columns = video_frame_size(height, width, steps, processor.video_settings)
+    return steps, rows // patch, columns // patch
+
+
+def _sequence(
+    sample: Sample, grids: Sequence[Grid], processor: Processor
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """A sample's token ids [S], position ids [3, S], and where its answers begin and end."""
+    placeholders = [{"type": medium.kind} for medium in sample.media]
+    text = processor.template.render(
+        [{"role": "user", "content": [*placeholders, {"type": "text", "text": sample.prompt}]}]
+    )
+    ids, answers = np.zeros(0, np.int64), []
+    for number, turn in enumerate(sample.turns):
+        if number:
+            text = f"\n<|im_start|>user\n{turn.prompt}<|im_end|>\n<|im_start|>assistant\n"
+        question = _encode(text, processor)
+        if not number:
+            media = [ChatMedium(medium.kind, None) for medium in sample.media]
+            question = expand_placeholders(question, media, grids, processor.config)
+        answer = _encode(f"{turn.answer}<|im_end|>", processor)
+        answers.append((len(ids) + len(question), len(ids) + len(question) + len(answer)))
+        ids = np.concatenate([ids, question, answer])
+    return ids, mrope_position_ids(ids, grids, processor.config)[0], answers
+
+
+def _encode(text: str, processor: Processor) -> np.ndarray:
+    """`Processor` encodes the same, but guards against special tokens in hostile prompts."""
+    return np.array(processor.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+
+def _shared_start(sequences: Sequence[np.ndarray], placeholders: tuple[int, int]) -> int:
+    """How many tokens all sequences begin with, short of the last one of any and of every picture's placeholder."""
+    shortest = min(len(ids) for ids in sequences) - 1
+    stacked = np.stack([ids[:shortest] for ids in sequences])
     ends = (stacked != stacked[0]).any(0) | np.isin(stacked[0], placeholders)
     return int(ends.argmax()) if ends.any() else shortest
-
-
-def _question_ids(sample: Sample, processor: Processor) -> np.ndarray:
-    """The rendered chat; `Processor` says the same, but guards against special tokens in hostile prompts."""
-    content = [{"type": medium.kind} for medium in sample.media] + [{"type": "text", "text": sample.prompt}]
-    rendered = processor.template.render([{"role": "user", "content": content}])
-    return np.array(processor.tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)

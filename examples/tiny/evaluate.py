@@ -29,8 +29,8 @@ MAX_NEW_TOKENS = 40
 Sessions = tuple[VisionSession, DecoderSession]
 
 
-def held_out(task: str, number: int, level: float = 1.0) -> list[Sample]:
-    return [make_sample(task, (HELD_OUT_SEED, i), level) for i in range(number)]
+def held_out(task: str, number: int) -> list[Sample]:
+    return [make_sample(task, (HELD_OUT_SEED, i)) for i in range(number)]
 
 
 def answers(
@@ -59,7 +59,7 @@ def _by_answer_length(samples: Sequence[Sample], texts: Sequence[str]) -> dict[i
     return {length: accuracy(*zip(*group, strict=True)) for length, group in groups.items()}
 
 
-def report(checkpoint: Path, bundle: Path | None, number: int, level: float) -> dict[str, Any]:
+def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]:
     """Accuracy by task and engine, agreement sample by sample, and the wrong answers."""
     processor = Processor.from_directory(checkpoint)
     engines: dict[str, Sessions] = {"pytorch": open_reference(checkpoint, BATCH)}
@@ -67,9 +67,9 @@ def report(checkpoint: Path, bundle: Path | None, number: int, level: float) -> 
         from engines.onnxruntime.session import open_sessions
 
         engines["onnxruntime"] = open_sessions(bundle, num_slots=BATCH, capacity=CAPACITY)
-    result: dict[str, Any] = {"samples": number, "level": level, "tasks": {}}
+    result: dict[str, Any] = {"samples": number, "tasks": {}}
     for task in TASKS:
-        samples = held_out(task, number, level)
+        samples = held_out(task, number)
         inputs = [processor.inputs_from_messages(sample.messages()) for sample in samples]
         texts = {name: answers(inputs, processor, checkpoint, engine) for name, engine in engines.items()}
         entry: dict[str, Any] = {name: accuracy(samples, said) for name, said in texts.items()}
@@ -91,10 +91,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--bundle", type=Path, help="what qv-export export wrote from this checkpoint")
     parser.add_argument("--samples", type=int, default=500, help="per task")
-    parser.add_argument("--level", type=float, default=1.0, help="difficulty, 0 to 1; 1 is the task itself")
     parser.add_argument("--output", type=Path, required=True, help="JSON report to write")
     options = parser.parse_args()
-    content = report(options.checkpoint, options.bundle, options.samples, options.level)
+    content = report(options.checkpoint, options.bundle, options.samples)
     options.output.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,9 +1,9 @@
-"""What is drawn? Text in several fonts, coloured shapes, tables and receipts, on noisy backgrounds of any size."""
+"""What is drawn? Scenes of text in several fonts and of coloured shapes, on noisy backgrounds of any size."""
 
 import importlib.metadata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -32,8 +32,6 @@ COLORS: dict[str, Color] = {
     "purple": (150, 50, 190),
     "black": (25, 25, 25),
 }
-CELL = 28
-"""Pixels along each side of one visual token."""
 SHAPES = ("circle", "square", "triangle")
 
 
@@ -76,26 +74,128 @@ def pale(rng: Generator) -> Color:
     return red, green, blue
 
 
-def add_noise(image: Image.Image, rng: Generator) -> Pixels:
-    """Grain of random strength and a slight shade from side to side."""
-    pixels = np.asarray(image)
-    strength = rng.uniform(0, 10)
-    grain = rng.standard_normal(pixels.shape[:2], dtype=np.float32) * strength
-    left, right = rng.uniform(-12, 12, 2)
-    grain += np.linspace(left, right, pixels.shape[1], dtype=np.float32)
-    return np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
+@dataclass(frozen=True)
+class Noise:
+    """Grain and a slight shade from side to side."""
+
+    strength: float
+    left: float
+    right: float
+    seed: int
+
+    @classmethod
+    def random(cls, rng: Generator) -> "Noise":
+        left, right = rng.uniform(-12, 12, 2)
+        return cls(float(rng.uniform(0, 8)), float(left), float(right), int(rng.integers(2**32)))
+
+    def add_to(self, image: Image.Image) -> Pixels:
+        pixels = np.asarray(image)
+        grain = np.random.default_rng(self.seed).standard_normal(pixels.shape[:2], dtype=np.float32)
+        grain = grain * self.strength + np.linspace(self.left, self.right, pixels.shape[1], dtype=np.float32)
+        return np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
+
+
+# --- scenes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """One character; `x` is where its advance begins, `y` the top of its line."""
+
+    character: str
+    x: float
+    y: float
+    font: ImageFont.FreeTypeFont
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Its own middle across, the capitals' middle down, so that a dot lies in its line."""
+        left, _, right, _ = _bounds(self.font, self.character)
+        _, top, _, bottom = _bounds(self.font, "H")
+        return self.x + (left + right) / 2, self.y + (top + bottom) / 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    color: str
+    kind: str
+    box: Box
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that one picture shows; `pixels` draws it when they are asked for."""
+
+    size: tuple[int, int]
+    """Width and height."""
+    background: Color
+    noise: Noise
+    glyphs: tuple[Glyph, ...] = ()
+    ink: Color = (0, 0, 0)
+    shapes: tuple[Shape, ...] = ()
+    rules: tuple[int, ...] = field(default=())
+    """Heights of the lines between rows."""
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        image = Image.new("RGB", self.size, self.background)
+        draw = ImageDraw.Draw(image)
+        for shape in self.shapes:
+            _draw_shape(draw, shape)
+        for glyph in self.glyphs:
+            draw.text((glyph.x, glyph.y), glyph.character, self.ink, glyph.font)
+        for y in self.rules:
+            draw.line((2, y, self.size[0] - 3, y), self.ink)
+        return self.noise.add_to(image)
+
+
+@cache
+def _bounds(font: ImageFont.FreeTypeFont, text: str) -> tuple[float, float, float, float]:
+    return font.getbbox(text)
+
+
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
+    left, top, right, bottom = shape.box
+    color = COLORS[shape.color]
+    if shape.kind == "circle":
+        draw.ellipse((left, top, right - 1, bottom - 1), color)
+    elif shape.kind == "square":
+        draw.rectangle((left, top, right - 1, bottom - 1), color)
+    else:
+        draw.polygon([((left + right) / 2, top), (right - 1, bottom - 1), (left, bottom - 1)], color)
 
 
 # --- text ---------------------------------------------------------------------------------------------
 
 
-def draw_text(
+def set_line(
+    text: str, font: ImageFont.FreeTypeFont, spacing: int, x: float = 0, y: float = 0
+) -> tuple[list[Glyph], float]:
+    """The glyphs of a line that begins at (x, y), `spacing` pixels apart, and the line's width."""
+    start = x
+    glyphs = []
+    for character in text:
+        glyphs.append(Glyph(character, x, y, font))
+        x += _advance(font, character) + spacing
+    return glyphs, x - spacing - start
+
+
+@cache
+def _advance(font: ImageFont.FreeTypeFont, character: str) -> float:
+    return font.getlength(character)
+
+
+def text_scene(
     text: str,
     rng: Generator,
     font: ImageFont.FreeTypeFont,
     canvas: tuple[int, int] | None = None,
     spacing: int = 0,
-) -> Pixels:
+) -> Scene:
     """Text somewhere on a canvas: of the given width and height, but never too small, or with narrow margins.
 
     Args:
@@ -105,78 +205,74 @@ def draw_text(
         canvas: width and height; None fits the text.
         spacing: pixels put between characters.
     """
-    left, top, right, bottom = font.getbbox(text)
-    width, height = int(right - left) + 4 + spacing * (len(text) - 1), int(bottom - top) + 4
+    _, top, _, bottom = _bounds(font, "H")
+    glyphs, line_width = set_line(text, font, spacing)
+    width, height = int(line_width) + 5, int(bottom - top) + 5
     if canvas is None:
-        canvas = (width + int(rng.integers(0, 17)), height + int(rng.integers(0, 13)))
+        canvas = (width + int(rng.integers(0, 13)), height + int(rng.integers(0, 11)))
     canvas = (max(canvas[0], width), max(canvas[1], height))
+    x = 2 + int(rng.integers(0, canvas[0] - width + 1))
+    y = 2 - top + int(rng.integers(0, canvas[1] - height + 1))
+    glyphs, _ = set_line(text, font, spacing, x, y)
     background, ink = random_ink(rng)
-    image = Image.new("RGB", canvas, background)
-    draw = ImageDraw.Draw(image)
-    x = 2 - left + rng.integers(0, canvas[0] - width + 1)
-    y = 2 - top + rng.integers(0, canvas[1] - height + 1)
-    for i, part in enumerate(text if spacing else [text]):
-        draw.text((x + spacing * i + font.getlength(text[:i]), y), part, ink, font)
-    return add_noise(image, rng)
+    return Scene(canvas, background, Noise.random(rng), tuple(glyphs), ink)
 
 
-def draw_cells(text: str, rng: Generator) -> Pixels:
-    """Text with each character in the middle of a square of its own, as large as one visual token."""
-    font = random_font(rng, 18, 26)
-    background, ink = random_ink(rng)
-    image = Image.new("RGB", (CELL * len(text), CELL), background)
-    draw = ImageDraw.Draw(image)
-    for i, character in enumerate(text):
-        left, top, right, bottom = font.getbbox(character)
-        x, y = (CELL - right - left) / 2 + rng.uniform(-2, 2), (CELL - bottom - top) / 2 + rng.uniform(-2, 2)
-        draw.text((CELL * i + x, y), character, ink, font)
-    return add_noise(image, rng)
-
-
-def draw_table(rows: Sequence[tuple[str, str]], rng: Generator) -> Pixels:
+def table_scene(rows: Sequence[tuple[str, str]], rng: Generator) -> Scene:
     """Names at the left, values at the right, one row under another: a receipt, or a table of two columns."""
-    font = random_font(rng, 15, 20)
-    boxes = [[font.getbbox(cell) for cell in row] for row in rows]
-    widths = [max(int(row[column][2]) for row in boxes) for column in range(2)]
-    line = max(int(box[3]) for row in boxes for box in row) + int(rng.integers(3, 9))
-    gap, margin = int(rng.integers(12, 41)), int(rng.integers(3, 11))
-    size = (sum(widths) + gap + 2 * margin, line * len(rows) + 2 * margin)
+    font, spacing = random_font(rng, 19, 25), int(rng.integers(0, 4))
+    widths = [max(set_line(row[column], font, spacing)[1] for row in rows) for column in range(2)]
+    line = max(int(font.size * 1.2), 32) + int(rng.integers(0, 9))
+    gap, margin = int(rng.integers(14, 41)), int(rng.integers(2, 9))
+    size = (int(sum(widths)) + gap + 2 * margin, line * len(rows) + 2 * margin)
+    _, top, _, bottom = _bounds(font, "H")
+    above = (line - bottom + top) / 2 - top
+    glyphs: list[Glyph] = []
+    for i, row in enumerate(rows):
+        y = margin + i * line + above
+        right = size[0] - margin - set_line(row[1], font, spacing)[1]
+        for cell, x in zip(row, (margin, right), strict=True):
+            glyphs += set_line(cell, font, spacing, x, y)[0]
+    rules = tuple(margin + i * line for i in range(1, len(rows))) if rng.random() < 0.4 else ()
     background, ink = random_ink(rng)
-    image = Image.new("RGB", size, background)
-    draw = ImageDraw.Draw(image)
-    ruled = rng.random() < 0.4
-    for i, (name, value) in enumerate(rows):
-        y = margin + i * line
-        draw.text((margin, y), name, ink, font)
-        draw.text((size[0] - margin - boxes[i][1][2], y), value, ink, font)
-        if ruled and i:
-            draw.line((margin // 2, y, size[0] - margin // 2, y), ink)
-    return add_noise(image, rng)
+    return Scene(size, background, Noise.random(rng), tuple(glyphs), ink, rules=rules)
+
+
+def page_scene(size: tuple[int, int], characters: str, rng: Generator) -> Scene:
+    """Lines of random characters that fill the picture."""
+    font, spacing = random_font(rng, 19, 40), int(rng.integers(0, 8))
+    _, top, _, bottom = _bounds(font, "H")
+    line = int(bottom - top) + int(rng.integers(6, 20))
+    glyphs: list[Glyph] = []
+    y = int(rng.integers(2, 8)) - top
+    while y + bottom < size[1] or not glyphs:
+        text = "".join(characters[i] for i in rng.integers(0, len(characters), 12))
+        x = int(rng.integers(2, 20))
+        glyphs += [g for g in set_line(text, font, spacing, x, y)[0] if g.center[0] < size[0] - 8]
+        y += line
+    background, ink = random_ink(rng)
+    return Scene(size, background, Noise.random(rng), tuple(glyphs), ink)
+
+
+def grid_scene(size: tuple[int, int], pitch: int, characters: str, rng: Generator) -> Scene:
+    """A picture of `size` squares of `pitch` pixels, most with one character near their middle."""
+    font = random_font(rng, 20, 34)
+    glyphs: list[Glyph] = []
+    for row in range(size[1]):
+        for column in range(size[0]):
+            if rng.random() < 0.85:
+                glyph = Glyph(characters[rng.integers(len(characters))], 0, 0, font)
+                x, y = rng.uniform(0.35, 0.65, 2) * pitch - glyph.center
+                glyphs.append(Glyph(glyph.character, column * pitch + x, row * pitch + y, font))
+    background, ink = random_ink(rng)
+    return Scene((size[0] * pitch, size[1] * pitch), background, Noise.random(rng), tuple(glyphs), ink)
 
 
 # --- shapes -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shape:
-    color: str
-    kind: str
-    box: Box
-
-
-def draw_shapes(size: tuple[int, int], shapes: Iterable[Shape], background: Color) -> Image.Image:
-    image = Image.new("RGB", size, background)
-    draw = ImageDraw.Draw(image)
-    for shape in shapes:
-        left, top, right, bottom = shape.box
-        color = COLORS[shape.color]
-        if shape.kind == "circle":
-            draw.ellipse((left, top, right - 1, bottom - 1), color)
-        elif shape.kind == "square":
-            draw.rectangle((left, top, right - 1, bottom - 1), color)
-        else:
-            draw.polygon([((left + right) / 2, top), (right - 1, bottom - 1), (left, bottom - 1)], color)
-    return image
+def shapes_scene(size: tuple[int, int], shapes: Sequence[Shape], rng: Generator) -> Scene:
+    return Scene(size, pale(rng), Noise.random(rng), shapes=tuple(shapes))
 
 
 def place_boxes(

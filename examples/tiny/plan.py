@@ -1,83 +1,92 @@
-"""What is learned when? The stages, the growing difficulty, the learning rate, and each step's samples."""
+"""What is learned when? The stages, their lengths and learning rates, and each step's samples."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from examples.tiny.tasks import Sample, make_sample
 
-MIXTURE = {
-    "read": 0.27,
-    "receipt": 0.2,
-    "count": 0.09,
-    "box": 0.1,
-    "pictures": 0.13,
-    "direction": 0.08,
-    "order": 0.13,
-}
-EASY_MIXTURE = {
-    "read": 0.56,
-    "receipt": 0.08,
-    "count": 0.05,
+MIXTURE: Mapping[str, float] = {
+    "read": 0.28,
+    "receipt": 0.20,
+    "count": 0.06,
     "box": 0.04,
-    "pictures": 0.1,
-    "direction": 0.08,
-    "order": 0.09,
+    "pictures": 0.14,
+    "direction": 0.13,
+    "order": 0.15,
 }
-"""While everything is at its easiest: mostly short texts, from which glyphs are learned first."""
+COPYING: Mapping[str, float] = {"read": 0.45, "pictures": 0.2, "direction": 0.1, "order": 0.25}
+"""Tasks whose answers are copied from the picture: short samples, and the skill that most others build on."""
+LOOKING: Mapping[str, float] = {"page": 0.6, **{task: 0.4 * share for task, share in MIXTURE.items()}}
+"""Mostly pictures that are full of characters: as many labels as there is room for."""
+WARM_UP_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that train the same weights. Its learning rate warms up, stays, and falls linearly."""
+
+    name: str
+    steps: int
+    samples: int
+    """A step's samples."""
+    learns: tuple[str, ...]
+    """Prefixes of the weights that learn."""
+    rate: float = 1.0
+    """Learning rate relative to the optimizer's plateau."""
+    final_rate: float = 0.0
+    decay: float = 0.4
+    """Share of the steps over which the rate falls to `final_rate`."""
+    drawn: bool = True
+    """Pictures are drawn; otherwise each visual token is given as the code of what it shows."""
+    answers: bool = True
+    """The loss is on answers; otherwise only on what each visual token shows."""
+    mixture: Mapping[str, float] = field(default_factory=lambda: MIXTURE)
+
+    def rate_at(self, step: int) -> float:
+        falling = min((self.steps - step) / (self.steps * self.decay), 1.0)
+        return min((step + 1) / WARM_UP_STEPS, self.final_rate + (self.rate - self.final_rate) * falling)
+
+
+VISION, LANGUAGE = ("visual.",), ("model.",)
+STAGES = (
+    Stage("text", 250, 96, LANGUAGE, drawn=False, final_rate=1.0, mixture=COPYING),
+    Stage("text", 850, 64, LANGUAGE, drawn=False, final_rate=0.8),
+    Stage("1 vision", 900, 64, VISION, answers=False, final_rate=0.3, mixture=LOOKING),
+    Stage("2 all", 165, 64, VISION + LANGUAGE, rate=0.35, final_rate=0.03, decay=0.8),
+    Stage("3 instruct", 25, 64, LANGUAGE, rate=0.05, decay=1.0),
+)
+"""The paper's three stages (arXiv 2409.12191, section 2.2) after a warm-up of the language model."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps at which the stages end, and the schedule: warm-up, a plateau, a linear decay to zero."""
-
-    steps: int
+    stages: tuple[Stage, ...] = STAGES
     seed: int = 0
-    samples_per_step: int = 96
-    text_until: int = 200
-    """Before stage 1: the language model alone, on questions about words."""
-    vision_until: int = 300
-    """Stage 1: vision encoder and merger; the language model is frozen."""
-    easiest_until: int = 1000
-    hardest_from: int = 4000
-    """Lengths and numbers grow between these steps."""
-    decay: float = 0.3
-    """Share of the steps over which the learning rate falls to zero."""
-    instruct: float = 0.1
-    """Stage 3: the vision encoder is frozen for this last share of the steps."""
 
-    def going_on(self) -> "Plan":
-        """From a trained checkpoint: no warm-up, no stage 1, and difficulty that grows again from the easiest."""
-        return replace(self, text_until=0, vision_until=0, easiest_until=0, hardest_from=self.steps * 6 // 10)
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
 
-    def stage(self, step: int) -> str:
-        if step < self.text_until:
-            return "text"
-        if step < self.vision_until:
-            return "1 vision"
-        return "2 all" if step < self.steps * (1 - self.instruct) else "3 instruct"
+    def scaled(self, factor: float) -> "Plan":
+        """The same stages, longer or shorter."""
+        return replace(
+            self,
+            stages=tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in self.stages),
+        )
 
-    def level(self, step: int) -> float:
-        """Difficulty, from 0, single characters and few shapes, to 1, the tasks themselves."""
-        grown = (step - self.easiest_until) / (self.hardest_from - self.easiest_until)
-        return 1.0 if step < self.text_until else min(max(grown, 0.0), 1.0)
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and which of the stage's steps it is."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise IndexError(f"step {step} is beyond the plan's {self.steps}")
 
-    def rate(self, step: int) -> float:
-        """Learning rate relative to its plateau."""
-        left = (self.steps - step) / (self.steps * self.decay)
-        return min((step + 1) / 50, left, 1.0)
-
-    def samples(self, step: int, rank: int = 0) -> list[Sample]:
-        """One process's samples of a step: seed, step and rank alone decide."""
-        rng = np.random.default_rng([self.seed, step, rank])
-        level = self.level(step)
-        mixture = MIXTURE if level > 0 else EASY_MIXTURE
-        tasks = rng.choice(list(mixture), self.samples_per_step, p=list(mixture.values()))
-        # Easy samples stay in the mixture; at the end seven in ten are as hard as can be.
-        levels = level * np.sqrt(rng.random(len(tasks)))
-        levels = np.where(rng.random(len(tasks)) < 0.7 * level**2, 1.0, levels)
-        samples = [
-            make_sample(str(task), (self.seed, step, rank, i), float(level))
-            for i, (task, level) in enumerate(zip(tasks, levels, strict=True))
-        ]
-        return [sample.without_media() for sample in samples] if self.stage(step) == "text" else samples
+    def samples(self, step: int) -> list[Sample]:
+        """A step's samples: seed and step alone decide."""
+        stage, _ = self.at(step)
+        rng = np.random.default_rng([self.seed, step])
+        tasks = rng.choice(list(stage.mixture), stage.samples, p=list(stage.mixture.values()))
+        return [make_sample(str(task), (self.seed, step, i)) for i, task in enumerate(tasks)]

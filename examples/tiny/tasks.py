@@ -11,49 +11,69 @@ from PIL import Image
 from examples.tiny.pictures import (
     COLORS,
     SHAPES,
+    Noise,
     Pixels,
+    Scene,
     Shape,
-    add_noise,
-    draw_cells,
-    draw_shapes,
-    draw_table,
-    draw_text,
+    grid_scene,
+    page_scene,
     pale,
     place_boxes,
     random_font,
+    set_line,
+    shapes_scene,
+    table_scene,
+    text_scene,
 )
 
 ALPHABET = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 """Digits and capitals without I and O, which some fonts draw like 1 and 0."""
+CHARACTERS = ALPHABET + "."
 ITEMS = (
-    *("TEA", "MILK", "RICE", "BREAD", "EGGS", "FISH", "SALT", "SUGAR", "COFFEE", "JUICE", "APPLE", "PEAR"),
-    *("CAKE", "SOUP", "BEEF", "PORK", "BEANS", "CORN", "HAM", "PASTA", "PLUM", "TUNA", "WATER", "BUTTER"),
+    *("TEA", "BREAD", "EGGS", "SALT", "SUGAR", "APPLE", "PEAR", "CAKE", "BEEF", "BEANS", "HAM", "PASTA"),
+    *("PLUM", "TUNA", "WATER", "BUTTER", "JAM", "NUTS", "LAMB", "CREAM", "CHEESE", "GRAPE", "LEEK", "DATES"),
 )
+"""Goods that the alphabet can spell."""
 
 
 @dataclass(frozen=True)
 class Medium:
-    """A picture (one frame) or a video (several)."""
+    """A picture (one scene) or a video (one scene for each temporal step)."""
 
     kind: str
-    frames: tuple[Pixels, ...]
+    scenes: tuple[Scene, ...]
+
+    @property
+    def frames(self) -> list[Pixels]:
+        """Both frames of a video's temporal step show the same."""
+        repeats = 1 if self.kind == "image" else 2
+        return [scene.pixels for scene in self.scenes for _ in range(repeats)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True)
 class Sample:
+    """Pictures or a video, and one question or several about them. The first question is the one that is judged."""
+
     task: str
     media: tuple[Medium, ...]
-    prompt: str
-    answer: str
-    in_words: str = ""
-    """What the media show, in words: the text-only warm-up asks the same question about them."""
+    turns: tuple[Turn, ...]
 
-    def without_media(self) -> "Sample":
-        """The same question about words."""
-        return Sample(self.task, (), f"{self.in_words}\n{self.prompt}", self.answer)
+    @property
+    def prompt(self) -> str:
+        return self.turns[0].prompt
+
+    @property
+    def answer(self) -> str:
+        return self.turns[0].answer
 
     def messages(self) -> list[dict[str, Any]]:
-        """The question in the chat format of Hugging Face."""
+        """The first question in the chat format of Hugging Face."""
         content: list[dict[str, Any]] = []
         for medium in self.media:
             images = [Image.fromarray(frame) for frame in medium.frames]
@@ -127,16 +147,19 @@ PROMPTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def _ask(name: str, rng: Generator, *words: str) -> tuple[str, bool]:
-    """One of the prompts, filled in, and whether it is Chinese."""
+MAX_TURNS = 3
+"""Questions about the same pictures in training: more to learn from pictures that are encoded once."""
+
+
+def _ask(kind: str, rng: Generator, answer: str, *words: str) -> Turn:
+    """One of the prompts, filled in; what has a Chinese word is answered in the prompt's language."""
     chinese = bool(rng.random() < 0.5)
-    prompts = PROMPTS[name][chinese]
+    prompts = PROMPTS[kind][chinese]
     prompt = prompts[rng.integers(len(prompts))]
-    return prompt.format(*(_word(word, chinese) for word in words)), chinese
-
-
-def _word(word: str, chinese: bool) -> str:
-    return CHINESE.get(word, word) if chinese else word
+    if chinese:
+        words = tuple(CHINESE.get(word, word) for word in words)
+        answer = CHINESE.get(answer, answer) if answer.isalpha() else answer
+    return Turn(prompt.format(*words), answer)
 
 
 def random_code(rng: Generator, shortest: int, longest: int) -> str:
@@ -144,66 +167,56 @@ def random_code(rng: Generator, shortest: int, longest: int) -> str:
     return "".join(ALPHABET[i] for i in rng.integers(0, len(ALPHABET), length))
 
 
-def _lengths(longest: int, level: float) -> tuple[int, int]:
-    """How many characters a text may have: 2 to `longest` in the end, one at level 0."""
-    return (2, longest) if level == 1 else (1, 1 + round((longest - 1) * level))
+def _random_codes(number: int, rng: Generator, shortest: int, longest: int) -> list[str]:
+    """Codes that differ from one another."""
+    codes: dict[str, None] = {}
+    while len(codes) < number:
+        codes[random_code(rng, shortest, longest)] = None
+    return list(codes)
 
 
-def _spacing(rng: Generator, level: float) -> int:
-    """Pixels between characters: none in the end, half a visual token's width at most."""
-    return int(rng.integers(0, 1 + round(14 * (1 - level))))
-
-
-def _picture(pixels: Pixels) -> Medium:
-    return Medium("image", (pixels,))
+def _picture(scene: Scene) -> Medium:
+    return Medium("image", (scene,))
 
 
 def _pick(rng: Generator, options: Any) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
+def _some_of(number: int, rng: Generator) -> list[int]:
+    """Up to MAX_TURNS of `number` things, in random order."""
+    return [int(i) for i in rng.permutation(number)[:MAX_TURNS]]
+
+
 # --- the tasks ----------------------------------------------------------------------------------------
 
 
-def read(rng: Generator, level: float) -> Sample:
-    """Text of 2 to 8 letters and digits, on a tight strip or somewhere on a larger canvas.
-
-    At low levels most texts have one character in each visual token's square: a picture that reads like text.
-    """
-    if rng.random() >= level:
-        text = random_code(rng, *_lengths(8, 0.4 + 0.5 * level))
-        return _asked_to_read(text, draw_cells(text, rng), rng)
-    text = random_code(rng, *_lengths(8, level))
-    draw = rng.random() * (0.75 + 0.25 * level)
-    font = random_font(rng, 16, 28 if draw < 0.85 else 64)
-    canvas = None
-    if draw > 0.75:
-        wide = draw > 0.92
-        canvas = (int(rng.integers(56, 900 if wide else 240)), int(rng.integers(28, 100 if wide else 160)))
-    return _asked_to_read(text, draw_text(text, rng, font, canvas, _spacing(rng, level)), rng)
+def read(rng: Generator) -> Sample:
+    """Text of 2 to 8 letters and digits, on a tight strip or somewhere on a larger canvas."""
+    text = random_code(rng, 2, 8)
+    font = random_font(rng, 20, 40)
+    draw, canvas = rng.random(), None
+    if draw > 0.7:
+        widest, highest = (900, 100) if draw > 0.97 else (220, 112)
+        canvas = (int(rng.integers(56, widest + 1)), int(rng.integers(28, highest + 1)))
+    scene = text_scene(text, rng, font, canvas, int(rng.integers(0, 7)))
+    return Sample("read", (_picture(scene),), (_ask("read", rng, text),))
 
 
-def _asked_to_read(text: str, pixels: Pixels, rng: Generator) -> Sample:
-    prompt, _ = _ask("read", rng)
-    return Sample("read", (_picture(pixels),), prompt, text, text)
-
-
-def receipt(rng: Generator, level: float) -> Sample:
-    """A receipt, asked by item, or a table of random codes, asked by the code at the left."""
-    number = int(rng.integers(1 if level < 1 else 2, 3 + round(4 * level)))
+def receipt(rng: Generator) -> Sample:
+    """A receipt of 2 to 5 rows, asked by item, or a table of codes, asked by the code at the left."""
+    number = int(rng.integers(2, 6))
     if rng.random() < 0.6:
         kind = "receipt"
         names = [str(name) for name in rng.choice(ITEMS, number, replace=False)]
-        values = [f"{rng.integers(0, 30)}.{rng.integers(0, 100):02}"[: 1 + round(4 * level)] for _ in names]
+        values = [f"{rng.integers(0, 30)}.{rng.integers(0, 100):02}" for _ in names]
     else:
         kind = "table"
-        names = list(dict.fromkeys(random_code(rng, *_lengths(3, level)) for _ in range(number)))
-        values = [random_code(rng, *_lengths(4, level)) for _ in names]
-    asked = int(rng.integers(len(names)))
-    prompt, _ = _ask(kind, rng, names[asked])
-    rows = list(zip(names, values, strict=True))
-    in_words = "\n".join(" ".join(row) for row in rows)
-    return Sample("receipt", (_picture(draw_table(rows, rng)),), prompt, values[asked], in_words)
+        names = _random_codes(number, rng, 2, 3)
+        values = [random_code(rng, 2, 4) for _ in names]
+    turns = [_ask(kind, rng, values[i], names[i]) for i in _some_of(number, rng)]
+    scene = table_scene(list(zip(names, values, strict=True)), rng)
+    return Sample("receipt", (_picture(scene),), tuple(turns))
 
 
 def _canvas(rng: Generator, smallest: int, largest: int) -> tuple[int, int]:
@@ -211,131 +224,127 @@ def _canvas(rng: Generator, smallest: int, largest: int) -> tuple[int, int]:
     return width, height
 
 
-def count(rng: Generator, level: float) -> Sample:
-    """0 to 6 shapes of the asked colour among up to 4 others."""
+def count(rng: Generator) -> Sample:
+    """0 to 6 shapes of the asked colour among up to 3 others."""
     colors = [str(color) for color in rng.permutation(list(COLORS))]
-    size = _canvas(rng, 84, 168)
-    most = 2 + round(4 * level)
-    asked, others = int(rng.integers(0, most + 1)), int(rng.integers(0, most - 1))
-    boxes = place_boxes(max(asked + others, 1), size, (12, 24), rng)
-    wanted = [colors[0]] * asked + [str(color) for color in rng.choice(colors[1:], max(others, 1 - asked))]
+    size = _canvas(rng, 84, 140)
+    asked, others = int(rng.integers(0, 7)), int(rng.integers(0, 4))
+    boxes = place_boxes(max(asked + others, 1), size, (18, 28), rng)
+    wanted = [colors[0]] * asked + [str(color) for color in rng.choice(colors[1:3], max(others, 1 - asked))]
     shapes = [Shape(color, _pick(rng, SHAPES), box) for color, box in zip(wanted, boxes, strict=False)]
-    number = sum(shape.color == colors[0] for shape in shapes)
-    prompt, _ = _ask("count", rng, colors[0])
-    pixels = add_noise(draw_shapes(size, shapes, pale(rng)), rng)
-    in_words = " ".join(shape.color for shape in shapes)
-    return Sample("count", (_picture(pixels),), prompt, str(number), in_words)
+    turns = []
+    for i in _some_of(3, rng) if rng.random() < 0.3 else (0, 1, 2)[:MAX_TURNS]:
+        number = sum(shape.color == colors[i] for shape in shapes)
+        turns.append(_ask("count", rng, str(number), colors[i]))
+    return Sample("count", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
 
 
 def format_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
-    """The family's notation: corners on a grid of 0 to 1000 (Qwen2-VL paper, section 2.2)."""
-    x1, x2 = (round(x * 1000 / size[0]) for x in box[::2])
-    y1, y2 = (round(y * 1000 / size[1]) for y in box[1::2])
+    """The family's notation: corners on a grid of 0 to 1000 (Qwen2-VL paper, section 2.2), here rounded to tens."""
+    x1, x2 = (10 * round(x * 100 / size[0]) for x in box[::2])
+    y1, y2 = (10 * round(y * 100 / size[1]) for y in box[1::2])
     return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
 
-def box(rng: Generator, level: float) -> Sample:
-    """1 to 4 shapes that differ in colour or kind; one is asked for."""
-    size = _canvas(rng, 70, 168)
-    boxes = place_boxes(int(rng.integers(1, 2 + round(3 * level))), size, (20, 56), rng)
+def box(rng: Generator) -> Sample:
+    """1 to 3 shapes that differ in colour or kind; one is asked for."""
+    size = _canvas(rng, 84, 168)
+    boxes = place_boxes(int(rng.integers(1, 4)), size, (30, 64), rng)
     pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
     shapes = [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
-    asked = shapes[int(rng.integers(len(shapes)))]
-    prompt, _ = _ask("box", rng, asked.color, asked.kind)
-    pixels = add_noise(draw_shapes(size, shapes, pale(rng)), rng)
-    in_words = "\n".join(f"{shape.color} {shape.kind} {format_box(shape.box, size)}" for shape in shapes)
-    return Sample("box", (_picture(pixels),), prompt, format_box(asked.box, size), in_words)
+    asked = [shapes[i] for i in _some_of(len(shapes), rng)[:2]]
+    turns = [_ask("box", rng, format_box(shape.box, size), shape.color, shape.kind) for shape in asked]
+    return Sample("box", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
 
 
-def pictures(rng: Generator, level: float) -> Sample:
+def pictures(rng: Generator) -> Sample:
     """Two or three pictures, one asked for by its number."""
     number = int(rng.integers(2, 4))
-    asked = int(rng.integers(number))
     if rng.random() < 0.75:
-        answers = [random_code(rng, *_lengths(4, level)) for _ in range(number)]
-        media = [_picture(_draw_code(text, rng, level)) for text in answers]
-        prompt, _ = _ask("pictures", rng, str(asked + 1))
-        return Sample("pictures", tuple(media), prompt, answers[asked], "\n".join(answers))
-    answers = [str(color) for color in rng.choice(list(COLORS), number)]
-    media = [_picture(_one_shape(color, rng)) for color in answers]
-    prompt, chinese = _ask("pictures_color", rng, str(asked + 1))
-    return Sample("pictures", tuple(media), prompt, _word(answers[asked], chinese), "\n".join(answers))
+        kind = "pictures"
+        answers = [random_code(rng, 2, 4) for _ in range(number)]
+        scenes = [
+            text_scene(text, rng, random_font(rng, 20, 32), spacing=int(rng.integers(0, 7)))
+            for text in answers
+        ]
+    else:
+        kind = "pictures_color"
+        answers = [str(color) for color in rng.choice(list(COLORS), number)]
+        scenes = [_one_shape(color, rng) for color in answers]
+    turns = [_ask(kind, rng, answers[i], str(i + 1)) for i in _some_of(number, rng)]
+    return Sample("pictures", tuple(map(_picture, scenes)), tuple(turns))
 
 
-def _draw_code(text: str, rng: Generator, level: float) -> Pixels:
-    if rng.random() >= level:
-        return draw_cells(text, rng)
-    return draw_text(text, rng, random_font(rng, 16, 28), spacing=_spacing(rng, level))
-
-
-def _one_shape(color: str, rng: Generator) -> Pixels:
-    size = _canvas(rng, 28, 84)
-    (at,) = place_boxes(1, size, (16, 24), rng)
-    return add_noise(draw_shapes(size, [Shape(color, _pick(rng, SHAPES), at)], pale(rng)), rng)
+def _one_shape(color: str, rng: Generator) -> Scene:
+    size = _canvas(rng, 40, 84)
+    (at,) = place_boxes(1, size, (20, 34), rng)
+    return shapes_scene(size, [Shape(color, _pick(rng, SHAPES), at)], rng)
 
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
-def direction(rng: Generator, level: float) -> Sample:
-    """A square that jumps 2 or 3 times. Both frames of a temporal step are alike, so only their order tells."""
-    steps = int(rng.integers(3, 5))
-    size = _canvas(rng, 56, 84)
-    side = int(rng.integers(12, 21))
-    way = _pick(rng, list(DIRECTIONS))
+def direction(rng: Generator) -> Sample:
+    """A square that moves steadily over 2 to 4 temporal steps, by 32 pixels or more."""
+    steps = int(rng.integers(2, 5))
+    way = str(_pick(rng, list(DIRECTIONS)))
     dx, dy = DIRECTIONS[way]
-    room = (size[0] if dx else size[1]) - side
-    widest = max(room // (steps - 1), 7)
-    jump = int(rng.integers(6 + round((widest - 6) * (1 - level)), widest + 1))
-    span = min(jump * (steps - 1), room)
-    along = int(rng.integers(0, room - span + 1))
-    across = int(rng.integers(0, (size[1] if dx else size[0]) - side + 1))
-    background, color = pale(rng), _pick(rng, list(COLORS))
-    frames: list[Pixels] = []
+    side = int(rng.integers(18, 29))
+    along, across = int(rng.integers(72, 127)), int(rng.integers(42, 85))
+    size = (along, across) if dx else (across, along)
+    span = int(rng.integers(32, along - side + 1))
+    start, place = int(rng.integers(0, along - side - span + 1)), int(rng.integers(0, across - side + 1))
+    color, background, noise = str(_pick(rng, list(COLORS))), pale(rng), Noise.random(rng)
+    scenes = []
     for step in range(steps):
-        moved = along + (span * step // (steps - 1) if dx + dy > 0 else span - span * step // (steps - 1))
-        x, y = (moved, across) if dx else (across, moved)
-        image = draw_shapes(size, [Shape(color, "square", (x, y, x + side, y + side))], background)
-        frames += [add_noise(image, rng)] * 2
-    prompt, chinese = _ask("direction", rng)
-    return Sample("direction", (Medium("video", tuple(frames)),), prompt, _word(way, chinese), way)
+        moved = span * step // (steps - 1)
+        at = start + (moved if dx + dy > 0 else span - moved)
+        x, y = (at, place) if dx else (place, at)
+        shape = Shape(color, "square", (x, y, x + side, y + side))
+        scenes.append(Scene(size, background, noise, shapes=(shape,)))
+    return Sample("direction", (Medium("video", tuple(scenes)),), (_ask("direction", rng, way),))
 
 
-def order(rng: Generator, level: float) -> Sample:
+def order(rng: Generator) -> Sample:
     """Two or three texts, each shown for one or two temporal steps; the first or the last is asked for."""
-    in_cells = bool(rng.random() >= level)
-    shortest, longest = _lengths(3, level)
-    length = int(rng.integers(shortest, longest + 1))
-    texts = [
-        random_code(rng, length, length) if in_cells else random_code(rng, shortest, longest)
-        for _ in range(int(rng.integers(2, 4)))
-    ]
-    font = random_font(rng, 16, 24)
-    widest = max(int(font.getbbox(text)[2]) for text in texts)
-    canvas = (widest + int(rng.integers(6, 24)), int(font.size) + int(rng.integers(8, 24)))
-    canvas = (max(canvas[0], 28), max(canvas[1], 28))
-    frames: list[Pixels] = []
+    texts = _random_codes(int(rng.integers(2, 4)), rng, 2, 3)
+    font, spacing = random_font(rng, 20, 30), int(rng.integers(0, 5))
+    widest = max(set_line(text, font, spacing)[1] for text in texts)
+    canvas = (int(widest) + int(rng.integers(8, 28)), int(font.size) + int(rng.integers(4, 24)))
+    scenes: list[Scene] = []
     for text in texts:
-        frame = draw_cells(text, rng) if in_cells else _fit(draw_text(text, rng, font, canvas), canvas)
-        frames += [frame] * (2 * int(rng.integers(1, 3)))
-    which = _pick(rng, ("first", "last"))
-    prompt, _ = _ask(which, rng)
-    answer = texts[0 if which == "first" else -1]
-    return Sample("order", (Medium("video", tuple(frames)),), prompt, answer, "\n".join(texts))
+        scene = text_scene(text, rng, font, canvas, spacing)
+        scenes += [scene] * int(rng.integers(1, 3))
+    turns = [
+        _ask(which, rng, texts[0 if which == "first" else -1]) for which in rng.permutation(["first", "last"])
+    ]
+    return Sample("order", (Medium("video", tuple(scenes)),), tuple(turns))
 
 
-def _fit(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Frames of one video share a size; a text that stands out of the canvas made its frame larger."""
-    if pixels.shape[1::-1] == size:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size))
+SQUARE = 28
+"""Pixels along each side of one visual token."""
 
 
-TASKS: dict[str, Callable[[Generator, float], Sample]] = {
+def page(rng: Generator) -> Sample:
+    """A picture full of characters, or now and then of shapes, about which nothing is asked: for stage 1 alone."""
+    size = _canvas(rng, 56, 140)
+    if rng.random() < 0.2:
+        boxes = place_boxes(int(rng.integers(3, 9)), size, (18, 44), rng)
+        shapes = [Shape(str(_pick(rng, list(COLORS))), str(_pick(rng, SHAPES)), at) for at in boxes]
+        return Sample("page", (_picture(shapes_scene(size, shapes, rng)),), (Turn("", ""),))
+    if rng.random() < 0.4:
+        squares = (int(rng.integers(2, 6)), int(rng.integers(1, 5)))
+        return Sample("page", (_picture(grid_scene(squares, SQUARE, CHARACTERS, rng)),), (Turn("", ""),))
+    return Sample("page", (_picture(page_scene(size, CHARACTERS, rng)),), (Turn("", ""),))
+
+
+TASKS: dict[str, Callable[[Generator], Sample]] = {
     task.__name__: task for task in (read, receipt, count, box, pictures, direction, order)
 }
+"""What the model is judged by."""
+GENERATORS = {**TASKS, "page": page}
 
 
-def make_sample(task: str, seed: tuple[int, ...], level: float = 1.0) -> Sample:
-    """A sample that depends on the task's name, the seed and the level alone; level 0 is easiest, 1 the task itself."""
-    return TASKS[task](np.random.default_rng([list(TASKS).index(task), *seed]), level)
+def make_sample(task: str, seed: tuple[int, ...]) -> Sample:
+    """A sample that depends on the task's name and the seed alone."""
+    return GENERATORS[task](np.random.default_rng([list(GENERATORS).index(task), *seed]))

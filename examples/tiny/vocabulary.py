@@ -7,11 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from examples.random_checkpoint import SPECIAL_TOKENS, TOKEN_FLAGS, WORD_PATTERN
-from examples.tiny.pictures import COLORS, SHAPES
 from examples.tiny.tasks import CHINESE, PROMPTS
 
 MAX_TOKENS = 1024
@@ -44,22 +42,13 @@ def num_trained_tokens(tokenizer_json: dict[str, Any]) -> int:
 
 
 def _sentences() -> Iterator[str]:
-    """What the template says, and every prompt with every word that may fill it, but with no code and no item."""
+    """What the template says, every prompt, and every word that may fill one, but no code and no item.
+
+    Chinese prompts come in pieces, so that no token grows across a word that fills them.
+    """
     yield from ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 10
-    yield from [*CHINESE, *CHINESE.values()] * 4
-    rng = np.random.default_rng(0)
+    yield from [*CHINESE, *CHINESE.values()] * 16
+    yield from [f" {word}" for word in CHINESE if word.isalpha()] * 16
     for english, chinese in PROMPTS.values():
-        for prompt in english:
-            for _ in range(8):
-                yield prompt.format(*_words(prompt, rng, chinese=False))
-        for prompt in chinese:
-            for _ in range(8):
-                yield prompt.format(*_words(prompt, rng, chinese=True))
-
-
-def _words(prompt: str, rng: np.random.Generator, *, chinese: bool) -> list[str]:
-    """A colour and a shape where two words are missing; a colour, or a number of a picture, where one is."""
-    pair = [str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))]
-    if prompt.count("{}") == 1 and ("picture" in prompt or "第" in prompt):
-        pair = [str(rng.choice(list("123")))]
-    return [CHINESE.get(word, word) for word in pair] if chinese else pair
+        yield from [prompt.replace("{}", "") for prompt in english] * 8
+        yield from [piece for prompt in chinese for piece in prompt.split("{}")] * 8

@@ -1,51 +1,57 @@
-from examples.tiny.plan import EASY_MIXTURE, MIXTURE, Plan
+from dataclasses import replace
+
+import pytest
+
+from examples.tiny.plan import COPYING, LOOKING, MIXTURE, STAGES, Plan
 from examples.tiny.tasks import TASKS
 
-PLAN = Plan(
-    steps=100,
-    samples_per_step=12,
-    text_until=10,
-    vision_until=20,
-    easiest_until=30,
-    hardest_from=60,
-    decay=0.2,
-)
+PLAN = Plan(tuple(replace(stage, steps=10, samples=6) for stage in STAGES))
 
 
-def test_stages_follow_one_another():
-    stages = [PLAN.stage(step) for step in range(100)]
-    assert list(dict.fromkeys(stages)) == ["text", "1 vision", "2 all", "3 instruct"]
-    assert [stages.index(name) for name in dict.fromkeys(stages)] == [0, 10, 20, 90]
+def test_stages_follow_one_another_in_the_paper_s_order():
+    names = [PLAN.at(step)[0].name for step in range(PLAN.steps)]
+    assert list(dict.fromkeys(names)) == ["text", "1 vision", "2 all", "3 instruct"]
+    with pytest.raises(IndexError, match="beyond"):
+        PLAN.at(PLAN.steps)
 
 
-def test_difficulty_grows_and_the_rate_falls_to_zero():
-    levels = [PLAN.level(step) for step in range(10, 100)]
-    assert levels == sorted(levels)
-    assert (levels[0], levels[-1]) == (0, 1)
-    assert PLAN.rate(0) < PLAN.rate(40) < PLAN.rate(79) == 1
-    assert 0 < PLAN.rate(99) < 0.06
+def test_the_warm_up_is_told_what_pictures_show_and_the_vision_encoder_learns_to_say_it():
+    drawn = {stage.name: stage.drawn for stage in STAGES}
+    learns = {stage.name: stage.learns for stage in STAGES}
+    assert drawn == {"text": False, "1 vision": True, "2 all": True, "3 instruct": True}
+    assert learns == {
+        "text": ("model.",),
+        "1 vision": ("visual.",),
+        "2 all": ("visual.", "model."),
+        "3 instruct": ("model.",),
+    }
 
 
-def test_the_warm_up_asks_about_words_and_later_stages_about_pictures():
-    assert all(not sample.media and sample.in_words == "" for sample in PLAN.samples(0))
-    assert all(sample.media for sample in PLAN.samples(10))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_s_rate_warms_up_and_falls_towards_its_end(stage):
+    rates = [stage.rate_at(step) for step in range(stage.steps)]
+    assert rates[0] < max(rates) == pytest.approx(stage.rate, rel=0.2)
+    assert stage.final_rate <= rates[-1] <= stage.final_rate + stage.rate * 0.1
 
 
-def test_seed_step_and_rank_decide_the_samples():
-    def answers(*arguments):
-        return [sample.answer for sample in PLAN.samples(*arguments)]
-
-    assert answers(70) == answers(70, 0)
-    assert all(answers(70) != other for other in (answers(71), answers(70, 1)))
+def test_the_learning_rate_ends_at_zero():
+    assert STAGES[-1].final_rate == 0
 
 
-def test_going_on_skips_the_first_stages():
-    plan = PLAN.going_on()
-    assert plan.stage(0) == "2 all"
-    assert (plan.level(0), plan.level(60)) == (0, 1)
+def test_a_scaled_plan_has_the_same_stages():
+    assert [stage.steps for stage in PLAN.scaled(0.5).stages] == [5] * len(STAGES)
+    assert all(stage.steps == 1 for stage in PLAN.scaled(0.001).stages)
 
 
-def test_every_task_has_its_share():
-    for mixture in (MIXTURE, EASY_MIXTURE):
-        assert set(mixture) == set(TASKS)
-        assert abs(sum(mixture.values()) - 1) < 1e-9
+def test_seed_and_step_decide_the_samples():
+    def answers(step, seed=0):
+        return [sample.answer for sample in replace(PLAN, seed=seed).samples(step)]
+
+    assert answers(30) == answers(30)
+    assert all(answers(30) != other for other in (answers(31), answers(30, seed=1)))
+
+
+def test_mixtures_are_shares_of_the_tasks():
+    assert set(MIXTURE) == set(TASKS) > set(COPYING)
+    for mixture in (MIXTURE, COPYING, LOOKING):
+        assert sum(mixture.values()) == pytest.approx(1)

@@ -1,7 +1,7 @@
 import pytest
 
 from examples.tiny.scoring import box_iou, is_right
-from examples.tiny.tasks import Sample, format_box
+from examples.tiny.tasks import Sample, Turn, format_box
 
 TRUTH = format_box((0, 0, 50, 100), (100, 100))
 
@@ -30,8 +30,9 @@ def test_what_is_no_box_overlaps_nothing(answer):
 
 
 def test_only_boxes_may_be_nearly_right():
-    box = Sample("box", (), "", TRUTH)
+    box = Sample("box", (), (Turn("", TRUTH),))
     assert is_right(box, format_box((0, 0, 60, 100), (100, 100)))
     assert not is_right(box, format_box((0, 0, 100, 100), (100, 100)))
-    assert is_right(Sample("read", (), "", "A7"), "A7")
-    assert not is_right(Sample("read", (), "", "A7"), "A7 ")
+    text = Sample("read", (), (Turn("", "A7"), Turn("", "B8")))
+    assert is_right(text, "A7")
+    assert not is_right(text, "A7 ")

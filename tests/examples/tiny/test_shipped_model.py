@@ -36,10 +36,10 @@ def test_the_tokenizer_is_the_one_that_the_examples_train(tmp_path):
         assert path.read_bytes() == (DIRECTORY / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize(("task", "least"), [("direction", 0.9), ("order", 0.7)])
-def test_it_answers_the_easiest_questions_it_never_saw(task, least):
+@pytest.mark.parametrize(("task", "least"), [("direction", 0.7), ("pictures", 0.5), ("read", 0.3)])
+def test_it_answers_questions_it_never_saw(task, least):
     processor, sessions = Processor.from_directory(DIRECTORY), open_reference(DIRECTORY, BATCH)
-    samples = held_out(task, 32, level=0.0)
+    samples = held_out(task, 32)
     inputs = [processor.inputs_from_messages(sample.messages()) for sample in samples]
     assert accuracy(samples, answers(inputs, processor, DIRECTORY, sessions)) >= least
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,15 +8,17 @@ import torch
 from examples.tiny import train
 from examples.tiny.batches import make_batch
 from examples.tiny.checkpoint import write_config_files
-from examples.tiny.plan import Plan
+from examples.tiny.contents import Codebook
+from examples.tiny.optimizer import MUON_RATE, Optimizer
+from examples.tiny.packed_attention import attention_over_documents
+from examples.tiny.plan import STAGES, Plan
 from examples.tiny.tasks import TASKS, make_sample
 from export.config import load_config
 from export.processor.processor import Processor
 from export.reference.model import Qwen2VL
 
-PLAN = Plan(
-    steps=4, samples_per_step=4, text_until=1, vision_until=2, easiest_until=2, hardest_from=3, instruct=0.25
-)
+BY_NAME = {stage.name: stage for stage in STAGES}
+PLAN = Plan(tuple(replace(stage, steps=1, samples=3) for stage in BY_NAME.values()))
 
 
 @pytest.fixture
@@ -24,15 +27,21 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_packed_training_logits_are_the_reference_model_s(directory):
-    processor = Processor.from_directory(directory / "checkpoint")
+def _new_model(directory):
     torch.manual_seed(0)
     model = Qwen2VL(load_config(directory / "checkpoint"))
     train.initialize(model)
-    samples = [make_sample(task, (0, 0)) for task in TASKS]
+    return model
+
+
+def test_packed_training_logits_are_the_reference_model_s(directory):
+    processor = Processor.from_directory(directory / "checkpoint")
+    model = _new_model(directory)
+    samples = [replace(s, turns=s.turns[:1]) for s in (make_sample(task, (0, 0)) for task in TASKS)]
     batch = make_batch(samples, processor)
-    object.__setattr__(batch, "patches", batch.patches.float())
-    packed = train.answer_logits(model, batch)
+    with attention_over_documents(batch.cu_seqlens.tolist(), batch.documents, "cpu"):
+        visual_embeds = model.encode(batch.patches, batch.positions, batch.cu_seqlens)
+        packed = train.answer_logits(model, batch, visual_embeds)
     shared = batch.documents[1]
     for i, sample in enumerate(samples):
         inputs = processor.inputs_from_messages(sample.messages())
@@ -40,9 +49,7 @@ def test_packed_training_logits_are_the_reference_model_s(directory):
         rows = torch.cat([torch.arange(shared), torch.arange(start, end)])
         length = len(rows)
         visual_embeds = model.encode(
-            torch.from_numpy(inputs.patches).bfloat16().float(),
-            torch.from_numpy(inputs.positions),
-            torch.from_numpy(inputs.cu_seqlens),
+            *map(torch.from_numpy, (inputs.patches, inputs.positions, inputs.cu_seqlens))
         )
         logits, _ = model.decode(
             batch.token_ids[:, rows],
@@ -53,20 +60,51 @@ def test_packed_training_logits_are_the_reference_model_s(directory):
             torch.arange(len(inputs.token_ids) - 1, length - 1)[None],
             model.new_cache(1, length),
         )
-        torch.testing.assert_close(packed[batch.target_documents == i], logits[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed[batch.target_turns == i], logits[0], rtol=1e-4, atol=1e-4)
 
 
-def test_stages_freeze_what_the_paper_freezes(directory):
-    model = Qwen2VL(load_config(directory / "checkpoint"))
-    for stage, vision, language in [
-        ("text", 0, 1),
-        ("1 vision", 1, 0),
-        ("2 all", 1, 1),
-        ("3 instruct", 0, 1),
-    ]:
-        train.freeze(model, stage)
-        assert all(weight.requires_grad == bool(vision) for weight in model.visual.parameters())
-        assert all(weight.requires_grad == bool(language) for weight in model.model.parameters())
+@pytest.mark.parametrize(
+    ("name", "vision", "language"),
+    [("text", False, True), ("1 vision", True, False), ("2 all", True, True), ("3 instruct", False, True)],
+)
+def test_a_stage_moves_what_the_paper_trains_in_it_and_nothing_else(directory, name, vision, language):
+    model = _new_model(directory)
+    optimizer, codebook = Optimizer(model), Codebook(model.config.decoder.hidden_size)
+    before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+    plan = Plan((replace(BY_NAME[name], samples=3),))
+    samples = plan.samples(0)
+    batch = make_batch(
+        samples, Processor.from_directory(directory / "checkpoint"), drawn=plan.stages[0].drawn
+    )
+    train.train_step(model, codebook, optimizer, batch, [sample.task for sample in samples], plan, 0)
+    moved = {key for key, weight in model.named_parameters() if not torch.equal(weight, before[key])}
+    assert any(key.startswith("visual.") for key in moved) == vision
+    assert any(key.startswith("model.") for key in moved) == language
+
+
+def test_words_begin_as_the_codes_that_visual_tokens_have(directory):
+    model = _new_model(directory)
+    train.spell_with_codes(model, directory / "checkpoint")
+    tokenizer = Processor.from_directory(directory / "checkpoint").tokenizer
+    codes = Codebook(model.config.decoder.hidden_size)
+    for token, word in (("7", "7"), ("Ġred", "red"), ("Ġsquare", "square")):
+        row = model.model.embed_tokens.weight[tokenizer.token_to_id(token)]
+        assert torch.equal(row, codes.words[word])
+
+
+def test_muon_moves_a_matrix_along_its_gradient_s_orthogonal_part():
+    linear = torch.nn.Linear(8, 4)
+    before = linear.weight.detach().clone()
+    optimizer = Optimizer(linear)
+    linear.weight.grad = torch.randn(4, 8)
+    gradient = linear.weight.grad.clone()
+    optimizer.step(0.5)
+    moved = (before - linear.weight.detach()) / (0.5 * MUON_RATE)
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    singular_values = torch.linalg.svdvals(moved)
+    assert ((singular_values > 0.6) & (singular_values < 1.3)).all()
+    cosine = torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0)
+    assert cosine > 0.95
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory, tmp_path_factory, monkeypatch):
@@ -81,8 +119,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory, tmp_path_fac
 
     monkeypatch.setattr(train, "SAVE_EVERY_STEPS", 2)
     monkeypatch.setattr(train, "save", save_and_copy)
-    train.train(0, 1, directory, PLAN, None)
-    train.train(0, 1, resumed, PLAN, None)
+    train.train(directory, PLAN)
+    train.train(resumed, PLAN)
     entries = [
         [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         for run in (directory, resumed)

@@ -1,0 +1,82 @@
+"""Which pictures and videos does the demo ask about? Draws them, as the training samples are drawn but without noise.
+
+python -m examples.tiny.demo_media [DIRECTORY]
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from examples.tiny.pictures import Color, Noise, Scene, Shape, load_font, set_line
+
+QUIET = Noise(0, 0, 0, 0)
+NAVY, GOLD, SKY = (24, 42, 74), (244, 214, 120), (222, 236, 247)
+FRAMES_PER_SECOND = 2
+
+
+def plate(text: str, size: tuple[int, int], face: str, background: Color, ink: Color) -> Scene:
+    """Text in the middle."""
+    font = load_font(face, 30)
+    _, top, _, bottom = font.getbbox("H")
+    width = set_line(text, font, 3)[1]
+    glyphs, _ = set_line(text, font, 3, (size[0] - width) / 2, (size[1] - top - bottom) / 2)
+    return Scene(size, background, QUIET, tuple(glyphs), ink)
+
+
+def patch(color: str, kind: str) -> Scene:
+    """One shape in the middle."""
+    return Scene((56, 56), SKY, QUIET, shapes=(Shape(color, kind, (12, 12, 44, 44)),))
+
+
+PICTURES: Mapping[str, Scene] = {
+    "gate": plate("GATE7", (140, 56), "LatoBold", NAVY, GOLD),
+    "zebra": plate("ZEBRA", (140, 56), "SourceSansProSemibold", (222, 240, 228), (20, 80, 52)),
+    "ticket-1": plate("A17", (84, 42), "DejaVuSans", (252, 233, 214), (120, 44, 24)),
+    "ticket-2": plate("B20", (84, 42), "RobotoBold", (222, 240, 228), (20, 80, 52)),
+    "lamp-1": patch("blue", "circle"),
+    "lamp-2": patch("yellow", "circle"),
+}
+
+
+def crossing() -> list[Scene]:
+    """A square that goes from left to right."""
+    squares = [Shape("red", "square", (x, 24, x + 24, 48)) for x in (6, 40, 80)]
+    return [Scene((112, 70), SKY, QUIET, shapes=(square,)) for square in squares]
+
+
+def departures() -> list[Scene]:
+    """Two platforms, one after the other."""
+    return [plate(text, (84, 42), "RobotoMedium", NAVY, GOLD) for text in ("A1", "B2")]
+
+
+VIDEOS: Mapping[str, Sequence[Scene]] = {"crossing": crossing(), "departures": departures()}
+
+
+def write_video(path: Path, scenes: Sequence[Scene]) -> None:
+    """Each scene for one temporal step: two frames at the rate at which the model samples."""
+    with av.open(path, "w") as container:
+        height, width = scenes[0].pixels.shape[:2]
+        stream = container.add_stream("libx264", FRAMES_PER_SECOND, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for scene in scenes:
+            for _ in range(2):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene.pixels))
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def main() -> None:
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "pictures"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, scene in PICTURES.items():
+        Image.fromarray(scene.pixels).save(directory / f"{name}.png", optimize=True)
+    for name, scenes in VIDEOS.items():
+        write_video(directory / f"{name}.mp4", scenes)
+
+
+if __name__ == "__main__":
+    main()
