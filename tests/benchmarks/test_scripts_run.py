@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.triton import missing
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -18,6 +20,12 @@ REPOSITORY = Path(__file__).parents[2]
         ("engine_build", [], ["vision, tiny", "plainly: decoder", "tiny-shaped"]),
         ("serving", [], ["one at a time", "p95", "Resident memory"]),
         ("validate", [], ["quick", "pass", "16 GB"]),
+        pytest.param(
+            "fuzz_serving",
+            [],
+            ["5 of 5", "findings"],
+            marks=pytest.mark.skipif(bool(missing()), reason=str(missing())),
+        ),
     ],
 )
 def test_quick_run_ends_with_its_table(tmp_path, script, options, expected):
