@@ -1,6 +1,7 @@
 """The small checkpoint on ONNX Runtime: sixteen at once get what each gets alone, to the bit where that is promised."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +81,16 @@ def run(scheduler: Scheduler, requests: list[Request], steps_between: int = 0) -
 
 def test_sixteen_clients_at_once_get_the_tokens_that_each_gets_alone(bundle, sessions, requests):
     model = load_config(bundle)
+    vision, decoder = sessions
     alone = [
-        collect_generations(generate(request.inputs, *sessions, request.config, model=model))[0].token_ids
+        collect_generations(generate(request.inputs, vision, decoder, request.config, model=model))[
+            0
+        ].token_ids
         for request in requests
     ]
     assert len({tuple(token_ids) for token_ids in alone}) > 4, "equal answers would prove little"
     for steps_between in (0, 1):
-        scheduler = Scheduler(*sessions, model, SchedulerLimits(prefill_chunk_tokens=48))
+        scheduler = Scheduler(vision, decoder, model, SchedulerLimits(prefill_chunk_tokens=48))
         assert run(scheduler, requests, steps_between) == alone
         stats = scheduler.stats()
         assert stats.num_decode_rows > 4 * stats.num_decode_calls, "four answers and more a call"
@@ -95,13 +99,14 @@ def test_sixteen_clients_at_once_get_the_tokens_that_each_gets_alone(bundle, ses
 def test_with_one_thread_and_no_lone_token_logits_are_the_same_bits_in_any_company(
     bundle, sessions, requests, logits_by_request
 ):
-    model, limits = load_config(bundle), {"min_tokens_per_call": 2}
+    vision, decoder = sessions
+    model, limits = load_config(bundle), SchedulerLimits(min_tokens_per_call=2)
     for request in requests:
-        run(Scheduler(*sessions, model, SchedulerLimits(**limits)), [request])
+        run(Scheduler(vision, decoder, model, limits), [request])
     alone = dict(logits_by_request)
     assert all(len(rows) == NUM_NEW_TOKENS for rows in alone.values())
     for chunk, steps_between in ((256, 0), (13, 1)):
-        scheduler = Scheduler(*sessions, model, SchedulerLimits(prefill_chunk_tokens=chunk, **limits))
+        scheduler = Scheduler(vision, decoder, model, replace(limits, prefill_chunk_tokens=chunk))
         for _ in range(2):  # the second time behind what the slots hold
             logits_by_request.clear()
             run(scheduler, requests, steps_between)
