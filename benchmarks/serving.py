@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--memory-requests", type=int, default=2000, help="(default: %(default)s)")
     add_work_option(parser)
     options = parser.parse_args()
-    clients = CLIENTS[:2] if options.quick else CLIENTS
+    clients = CLIENTS[1:2] if options.quick else CLIENTS
     num_requests, num_memory_requests = (
         (8, 40) if options.quick else (options.requests, options.memory_requests)
     )
