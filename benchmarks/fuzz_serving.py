@@ -33,6 +33,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks.measure import REPOSITORY, print_table
 from benchmarks.request_grammar import TYPES, Case, random_case
+from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.triton_server.interface import MODEL_NAME
 from engines.triton_server.repository import write_repository
 from engines.triton_server.settings import ServerSettings
@@ -241,6 +242,9 @@ def end_findings(server: RunningServer, processes: list[int]) -> list[str]:
         )
     if metrics["qv_requests_failed_total"]:
         findings.append(f"{metrics['qv_requests_failed_total']:.0f} requests failed in the engine")
+    ends = sum(metrics[f"qv_requests_{end}_total"] for end in ("finished", "cancelled", "expired", "failed"))
+    if ends != metrics["qv_requests_total"]:
+        findings.append(f"{metrics['qv_requests_total']:.0f} requests were taken and {ends:.0f} ended")
     if server.processes() != processes or not server.is_ready():
         findings.append("the server or its model was started again, or is not ready")
     if marks := set(MARK.findall(server.log.read_text(encoding="utf-8", errors="replace"))):
@@ -252,7 +256,9 @@ def end_findings(server: RunningServer, processes: list[int]) -> list[str]:
 def serving(directory: Path) -> Iterator[RunningServer]:
     """A server with the small trained checkpoint until the context ends; `directory` takes all files."""
     export_checkpoint(TINY, directory / "bundle")
-    settings = ServerSettings(num_slots=NUM_SLOTS, capacity=CAPACITY)
+    # A small cache of visual embeddings is full soon, and is not what resident memory grows by.
+    scheduler = SchedulerLimits(embedding_cache_bytes=2 << 20)
+    settings = ServerSettings(num_slots=NUM_SLOTS, capacity=CAPACITY, scheduler=scheduler)
     write_repository(
         open_bundle(directory / "bundle"), directory / "repository", settings, allow_unvalidated=True
     )

@@ -99,7 +99,7 @@ class TritonPythonModel:
     def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any) -> None:
         """One request, from its check to its last response."""
         try:
-            limits = self._settings.requests
+            limits = self._settings.request_limits
             chat = parse_request(tensors, self._processor, self._defaults, limits, self._fetcher)
             del tensors
             self._answer(chat, sender)

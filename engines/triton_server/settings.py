@@ -5,7 +5,7 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from engines.runtime.scheduler_limits import SchedulerLimits
@@ -59,6 +59,12 @@ class ServerSettings:
     def max_requests(self) -> int:
         """In the model at once, from parsing to the last response: those that write, and those that wait."""
         return self.num_slots + self.scheduler.max_queue
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        """With the context of this server: what cannot fit into it is refused before it is decoded."""
+        longest = self.requests.max_context or self.capacity
+        return replace(self.requests, max_context=min(longest, self.capacity))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -17,6 +17,7 @@ from examples.demo import demo_questions
 from examples.triton.client import stream_over_grpc, stream_over_http
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
+from tests.engines.triton_server.test_requests import header_of_png
 from tests.support.triton import missing, running_server
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -184,12 +185,16 @@ def test_hostile_input_gets_an_error_of_its_own_and_the_server_goes_on(server, n
     assert text_of(ask(server, QUESTIONS[0])) == QUESTIONS[0].answer
 
 
-def test_a_decompression_bomb_is_refused_by_its_header(server):
-    from tests.engines.triton_server.test_requests import header_of_png
-
-    bomb = base64.b64encode(header_of_png(40_000, 40_000)).decode()
-    [response] = post(server, {"messages": user({"type": "image", "image": bomb})})
-    assert "pixels" in response["error"]
+@pytest.mark.parametrize(
+    ("side", "number", "says"),
+    [(40_000, 1, "pixels"), (1_000, 32, "the context holds 512")],
+    ids=["a decompression bomb", "more than the context holds"],
+)
+def test_pictures_too_large_are_refused_by_their_headers(server, side, number, says):
+    # Behind the header there is nothing: who decodes first calls it truncated.
+    picture = base64.b64encode(header_of_png(side, side)).decode()
+    [response] = post(server, {"messages": user(*[{"type": "image", "image": picture}] * number)})
+    assert says in response["error"]
 
 
 def test_control_tokens_in_a_text_do_not_end_the_turn(server):

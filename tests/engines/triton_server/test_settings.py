@@ -1,0 +1,31 @@
+from dataclasses import replace
+
+import pytest
+
+from engines.triton_server.requests import RequestLimits
+from engines.triton_server.settings import ServerSettings
+from export.errors import UserError
+
+SETTINGS = ServerSettings(num_slots=3, capacity=256, allowed_hosts=("a.example",), num_threads=2)
+
+
+def test_settings_survive_the_way_through_the_configuration():
+    assert ServerSettings.from_json(SETTINGS.to_json()) == SETTINGS
+    assert ServerSettings.from_json("{}") == ServerSettings()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 256), (100, 100), (999, 256)])
+def test_a_request_may_hold_what_the_context_holds_or_less(asked, expected):
+    settings = replace(SETTINGS, requests=RequestLimits(max_context=asked, max_pictures=5))
+    assert settings.request_limits == RequestLimits(max_context=expected, max_pictures=5)
+
+
+def test_all_that_is_out_of_range_is_named_at_once():
+    with pytest.raises(UserError, match=r"num_slots.*\n.*capacity.*\n.*drain_seconds"):
+        ServerSettings(num_slots=0, capacity=-1, drain_seconds=float("nan"))
+
+
+@pytest.mark.parametrize("text", ['{"slots": 3}', '{"scheduler": {"queue": 1}}', '{"requests": []}', "["])
+def test_unknown_keys_and_wrong_shapes_are_refused(text):
+    with pytest.raises(UserError):
+        ServerSettings.from_json(text)
