@@ -6,8 +6,8 @@ The server that nvidia-pytriton carries, on this machine's CPU with the small tr
 whatever they say; 1, 4 and 16 clients in a closed loop over HTTP on loopback, questions of `benchmarks/load.py`, half
 of them with a picture that is new each time. "One at a time" is the same server with one KV slot. The clients share the
 machine with the server.
-Then `--memory-requests` requests by 16 clients: resident memory of the model's process after the first fifth against
-that at the end.
+Then `--memory-requests` requests of 16 new tokens by 16 clients: resident memory of the model's process after the
+first fifth against that at the end.
 """
 
 import argparse
@@ -15,10 +15,12 @@ import json
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.load import LoadResult, Reply, question, run_load
 from benchmarks.measure import print_table, ratio_text, seconds_text
+from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.triton_server.repository import write_repository
 from engines.triton_server.settings import ServerSettings
 from examples.triton.client import stream_over_http
@@ -31,6 +33,7 @@ CLIENTS = (1, 4, 16)
 NUM_SLOTS = 16
 CAPACITY = 512
 NUM_NEW_TOKENS = 64
+MEMORY_NEW_TOKENS = 16
 NUM_THREADS = 1  # products of the small checkpoint are too small to share
 HEADER = (
     "clients",
@@ -43,13 +46,13 @@ HEADER = (
 )
 
 
-def ask(server: RunningServer, number: int) -> Reply:
+def ask(server: RunningServer, number: int, num_new_tokens: int = NUM_NEW_TOKENS) -> Reply:
     [message] = question(number)
     images = [part["image"] for part in message["content"] if part["type"] == "image"]
     [text] = [part["text"] for part in message["content"] if part["type"] == "text"]
     start = time.perf_counter()
     times, usage = [], ""
-    for piece in stream_over_http(server.http, text, images, settings={"max_tokens": NUM_NEW_TOKENS}):
+    for piece in stream_over_http(server.http, text, images, settings={"max_tokens": num_new_tokens}):
         times.append(time.perf_counter() - start)
         usage = piece["usage"]
     return Reply(times[0], times[-1], json.loads(usage)["completion_tokens"])
@@ -83,9 +86,13 @@ def endless_checkpoint(directory: Path) -> Path:
 def growth(repository: Path, num_clients: int, num_requests: int) -> list[str]:
     first = num_requests // 5
     with tempfile.TemporaryDirectory() as name, running_server(repository, Path(name)) as server:
-        run_load(lambda number: ask(server, number), num_clients, first)
+
+        def ask_shortly(number: int) -> Reply:
+            return ask(server, number, MEMORY_NEW_TOKENS)
+
+        run_load(ask_shortly, num_clients, first)
         before = resident_bytes(server)
-        run_load(lambda number: ask(server, number), num_clients, num_requests - first, first=first)
+        run_load(ask_shortly, num_clients, num_requests - first, first=first)
         after = resident_bytes(server)
     return [
         f"{num_requests:,}",
@@ -124,16 +131,18 @@ def main() -> None:
         directory = Path(name)
         export_checkpoint(endless_checkpoint(directory / "checkpoint"), directory / "bundle")
         bundle = open_bundle(directory / "bundle")
-        repositories = {}
-        for num_slots in (NUM_SLOTS, 1):
-            repositories[num_slots] = directory / f"repository-{num_slots}"
-            settings = ServerSettings(num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS)
-            write_repository(bundle, repositories[num_slots], settings, allow_unvalidated=True)
+        batching = ServerSettings(num_slots=NUM_SLOTS, capacity=CAPACITY, num_threads=NUM_THREADS)
+        # Its cache of visual embeddings is full long before the first fifth.
+        small_cache = replace(batching, scheduler=SchedulerLimits(embedding_cache_bytes=2 << 20))
+        repositories: list[Path] = []
+        for settings in (batching, replace(batching, num_slots=1), small_cache):
+            repositories.append(directory / f"repository-{len(repositories)}")
+            write_repository(bundle, repositories[-1], settings, allow_unvalidated=True)
         rows = [
-            row(n, *(load(repositories[slots], n, num_requests) for slots in (NUM_SLOTS, 1))) for n in clients
+            row(n, *(load(repository, n, num_requests) for repository in repositories[:2])) for n in clients
         ]
         print_table(f"tritonserver over HTTP, {num_requests} requests each", HEADER, rows)
-        grown = growth(repositories[NUM_SLOTS], clients[-1], num_memory)
+        grown = growth(repositories[-1], clients[-1], num_memory)
         header = ("requests", "resident after a fifth", "at the end", "growth", "limit")
         print_table("Resident memory of the model's process", header, [grown])
 
