@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.checkpoints import add_work_option, exported
 from benchmarks.load import LoadResult, Reply, question, run_load
-from benchmarks.measure import REPOSITORY, Measurement, measure, print_table, ratio_text, seconds_text
+from benchmarks.measure import REPOSITORY, measure, print_table, ratio_text, seconds_text
 
 if TYPE_CHECKING:
     from engines.runtime.answer import Request
@@ -164,8 +164,7 @@ def row(num_clients: int, batched: dict[str, Any], alone: dict[str, Any]) -> lis
     ]
 
 
-def memory_row(num_requests: int, run: Measurement) -> list[str]:
-    before, after = run.result["before"], run.result["after"]
+def memory_row(num_requests: int, before: int, after: int) -> list[str]:
     return [
         f"{num_requests:,}",
         f"{before / 1e6:.1f} MB",
@@ -213,8 +212,12 @@ def main() -> None:
         ]
         rows.append(row(num_clients, *runs))
     print_table(f"Serving {bundle.name} in one process, {num_requests} requests each", HEADER, rows)
-    run = measure("memory", grow, bundle=bundle, num_clients=clients[-1], num_requests=num_memory_requests)
-    print_table("Resident memory", HEADER_MEMORY, [memory_row(num_memory_requests, run)])
+    run = measure(
+        "memory", grow, bundle=bundle, num_clients=clients[-1], num_requests=num_memory_requests
+    ).result
+    print_table(
+        "Resident memory", HEADER_MEMORY, [memory_row(num_memory_requests, run["before"], run["after"])]
+    )
 
 
 if __name__ == "__main__":

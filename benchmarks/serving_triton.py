@@ -20,6 +20,15 @@ from pathlib import Path
 
 from benchmarks.load import LoadResult, Reply, question, run_load
 from benchmarks.measure import print_table, ratio_text, seconds_text
+from benchmarks.serving import (
+    CAPACITY,
+    CLIENTS,
+    HEADER_MEMORY,
+    NUM_NEW_TOKENS,
+    NUM_SLOTS,
+    NUM_THREADS,
+    memory_row,
+)
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.triton_server.repository import write_repository
 from engines.triton_server.settings import ServerSettings
@@ -29,12 +38,7 @@ from export.exporter import export_checkpoint
 from tests.support.triton import RunningServer, missing, running_server
 
 TINY = Path(__file__).parents[1] / "models" / "qwen2-vl-tiny"
-CLIENTS = (1, 4, 16)
-NUM_SLOTS = 16
-CAPACITY = 512
-NUM_NEW_TOKENS = 64
 MEMORY_NEW_TOKENS = 16
-NUM_THREADS = 1  # products of the small checkpoint are too small to share
 HEADER = (
     "clients",
     "tokens/s",
@@ -96,13 +100,7 @@ def growth(repository: Path, num_clients: int, num_requests: int) -> list[str]:
         before = resident_bytes(server)
         run_load(ask_shortly, num_clients, num_requests - first, first=first)
         after = resident_bytes(server)
-    return [
-        f"{num_requests:,}",
-        f"{before / 1e6:.1f} MB",
-        f"{after / 1e6:.1f} MB",
-        f"{(after - before) / before:+.2%}",
-        "+2%",
-    ]
+    return memory_row(num_requests, before, after)
 
 
 def row(num_clients: int, batched: LoadResult, alone: LoadResult) -> list[str]:
@@ -145,8 +143,7 @@ def main() -> None:
         ]
         print_table(f"tritonserver over HTTP, {num_requests} requests each", HEADER, rows)
         grown = growth(repositories[-1], clients[-1], num_memory)
-        header = ("requests", "resident after a fifth", "at the end", "growth", "limit")
-        print_table("Resident memory of the model's process", header, [grown])
+        print_table("Resident memory of the model's process", HEADER_MEMORY, [grown])
 
 
 if __name__ == "__main__":

@@ -71,3 +71,17 @@ class DecoderSession(Protocol):
         The returned array may be reused by the next call: read or copy it before.
         """
         ...
+
+
+def require_slots(decoder: DecoderSession, first_slot: int, inputs: DecoderInputs) -> None:
+    """Refuse a call that reaches past a session's slots or past their end.
+
+    Raises:
+        ValueError: it does; the caller should have known.
+    """
+    batch, num_tokens = inputs.token_ids.shape
+    if not 0 <= first_slot <= decoder.num_slots - batch:
+        raise ValueError(f"slots {first_slot} to {first_slot + batch - 1} asked, of {decoder.num_slots}")
+    end = int(inputs.write_index.max()) + num_tokens
+    if end > decoder.capacity:
+        raise ValueError(f"cache positions up to {end} asked, of {decoder.capacity}")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from engines.onnxruntime.graph import load_graph, raised_weights
-from engines.session import DecoderInputs, EngineError
+from engines.session import DecoderInputs, EngineError, require_slots
 from export.bundle import Bundle, open_bundle
 from export.config import ModelConfig, load_config
 from export.contract import CACHE_PARTS, cache_name
@@ -106,12 +106,8 @@ class OnnxRuntimeDecoder:
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`."""
-        batch, num_tokens = inputs.token_ids.shape
-        if not 0 <= first_slot <= self.num_slots - batch:
-            raise ValueError(f"slots {first_slot} to {first_slot + batch - 1} asked, of {self.num_slots}")
-        end = int(inputs.write_index.max()) + num_tokens
-        if end > self.capacity:
-            raise ValueError(f"cache positions up to {end} asked, of {self.capacity}")
+        require_slots(self, first_slot, inputs)
+        num_tokens = inputs.token_ids.shape[1]
         if num_tokens > 1 and (inputs.write_index.any() or inputs.kv_lengths.max() < num_tokens):
             rows = split_rows(inputs, (self._config.image_token_id, self._config.video_token_id))
             return np.concatenate([self._run(first_slot + i, row) for i, row in enumerate(rows)])

@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderInputs
+from engines.session import DecoderInputs, require_slots
 from engines.tensorrt.api import Bindings, ICudaEngine
 from engines.tensorrt.cuda import Array, Device
 from engines.tensorrt.execution import Buffers, Execution, Shapes, engine_tensors, numpy_dtype
@@ -119,12 +119,7 @@ class TensorRtDecoder:
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`; what exceeds the engine's prompt tokens or logits goes through it in chunks."""
-        batch, num_tokens = inputs.token_ids.shape
-        if not 0 <= first_slot <= self.num_slots - batch:
-            raise ValueError(f"slots {first_slot} to {first_slot + batch - 1} asked, of {self.num_slots}")
-        end = int(inputs.write_index.max()) + num_tokens
-        if end > self.capacity:
-            raise ValueError(f"cache positions up to {end} asked, of {self.capacity}")
+        require_slots(self, first_slot, inputs)
         pads = (self._config.image_token_id, self._config.video_token_id)
         logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
         for call in decoder_calls(inputs, pads, self._max_tokens, self._max_logits_tokens):
