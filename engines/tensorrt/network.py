@@ -18,7 +18,7 @@ from engines.tensorrt.api import Bindings, Builder, ILogger, INetworkDefinition,
 from engines.tensorrt.log import BuildLog
 from plugins.tensorrt_rtx import choose_bodies
 
-_RELEASE_SECONDS = 0.1
+_RELEASE_SECONDS = 0.02
 
 
 def load_graph(path: Path, dtype: str, capacity: int) -> onnx.ModelProto:
