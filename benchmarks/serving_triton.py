@@ -27,6 +27,7 @@ from benchmarks.serving import (
     NUM_NEW_TOKENS,
     NUM_SLOTS,
     NUM_THREADS,
+    SETTLE_SECONDS,
     memory_row,
 )
 from engines.runtime.scheduler_limits import SchedulerLimits
@@ -70,7 +71,8 @@ def load(repository: Path, num_clients: int, num_requests: int) -> LoadResult:
 
 
 def resident_bytes(server: RunningServer) -> int:
-    """Of the process that runs the model."""
+    """Of the process that runs the model, once it has given back what it does not use."""
+    time.sleep(SETTLE_SECONDS)
     [model] = server.processes()[1:]
     status = Path(f"/proc/{model}/status").read_text(encoding="ascii")
     [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]

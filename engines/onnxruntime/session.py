@@ -39,14 +39,18 @@ def open_sessions(
     return vision, OnnxRuntimeDecoder(opened, config, num_slots, capacity, num_threads)
 
 
-def open_vision_session(bundle: Path) -> "OnnxRuntimeVision":
+def open_vision_session(bundle: Path, num_threads: int | None = None) -> "OnnxRuntimeVision":
     """Open the vision graph alone.
+
+    Args:
+        bundle: directory that `qv-export export` wrote.
+        num_threads: as in `open_sessions`.
 
     Raises:
         UserError: as `open_sessions`.
     """
     opened = open_bundle(bundle)
-    return OnnxRuntimeVision(opened, load_config(opened.directory))
+    return OnnxRuntimeVision(opened, load_config(opened.directory), num_threads)
 
 
 class OnnxRuntimeVision:
@@ -198,6 +202,10 @@ def _create_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
+    # Every prompt and picture has its own shapes. A plan of memory would be kept for each of them, and an arena as
+    # large as the largest call ever needed; without both a call costs the same and gives its memory back.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )

@@ -1,5 +1,6 @@
 """Who calls `step`? One thread, as long as there is work."""
 
+import ctypes
 import logging
 import threading
 from types import TracebackType
@@ -11,6 +12,9 @@ from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerStats
 
 logger = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 1.0
+"""Without work, after which freed memory goes back to the system: in between it would only be asked for again."""
 
 
 class SchedulerService:
@@ -90,5 +94,17 @@ class SchedulerService:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when it is time to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closing or self.scheduler.has_work)
+            if not self._changed.wait_for(self._is_due, _IDLE_SECONDS):
+                _give_memory_back()
+                self._changed.wait_for(self._is_due)
             return not self._is_closing
+
+    def _is_due(self) -> bool:
+        return self._is_closing or self.scheduler.has_work
+
+
+def _give_memory_back() -> None:
+    """Let glibc return what was freed; other C libraries do so by themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

@@ -1,11 +1,16 @@
-"""Which tensors does the chat model take and give? Declared once.
+"""Which tensors do the chat model and its parts take and give? Declared once.
 
-The model's configuration, its code, the request checks and the clients all read this. No Triton, no torch.
+The models' configurations, their code, the request checks and the clients all read this. No Triton, no torch.
 """
 
 from dataclasses import dataclass
 
+from export.config import ModelConfig
+from export.contract import TensorSpec, decoder_contract, vision_contract
+
 MODEL_NAME = "qwen2_vl"
+PREPROCESS_NAME = "preprocess"
+VISION_ENCODER_NAME = "vision_encoder"
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,38 @@ CHAT_OUTPUTS = (
     ServerTensor("usage", "TYPE_STRING", (1,), "empty until the last response: JSON of tokens and seconds"),
 )
 """A decoupled stream of responses for each request."""
+
+
+# --- the parts, for those who compose --------------------------------------------------------------------
+
+_DATA_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+}
+
+PREPROCESS_INPUTS = CHAT_INPUTS[:2]
+
+
+def preprocess_outputs(config: ModelConfig) -> tuple[ServerTensor, ...]:
+    """What the vision encoder takes, and the decoder's tokens and position ids, as the graphs' contract has them."""
+    decoder = decoder_contract(config, "float32")
+    of_text = (decoder.input("token_ids"), decoder.input("position_ids"))
+    return (*vision_inputs(config, "float32"), *map(_tensor, of_text))
+
+
+def vision_inputs(config: ModelConfig, dtype: str) -> tuple[ServerTensor, ...]:
+    """The vision graph's, in the dtype in which it is served."""
+    return tuple(map(_tensor, vision_contract(config, dtype).inputs))
+
+
+def vision_outputs(config: ModelConfig, dtype: str) -> tuple[ServerTensor, ...]:
+    """The vision graph's, in the dtype in which it is served."""
+    return tuple(map(_tensor, vision_contract(config, dtype).outputs))
+
+
+def _tensor(spec: TensorSpec) -> ServerTensor:
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
+    return ServerTensor(spec.name, _DATA_TYPES[spec.dtype], shape, spec.doc)

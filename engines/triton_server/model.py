@@ -11,14 +11,12 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
-from engines.onnxruntime.session import open_sessions
 from engines.runtime.answer import Event, FailureEvent, Timings, TokenEvent
 from engines.runtime.generation_config import checkpoint_generation_config
 from engines.runtime.scheduler import Scheduler
@@ -27,15 +25,14 @@ from engines.runtime.service import SchedulerService
 from engines.runtime.text_stream import TextStream
 from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import CHAT_INPUTS
+from engines.triton_server.loading import bundle_directory, open_engine, read_settings, read_tensors
 from engines.triton_server.metrics import MetricsReporter
 from engines.triton_server.requests import ChatRequest, parse_request
-from engines.triton_server.settings import PARAMETER, ServerSettings
 from engines.triton_server.warm_up import warm_up
 from export.config import load_config
 from export.errors import UserError
 from export.processor.processor import Processor
 
-BUNDLE_DIRECTORY = "bundle"
 _POLL_SECONDS = 0.1
 """How soon a client that went away is noticed while no token comes."""
 
@@ -48,9 +45,7 @@ class TritonPythonModel:
 
         What is wrong with the bundle or the settings stands in the server's log, and the model does not load.
         """
-        config = json.loads(args["model_config"])
-        settings = ServerSettings.from_json(config["parameters"][PARAMETER]["string_value"])
-        directory = Path(args["model_repository"]) / args["model_version"] / BUNDLE_DIRECTORY
+        settings, directory = read_settings(args), bundle_directory(args)
         model = load_config(directory)
         self._settings = settings
         self._processor = Processor.from_directory(directory)
@@ -58,12 +53,7 @@ class TritonPythonModel:
         self._fetcher = (
             Fetcher(FetchPolicy(frozenset(settings.allowed_hosts))) if settings.allowed_hosts else None
         )
-        vision, decoder = open_sessions(
-            directory,
-            num_slots=settings.num_slots,
-            capacity=settings.capacity,
-            num_threads=settings.num_threads,
-        )
+        vision, decoder = open_engine(directory, settings)
         scheduler = Scheduler(vision, decoder, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()
@@ -84,7 +74,7 @@ class TritonPythonModel:
                 _end_with_error(sender, message, backend.TritonError.UNAVAILABLE)
                 continue
             try:
-                self._pool.submit(self._serve, _tensors(request), sender)
+                self._pool.submit(self._serve, read_tensors(request, CHAT_INPUTS), sender)
             except BaseException:
                 self._room.release()
                 raise
@@ -149,12 +139,6 @@ class TritonPythonModel:
     def _log(self, timings: Timings, reason: str) -> None:
         """One structured line for each answer; never what was asked or said."""
         backend.Logger.log_info(json.dumps({"finish_reason": reason, **asdict(timings)}))
-
-
-def _tensors(request: Any) -> dict[str, npt.NDArray[Any]]:
-    """The inputs that the client gave. Copied: the request's memory is the server's again after `execute`."""
-    found = {spec.name: backend.get_input_tensor_by_name(request, spec.name) for spec in CHAT_INPUTS}
-    return {name: np.array(tensor.as_numpy()) for name, tensor in found.items() if tensor is not None}
 
 
 def _usage(timings: Timings) -> str:

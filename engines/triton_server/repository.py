@@ -5,7 +5,9 @@
         qwen2_vl/config.pbtxt
         qwen2_vl/1/model.py           two lines: the model's code is in runtime/
         qwen2_vl/1/runtime/           this package's source, of the very version that wrote the bundle's place here
-        qwen2_vl/1/bundle/            the bundle, hard-linked where the file system can
+        qwen2_vl/1/bundle/            the bundle with the engine that is served, hard-linked where the file system can
+        preprocess/, vision_encoder/  where the parts are asked for: each with what it needs, as a server may load one
+                                      alone
 
 The runtime travels with the repository, so a server needs no more than the packages that it imports
 (examples/triton/requirements.txt), and an upgrade of the one never meets the other half-way.
@@ -21,10 +23,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engines.triton_server.config import chat_config, config_text
-from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME
+from google.protobuf.message import Message
+
+from engines.cache import cached_engine, engines_directory
+from engines.record import RECORD_NAME as ENGINE_RECORD_NAME
+from engines.record import EngineRecord
+from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
+from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.settings import ServerSettings
-from export.bundle import Bundle
+from export.bundle import ENGINES_DIRECTORY, Bundle
+from export.config import load_config
 from export.directory_swap import DirectoryKind, replacing_directory
 from export.errors import UserError
 from export.json_object import read_json_object
@@ -41,8 +49,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 
-from engines.triton_server.model import TritonPythonModel  # noqa: E402, F401
+from engines.triton_server.{module} import TritonPythonModel  # noqa: E402, F401
 '''
+_MODULES = {MODEL_NAME: "model", PREPROCESS_NAME: "preprocess", VISION_ENCODER_NAME: "vision_encoder"}
+_ONNXRUNTIME_VERDICT = "onnxruntime-cpu"
+"""What the validator calls the engine that computes where the settings name none."""
+_GRAPH_SUFFIXES = {".onnx", ".safetensors", ".data"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +76,32 @@ class Deployment:
 
 
 def write_repository(
-    bundle: Bundle, output: Path, settings: ServerSettings, *, allow_unvalidated: bool = False
+    bundle: Bundle,
+    output: Path,
+    settings: ServerSettings,
+    *,
+    has_parts: bool = False,
+    allow_unvalidated: bool = False,
 ) -> Deployment:
     """Write the repository, or replace one that is there once the new one is whole.
 
+    Args:
+        bundle: what is served.
+        output: the repository.
+        settings: of the models; with an engine they run on a GPU.
+        has_parts: also serve preprocessing and the vision encoder as models of their own.
+        allow_unvalidated: also where no passed validation of that very kind of engine is on record.
+
     Raises:
-        UserError: the bundle was not validated or failed, and that is not allowed; `output` is no place for it.
+        UserError: the bundle was not validated or failed, and that is not allowed; no such engine, or one that is too
+            small for the settings or that the parts cannot use; `output` is no place for it.
     """
-    is_validated = bool(bundle.manifest.verdict and bundle.manifest.verdict.get("passed"))
+    engine = None if settings.engine is None else _engine(bundle, settings, has_parts=has_parts)
+    judged = _ONNXRUNTIME_VERDICT if engine is None else engine.target
+    verdict = bundle.manifest.verdict or {}
+    is_validated = verdict.get("result") == "pass" and verdict.get("engine") == judged
     if not (is_validated or allow_unvalidated):
-        raise UserError(_not_validated(bundle))
+        raise UserError(_not_validated(bundle, judged))
     deployment = Deployment(
         bundle_key=bundle.manifest.key,
         source=bundle.manifest.source.name,
@@ -84,25 +112,82 @@ def write_repository(
         qv_export_version=version("qv-export"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    config = load_config(bundle.directory)
     with replacing_directory(output, _REPOSITORY) as scratch:
-        model = scratch / MODEL_NAME
-        (model / "1").mkdir(parents=True)
-        (model / "config.pbtxt").write_text(config_text(chat_config(settings)), encoding="utf-8")
-        (model / "1" / "model.py").write_text(_MODEL_FILE, encoding="utf-8")
-        _place_runtime(model / "1" / _RUNTIME)
-        _place_bundle(bundle, model / "1" / _BUNDLE)
+        _write_python_model(scratch, chat_config(settings), bundle, engine)
+        if has_parts:
+            _write_python_model(scratch, preprocess_config(settings, config), bundle, None, has_graphs=False)
+            vision = vision_encoder_config(settings, config, bundle.manifest.dtype)
+            if engine is None:
+                _write_python_model(scratch, vision, bundle, None)
+            else:
+                version_directory = _write_config(scratch, vision)
+                plan = engines_directory(bundle.directory) / engine.key / "vision.engine"
+                _link_or_copy(plan, version_directory / "model.plan")
         (scratch / RECORD_NAME).write_text(deployment.to_json(), encoding="utf-8")
         (scratch / "README.md").write_text(_readme(deployment), encoding="utf-8")
     return deployment
 
 
-def _not_validated(bundle: Bundle) -> str:
-    what = "failed its validation" if bundle.manifest.verdict else "was not validated"
+def _engine(bundle: Bundle, settings: ServerSettings, *, has_parts: bool) -> EngineRecord:
+    """The engine that the settings name, if it can do what they ask."""
+    record = cached_engine(bundle.directory, str(settings.engine))
+    if record is None or record.target == "onnxruntime":
+        raise UserError(
+            f"{bundle.directory} has no whole TensorRT engine {settings.engine}. "
+            f"`qv-export inspect {bundle.directory}` lists what it has, and `qv-export build` makes one."
+        )
+    problems = [
+        f"{settings_name} {asked} is more than its {limit} {record.limits[limit]}"
+        for settings_name, asked, limit in (
+            ("--slots", settings.num_slots, "max_batch"),
+            ("--max-context", settings.capacity, "max_context"),
+        )
+        if asked > record.limits[limit]
+    ]
+    if has_parts and record.target != "tensorrt":
+        problems.append(f"--parts: Triton's TensorRT backend loads no engine of {record.target}")
+    if problems:
+        raise UserError(f"The engine {record.key} cannot serve that:\n- " + "\n- ".join(problems))
+    return record
+
+
+def _not_validated(bundle: Bundle, engine: str) -> str:
+    verdict = bundle.manifest.verdict
+    if not verdict:
+        what = "was not validated"
+    elif verdict.get("engine") != engine:
+        what = f"was validated on {verdict.get('engine')}, and {engine} would answer"
+    else:
+        what = "failed its validation"
     return (
         f"{bundle.directory} {what}: nobody has shown that its engine computes what the model means. Run "
         f"`qv-export validate {bundle.directory} --report REPORT`, or deploy it all the same with --allow-unvalidated; "
         "the repository will say so."
     )
+
+
+def _write_config(repository: Path, config: Message) -> Path:
+    """A model's directory with its configuration; gives the directory of its first version."""
+    directory: Path = repository / config.name
+    (directory / "1").mkdir(parents=True)
+    (directory / "config.pbtxt").write_text(config_text(config), encoding="utf-8")
+    return directory / "1"
+
+
+def _write_python_model(
+    repository: Path,
+    config: Message,
+    bundle: Bundle,
+    engine: EngineRecord | None,
+    *,
+    has_graphs: bool = True,
+) -> None:
+    directory = _write_config(repository, config)
+    module = _MODULES[config.name]
+    (directory / "model.py").write_text(_MODEL_FILE.format(module=module), encoding="utf-8")
+    _place_runtime(directory / _RUNTIME)
+    _place_bundle(bundle, directory / _BUNDLE, engine, has_graphs=has_graphs)
 
 
 def _place_runtime(directory: Path) -> None:
@@ -116,16 +201,25 @@ def _place_runtime(directory: Path) -> None:
         )
 
 
-def _place_bundle(bundle: Bundle, directory: Path) -> None:
-    """Manifest and every recorded file; engines stay where they are, the CPU variant has none."""
-    for name in (MANIFEST_NAME, *(record.name for record in bundle.manifest.records())):
-        target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = (bundle.directory / name).resolve()
-        try:
-            os.link(source, target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
+def _place_bundle(bundle: Bundle, directory: Path, engine: EngineRecord | None, *, has_graphs: bool) -> None:
+    """Manifest and recorded files, with or without graphs and weights, and of the engines the one that is served."""
+    for record in bundle.manifest.records():
+        if has_graphs or Path(record.name).suffix not in _GRAPH_SUFFIXES:
+            _link_or_copy(bundle.directory / record.name, directory / record.name)
+    _link_or_copy(bundle.directory / MANIFEST_NAME, directory / MANIFEST_NAME)
+    if engine is not None:
+        names = (ENGINE_RECORD_NAME, *(record.name for record in engine.files))
+        for name in names:
+            source = engines_directory(bundle.directory) / engine.key / name
+            _link_or_copy(source, directory / ENGINES_DIRECTORY / engine.key / name)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _is_repository(directory: Path) -> bool:

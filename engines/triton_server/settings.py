@@ -14,6 +14,7 @@ from export.errors import UserError
 from export.json_object import parse_json_object
 
 PARAMETER = "settings"
+DEFAULT_SLOTS = 8
 DEFAULT_CAPACITY_TOKENS = 4096
 
 
@@ -25,12 +26,14 @@ class ServerSettings:
         UserError: values out of range; all of them at once.
     """
 
-    num_slots: int = 8
+    num_slots: int = DEFAULT_SLOTS
     """Answers written at the same time."""
     capacity: int = DEFAULT_CAPACITY_TOKENS
     """Tokens of prompt and answer in one KV slot."""
     num_threads: int | None = None
     """CPU threads of each engine session; None lets ONNX Runtime take all cores."""
+    engine: str | None = None
+    """Key of the bundle's TensorRT engine that computes, on the GPU; None: ONNX Runtime, on the CPU."""
     drain_seconds: float = 30.0
     """How long answers that are being written may go on when the model is unloaded."""
     log_content: bool = False

@@ -27,16 +27,25 @@ def deploy() -> None:
     "--slots",
     "num_slots",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Answers written at the same time.",
+    help="Answers written at the same time. Default: 8, or the engine's largest batch.",
 )
 @click.option(
     "--max-context",
     type=click.IntRange(min=2),
-    help="Tokens of prompt and answer in one KV slot. Default: 4096, or the model's own if that is less.",
+    help="Tokens of prompt and answer in one KV slot. Default: the engine's, or 4096, or the model's if that is less.",
 )
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@click.option(
+    "--engine",
+    metavar="KEY",
+    help="Serve this TensorRT engine of the bundle, on a GPU. Default: ONNX Runtime, on the CPU.",
+)
+@click.option(
+    "--parts",
+    "has_parts",
+    is_flag=True,
+    help="Serve preprocessing and the vision encoder as models of their own, too.",
+)
 @click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64.")
 @click.option(
     "--allow-host",
@@ -50,9 +59,11 @@ def deploy() -> None:
 def triton(
     bundle: Path,
     output: Path,
-    num_slots: int,
+    num_slots: int | None,
     max_context: int | None,
     num_threads: int | None,
+    engine: str | None,
+    has_parts: bool,
     max_queue: int | None,
     allowed_hosts: tuple[str, ...],
     allow_unvalidated: bool,
@@ -70,7 +81,8 @@ def triton(
             f"The configuration is written through Triton's own classes, and {error.name} is missing: "
             "pip install 'qv-export[triton]'."
         ) from None
-    from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, ServerSettings
+    from engines.cache import cached_engine
+    from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from export.bundle import open_bundle
     from export.config import load_config
 
@@ -78,18 +90,23 @@ def triton(
     longest = load_config(bundle).decoder.max_position_embeddings
     if max_context is not None and max_context > longest:
         raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
+    record = cached_engine(bundle, engine) if engine else None
+    built_for = record.limits if record else {}
     settings = ServerSettings(
-        num_slots=num_slots,
-        capacity=max_context or min(DEFAULT_CAPACITY_TOKENS, longest),
+        num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
+        capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
         num_threads=num_threads,
+        engine=engine,
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
     )
     if max_queue is not None:
         settings = replace(settings, scheduler=replace(settings.scheduler, max_queue=max_queue))
-    deployment = write_repository(opened, output, settings, allow_unvalidated=allow_unvalidated)
+    deployment = write_repository(
+        opened, output, settings, has_parts=has_parts, allow_unvalidated=allow_unvalidated
+    )
     if as_json:
         print_json({"repository": str(output), **asdict(deployment)})
         return
     if not deployment.is_validated:
-        note(f"warning: {bundle} has no passed validation, and {output} says so.")
+        note(f"warning: {bundle} has no passed validation of what it serves, and {output} says so.")
     note(f"{output}: ready for `tritonserver --model-repository={output} --disable-auto-complete-config`")

@@ -1,17 +1,22 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'")
 
+from engines.cache import cached_engine
+from engines.record import EngineRecord
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository
 from engines.triton_server.requests import RequestLimits
 from engines.triton_server.settings import PARAMETER, ServerSettings
-from export.bundle import open_bundle
+from export.bundle import FileRecord, open_bundle
+from export.config import load_config
+from export.contract import vision_contract
 from export.errors import UserError
 from tests.support.bundles import shared_bundle
 
@@ -19,6 +24,44 @@ from tests.support.bundles import shared_bundle
 @pytest.fixture
 def bundle(tmp_path_factory):
     return open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32"}))
+
+
+def judge(bundle, verdict):
+    """As the validator leaves a bundle."""
+    return replace(bundle, manifest=replace(bundle.manifest, verdict=verdict))
+
+
+def read_config(directory):
+    return parse_config((directory / "config.pbtxt").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def bundle_with_engine(bundle, tmp_path):
+    """A bundle with files in an engine's place: nothing here loads them."""
+
+    def make(target):
+        directory = shutil.copytree(bundle.directory, tmp_path / "with-engine")
+        engine = directory / "engines" / "k1"
+        engine.mkdir(parents=True)
+        for graph in ("vision", "decoder"):
+            (engine / f"{graph}.engine").write_bytes(graph.encode())
+        record = EngineRecord(
+            key="k1",
+            inputs={},
+            target=target,
+            sms=(90,),
+            limits={"max_batch": 4, "max_context": 512, "max_patches": 1024, "max_segments": 8},
+            plugins=(),
+            driver=None,
+            created="2026-01-01T00:00:00+00:00",
+            seconds=1.0,
+            files=tuple(FileRecord.from_file(engine / f"{graph}.engine") for graph in ("vision", "decoder")),
+            facts={},
+        )
+        (engine / "engine.json").write_text(record.to_json(), encoding="utf-8")
+        return open_bundle(directory)
+
+    return make
 
 
 def test_the_written_configuration_parses_by_tritons_own_classes_and_declares_the_interface():
@@ -71,9 +114,16 @@ def test_settings_that_mean_nothing_are_refused(text, says):
 
 
 def test_a_bundle_without_a_passed_validation_is_refused_unless_that_is_allowed(bundle, tmp_path):
-    for verdict in (None, {"passed": False}):
-        judged = replace(bundle, manifest=replace(bundle.manifest, verdict=verdict))
-        with pytest.raises(UserError, match="--allow-unvalidated"):
+    for verdict, says in (
+        (None, "was not validated"),
+        ({"result": "fail", "engine": "onnxruntime-cpu"}, "failed its validation"),
+        (
+            {"result": "pass", "engine": "torch-cpu"},
+            "validated on torch-cpu, and onnxruntime-cpu would answer",
+        ),
+    ):
+        judged = judge(bundle, verdict)
+        with pytest.raises(UserError, match=f"{says}.*--allow-unvalidated"):
             write_repository(judged, tmp_path / "repository", ServerSettings())
         assert not (tmp_path / "repository").exists()
         deployment = write_repository(
@@ -83,11 +133,11 @@ def test_a_bundle_without_a_passed_validation_is_refused_unless_that_is_allowed(
         assert "not proven" in (tmp_path / "repository" / "README.md").read_text(encoding="utf-8")
         record = json.loads((tmp_path / "repository" / "deployment.json").read_text(encoding="utf-8"))
         assert (record["is_validated"], record["verdict"]) == (False, verdict)
-        (tmp_path / "repository").rename(tmp_path / f"old-{verdict is None}")
+        (tmp_path / "repository").rename(tmp_path / f"old-{says}")
 
 
 def test_a_validated_bundle_is_placed_by_links_beside_its_runtime(bundle, tmp_path):
-    judged = replace(bundle, manifest=replace(bundle.manifest, verdict={"passed": True}))
+    judged = judge(bundle, {"result": "pass", "engine": "onnxruntime-cpu"})
     assert write_repository(judged, tmp_path / "repository", ServerSettings()).is_validated
     version = tmp_path / "repository" / MODEL_NAME / "1"
     assert open_bundle(version / "bundle").manifest.key == bundle.manifest.key
@@ -97,6 +147,70 @@ def test_a_validated_bundle_is_placed_by_links_beside_its_runtime(bundle, tmp_pa
     assert not list(version.rglob("*.pyc"))
     sources = [path.read_text(encoding="utf-8") for path in (version / "runtime" / "engines").rglob("*.py")]
     assert not any("\nimport torch" in source for source in sources)
+
+
+def test_an_engine_is_served_on_the_gpu_and_travels_alone(bundle_with_engine, tmp_path):
+    bundle = bundle_with_engine("tensorrt")
+    (bundle.directory / "engines" / "other").mkdir()
+    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
+    judged = judge(bundle, {"result": "pass", "engine": "tensorrt"})
+    assert write_repository(judged, tmp_path / "repository", settings).is_validated
+    config = read_config(tmp_path / "repository" / MODEL_NAME)
+    [group] = config.instance_group
+    assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 1, [0])
+    assert ServerSettings.from_json(config.parameters[PARAMETER].string_value) == settings
+    served = tmp_path / "repository" / MODEL_NAME / "1" / "bundle"
+    assert [path.name for path in (served / "engines").iterdir()] == ["k1"]
+    assert cached_engine(served, "k1") == cached_engine(bundle.directory, "k1")
+
+
+def test_a_verdict_on_another_engine_is_none_on_this_one(bundle_with_engine, tmp_path):
+    judged = judge(bundle_with_engine("tensorrt"), {"result": "pass", "engine": "onnxruntime-cpu"})
+    with pytest.raises(UserError, match="validated on onnxruntime-cpu, and tensorrt would answer"):
+        write_repository(
+            judged, tmp_path / "repository", ServerSettings(num_slots=4, capacity=512, engine="k1")
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"engine": "nothing"}, "no whole TensorRT engine nothing"),
+        ({"num_slots": 5}, "--slots 5 is more than its max_batch 4"),
+        ({"capacity": 513}, "--max-context 513 is more than its max_context 512"),
+    ],
+)
+def test_what_an_engine_cannot_serve_is_refused(bundle_with_engine, tmp_path, changes, says):
+    settings = replace(ServerSettings(num_slots=4, capacity=512, engine="k1"), **changes)
+    with pytest.raises(UserError, match=says):
+        write_repository(bundle_with_engine("tensorrt"), tmp_path / "r", settings, allow_unvalidated=True)
+    assert not (tmp_path / "r").exists()
+
+
+def test_parts_of_an_engine_are_a_plan_for_tritons_own_backend(bundle_with_engine, tmp_path):
+    bundle = bundle_with_engine("tensorrt")
+    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
+    write_repository(bundle, tmp_path / "r", settings, has_parts=True, allow_unvalidated=True)
+    config = read_config(tmp_path / "r" / "vision_encoder")
+    assert config.backend == "tensorrt"
+    contract = vision_contract(load_config(bundle.directory), bundle.manifest.dtype)
+    for declared, specs in ((config.input, contract.inputs), (config.output, contract.outputs)):
+        assert [tensor.name for tensor in declared] == [spec.name for spec in specs]
+        assert [len(tensor.dims) for tensor in declared] == [len(spec.shape) for spec in specs]
+    assert list(config.input[0].dims) == [-1, contract.inputs[0].shape[1]]
+    plan = tmp_path / "r" / "vision_encoder" / "1" / "model.plan"
+    assert plan.samefile(bundle.directory / "engines" / "k1" / "vision.engine")
+    preprocess = tmp_path / "r" / "preprocess"
+    assert read_config(preprocess).backend == "python"
+    assert not [path for path in preprocess.rglob("*") if path.suffix in {".onnx", ".safetensors"}]
+
+
+def test_tritons_backend_loads_no_engine_of_tensorrt_rtx(bundle_with_engine, tmp_path):
+    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
+    bundle = bundle_with_engine("tensorrt-rtx")
+    write_repository(bundle, tmp_path / "r", settings, allow_unvalidated=True)
+    with pytest.raises(UserError, match="loads no engine of tensorrt-rtx"):
+        write_repository(bundle, tmp_path / "r", settings, has_parts=True, allow_unvalidated=True)
 
 
 def test_a_repository_is_replaced_and_anything_else_is_not(bundle, tmp_path):

@@ -49,6 +49,12 @@ def test_a_sound_bundle_passes_and_keeps_its_verdict(bundle, tmp_path, capsys):
     assert verdict is not None
     assert {**verdict, "report": str(report)} == said
     assert verdict["bundle_key"] == open_bundle(bundle).manifest.key
+    pytest.importorskip(
+        "tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'"
+    )
+    assert run("deploy", "triton", bundle, "-o", tmp_path / "repository") == 0, (
+        "a verdict opens the way to a server"
+    )
     peak = json.loads((report / "report.json").read_text())["machine"]["peak_memory_bytes"]
     assert 1e8 < peak < 1.6e10
 
