@@ -35,14 +35,14 @@ class Property:
     check: Callable[[OpenEngine, Draw], tuple[Array, Array]]
     """Two arrays [tokens, C] that must be equal."""
     noise_of: str | None
-    """The gate whose typical noise is allowed; None: bit for bit."""
+    """The gate whose noise is allowed; None: bit for bit."""
 
 
 def check_properties(
     engine: OpenEngine,
     config: ModelConfig,
     settings: ImageSettings,
-    typical: dict[str, float],
+    floors: dict[str, float],
     gates: GateSettings,
 ) -> list[GateResult]:
     """Every property as a gate of its own name."""
@@ -50,11 +50,11 @@ def check_properties(
     def draw(prompt: Prompt) -> ModelInputs:
         return prepare_prompt(prompt, config, settings, np.random.default_rng(len(prompt)))
 
-    return [judge_property(law, engine, draw, typical, gates) for law in PROPERTIES]
+    return [judge_property(law, engine, draw, floors, gates) for law in PROPERTIES]
 
 
 def judge_property(
-    law: Property, engine: OpenEngine, draw: Draw, typical: dict[str, float], gates: GateSettings
+    law: Property, engine: OpenEngine, draw: Draw, floors: dict[str, float], gates: GateSettings
 ) -> GateResult:
     """An engine that raises on a property fails it."""
     try:
@@ -66,7 +66,7 @@ def judge_property(
         return GateResult(
             law.name, "properties", metrics.max_abs == 0, metrics.max_abs, 0.0, detail=law.meaning
         )
-    noise = typical[law.noise_of]
+    noise = floors[law.noise_of]
     limit = gates.multiple * noise
     value = metrics.worst_token_error
     return GateResult(law.name, "properties", value <= limit, value, limit, noise, law.meaning)

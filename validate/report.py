@@ -17,7 +17,7 @@ from validate.gates import GateResult, GateSettings, failed
 from validate.task_quality import TaskQuality
 
 FORMAT = "qv-export validation"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORT_NAME = "report.json"
 
 Status = Literal["pass", "fail", "outside_profile"]
@@ -77,7 +77,7 @@ class Report:
 
     subject: Subject
     gate_settings: GateSettings
-    typical_noise: Mapping[str, float]
+    noise_floors: Mapping[str, float]
     cases: tuple[CaseReport, ...]
     properties: tuple[GateResult, ...]
     depth: tuple[GateResult, ...]

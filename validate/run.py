@@ -32,7 +32,7 @@ from validate.answers import (
 )
 from validate.divergence import ORACLE_DTYPE, Divergence, DivergenceSearch, all_questions
 from validate.execution import Engine, OpenEngine
-from validate.gates import GateResult, GateSettings, judge_case, typical_noise
+from validate.gates import GateResult, GateSettings, judge_case, noise_floors
 from validate.golden import create_golden, model_identity, open_golden, open_workspace
 from validate.prompts import PreparedCase
 from validate.properties import check_properties
@@ -152,16 +152,16 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
         reference.record(plan.inside, records, progress, 0, 2 * work)
     reference.drop()
     noise = {case.name: _required_noise(records, case, plan) for case in plan.inside}
-    typical = typical_noise(noise.values())
+    floors = noise_floors(tuple(noise.values()))
     reference_right = reference_answers(plan.tasks, plan.bundle.directory) if plan.tasks else []
     opened = _Opened(plan)
-    outcomes, properties = _run_engine(opened, records, typical, workspace, progress, work)
+    outcomes, properties = _run_engine(opened, records, floors, workspace, progress, work)
     quality = None
     if plan.tasks:
         progress("Engine: tasks", 2 * work, 2 * work)
         quality = compare_quality(reference_right, _engine_answers(opened, plan.tasks))
     opened.drop()
-    cases = tuple(_case_report(plan, case, noise.get(case.name), outcomes, typical) for case in plan.cases)
+    cases = tuple(_case_report(plan, case, noise.get(case.name), outcomes, floors) for case in plan.cases)
     divergence = None
     if plan.taps is not None:
         progress("Looking inside", 2 * work, 2 * work)
@@ -169,7 +169,7 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
     return Report(
         subject=_subject(plan),
         gate_settings=plan.gates,
-        typical_noise=typical,
+        noise_floors=floors,
         cases=cases,
         properties=tuple(properties),
         depth=() if divergence is None else depth_gates(divergence),
@@ -253,7 +253,7 @@ class _Opened:
 def _run_engine(
     opened: _Opened,
     records: Path,
-    typical: dict[str, float],
+    floors: dict[str, float],
     workspace: Path,
     progress: Progress,
     done: float,
@@ -270,7 +270,7 @@ def _run_engine(
     progress("Engine: properties", done, total)
     path = workspace / "properties.measured.json"
     if not path.is_file():
-        results = check_properties(opened.get(), plan.config, plan.image_settings, typical, plan.gates)
+        results = check_properties(opened.get(), plan.config, plan.image_settings, floors, plan.gates)
         write_json(path, [asdict(result) for result in results])
     properties = [GateResult(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
     return outcomes, properties
@@ -300,7 +300,7 @@ def _case_report(
     case: PreparedCase,
     noise: Measurement | None,
     outcomes: Mapping[str, Outcome],
-    typical: Mapping[str, float],
+    floors: Mapping[str, float],
 ) -> CaseReport:
     lengths = tuple(case.lengths.tolist())
     if noise is None:
@@ -310,7 +310,7 @@ def _case_report(
     if isinstance(outcome, str):
         gate = GateResult("runs", case.name, passed=False, value=None, limit=None, detail=outcome)
         return CaseReport(case.name, "fail", outcome, lengths, case.num_patches, None, noise, (gate,))
-    gates = tuple(judge_case(case.name, outcome, noise, typical, plan.gates))
+    gates = tuple(judge_case(case.name, outcome, noise, floors, plan.gates))
     status: Status = "pass" if all(gate.passed for gate in gates) else "fail"
     return CaseReport(case.name, status, "", lengths, case.num_patches, outcome, noise, gates)
 

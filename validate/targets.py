@@ -13,11 +13,12 @@ from engines.onnxruntime.session import open_sessions as open_onnxruntime
 from engines.record import EngineRecord
 from engines.session import DecoderSession, VisionSession
 from export.bundle import Bundle
-from export.config import DTYPES
+from export.config import DTYPES, load_config
 from export.errors import UserError
 from validate.cases import Profile
 from validate.execution import Engine
 from validate.taps import OnnxRuntimeTaps, TapSession
+from validate.tensorrt_taps import TensorRtTaps, open_tools
 
 TargetName = Literal["onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", "tensorrt-rtx", "tensorrt"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
@@ -116,7 +117,8 @@ def _tensorrt(
 
         return open_sessions(bundle.directory, record.key, num_slots=num_slots)
 
-    return Subject(Engine(name, graph_dtype, profile_of_engine(record, profile), open_engine), taps=None)
+    taps = TensorRtTaps(load_config(bundle.directory), lambda: open_tools(bundle, record))
+    return Subject(Engine(name, graph_dtype, profile_of_engine(record, profile), open_engine), taps)
 
 
 def _newest_engine(name: str, bundle: Bundle) -> EngineRecord:

@@ -36,6 +36,8 @@ def build_engine(
     options: BuildOptions,
     output: Path,
     progress: Progress,
+    *,
+    taps: tuple[str, ...] = (),
 ) -> EngineFacts:
     """Compile one graph of a bundle and write the serialized engine to `output`, in a directory that the caller owns.
 
@@ -46,13 +48,14 @@ def build_engine(
         options: flavour, architectures and the rest.
         output: file to write; it is removed again where the build fails.
         progress: told what TensorRT does and how far it is, a few times a second.
+        taps: values inside the graph that the engine shall give as further outputs, to be looked at.
 
     Raises:
         UserError: the flavour is not installed, limits that it cannot serve, no space for the engine.
         EngineError: TensorRT refuses the graph, or its process died; the message quotes what it said.
     """
     require_installed(options.flavour)
-    request = BuildRequest(bundle.directory.resolve(), graph, limits, options, output.resolve())
+    request = BuildRequest(bundle.directory.resolve(), graph, limits, options, output.resolve(), taps)
     try:
         return _run_worker(request, progress)
     except BaseException:

@@ -41,7 +41,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     contract = graph_contract(request.graph, config, bundle.manifest.dtype)
     profiles = graph_profiles(request.graph, config, request.limits)
     path = bundle.vision_graph if request.graph == "vision" else bundle.decoder_graph
-    model = load_graph(path, bundle.manifest.dtype, request.limits.max_context)
+    model = load_graph(path, bundle.manifest.dtype, request.limits.max_context, request.taps)
     weights = MappedWeights(model, bundle.directory)
 
     log = BuildLog()

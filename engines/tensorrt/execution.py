@@ -71,6 +71,10 @@ class Execution:
         if is_new:
             self._reserve(self._context.update_device_memory_size_for_shapes())
 
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """Of an output, for the shapes that were set last."""
+        return tuple(self._context.get_tensor_shape(name))
+
     def run(self) -> None:
         """Put the prepared call on the stream."""
         self._require(self._context.execute_async_v3(self._device.stream), "call")

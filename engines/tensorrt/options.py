@@ -71,6 +71,8 @@ class BuildRequest:
     limits: Limits
     options: BuildOptions
     output: Path
+    taps: tuple[str, ...] = ()
+    """Values of the graph that the engine gives as further outputs."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
@@ -88,4 +90,5 @@ class BuildRequest:
                 **{**options, "sm": tuple(options["sm"]), "timing_cache": Path(cache) if cache else None}
             ),
             output=Path(content["output"]),
+            taps=tuple(content["taps"]),
         )

@@ -5,7 +5,7 @@ import pytest
 
 from export.errors import UserError
 from validate.answers import Measurement
-from validate.gates import GateResult, GateSettings, failed, judge_case, typical_noise
+from validate.gates import GateResult, GateSettings, failed, judge_case, noise_floors
 from validate.metrics import compare_logits, compare_tensors
 
 RNG = np.random.default_rng(0)
@@ -25,11 +25,10 @@ def measurement(error):
     return Measurement(tensors, ())
 
 
-def judge(error, noise=1e-6, typical=1e-6, **settings):
-    typical_noises = typical_noise([measurement(typical)])
-    return judge_case(
-        "case", measurement(error), measurement(noise), typical_noises, GateSettings(**settings)
-    )
+def judge(error, noise=1e-6, others=1e-6, **settings):
+    """Of a case among others whose noise is `others`."""
+    floors = noise_floors([measurement(others)])
+    return judge_case("case", measurement(error), measurement(noise), floors, GateSettings(**settings))
 
 
 def test_error_up_to_the_multiple_of_noise_passes_and_beyond_it_fails():
@@ -46,9 +45,18 @@ def test_divergence_of_predictions_may_grow_with_the_square():
     assert gate.ratio == pytest.approx(4 / 16, rel=0.01)
 
 
-def test_a_case_with_lucky_noise_is_judged_by_the_typical_one():
+def test_a_case_with_lucky_noise_is_judged_by_that_of_the_others():
     assert not failed(judge(3e-6, noise=1e-9))
-    assert failed(judge(3e-6, noise=1e-9, typical=1e-9))
+    assert failed(judge(3e-6, noise=1e-9, others=1e-9))
+
+
+def test_a_worst_token_is_granted_the_loudest_one_of_any_case_and_a_mean_is_not():
+    floors = noise_floors([measurement(error) for error in (1e-6, 1e-6, 1e-5)])
+    results = judge_case("case", measurement(2e-5), measurement(1e-6), floors, GateSettings())
+    judged = {gate.gate: gate.passed for gate in results}
+    assert judged["decode_logits.worst_token_error"]
+    assert judged["decode_logits.worst_kl"]
+    assert not judged["decode_logits.relative_l2"]
 
 
 def test_a_near_tie_may_turn_and_a_clear_choice_may_not():
@@ -63,7 +71,7 @@ def test_a_near_tie_may_turn_and_a_clear_choice_may_not():
         noise = Measurement({"decode_logits": compare_logits(expected + 1e-6 * DIRECTION, expected)}, ())
         [gate] = [
             gate
-            for gate in judge_case("case", measured, noise, typical_noise([noise]), GateSettings())
+            for gate in judge_case("case", measured, noise, noise_floors([noise]), GateSettings())
             if gate.gate == "decode_logits.worst_lost_margin"
         ]
         assert gate.value == pytest.approx(margin, rel=1e-3)
@@ -75,7 +83,7 @@ def test_values_that_are_not_finite_fail_by_name():
     broken[3, 5] = np.nan
     measured = Measurement({"prefill_logits": compare_logits(broken, EXPECTED)}, ())
     results = judge_case(
-        "case", measured, measurement(1e-6), typical_noise([measurement(1e-6)]), GateSettings()
+        "case", measured, measurement(1e-6), noise_floors([measurement(1e-6)]), GateSettings()
     )
     assert "prefill_logits.finite" in {gate.gate for gate in failed(results)}
 
@@ -102,7 +110,7 @@ def test_a_committed_file_overrides_limits(tmp_path):
     settings = GateSettings.from_toml(path)
     assert settings == GateSettings(2.5, {"visual_embeds.worst_token_error": 0.01})
     results = judge_case(
-        "case", measurement(1e-3), measurement(1e-6), typical_noise([measurement(1e-6)]), settings
+        "case", measurement(1e-3), measurement(1e-6), noise_floors([measurement(1e-6)]), settings
     )
     by_name = {gate.gate: gate for gate in results}
     assert by_name["visual_embeds.worst_token_error"].passed

@@ -22,6 +22,7 @@ from engines.tensorrt.cuda import Array, Device
 from engines.tensorrt.facts import GraphName, ShapeRange
 from engines.tensorrt.profiles import graph_contract, graph_profiles, shape_ranges
 from export.config import ModelConfig
+from export.contract import TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}
 _NOT_A_NUMBER = 0xFF
@@ -111,19 +112,23 @@ class FakeEngine:
         config: ModelConfig,
         limits: Limits,
         dtype: str,
+        taps: Sequence[str] = (),
     ) -> None:
+        """`taps` are outputs that the file's graph has beside those of the contract."""
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         self.device, self.ort = device, ort.InferenceSession(str(path), options)
         contract = graph_contract(graph, config, dtype)
         capacity = {"L": limits.max_context}
-        self.specs = {spec.name: spec for spec in (*contract.inputs, *contract.outputs)}
+        tapped = [TensorSpec(name, dtype, ("any", "number"), "inside") for name in taps]
+        outputs = (*contract.outputs, *tapped)
+        self.specs = {spec.name: spec for spec in (*contract.inputs, *outputs)}
         self.shapes = {
             name: tuple(capacity.get(str(dim), -1) if isinstance(dim, str) else dim for dim in spec.shape)
             for name, spec in self.specs.items()
         }
         self.input_names = [spec.name for spec in contract.inputs]
-        self.output_names = [spec.name for spec in contract.outputs]
+        self.output_names = [spec.name for spec in outputs]
         self.profiles = [
             dict(shape_ranges(contract, profile)) for profile in graph_profiles(graph, config, limits)
         ]
@@ -202,8 +207,13 @@ class FakeContext:
         self.addresses[name] = memory
         return name in self.engine.specs and memory > 0
 
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        """Of an output: known once all inputs have a shape."""
+        self._require_shapes()
+        return self._outputs(self.shapes, self.addresses)[name].shape
+
     def update_device_memory_size_for_shapes(self) -> int:
-        self._require_complete()
+        self._require_shapes()
         return self._needed_bytes()
 
     def set_device_memory(self, memory: int, size: int) -> None:
@@ -231,6 +241,11 @@ class FakeContext:
 
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         self.num_calls += 1
+        for name, array in self._outputs(shapes, addresses).items():
+            stored = np.ascontiguousarray(array, numpy_dtype(self.engine.specs[name].dtype))
+            self.device.view(addresses[name], stored.nbytes)[:] = stored.reshape(-1).view(np.uint8)
+
+    def _outputs(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> dict[str, Array]:
         feeds = {}
         for name in self.engine.input_names:
             dtype = numpy_dtype(self.engine.specs[name].dtype)
@@ -239,13 +254,14 @@ class FakeContext:
             array = bits.view(dtype).reshape(shapes[name])
             feeds[name] = array.astype(np.float32) if dtype == ml_dtypes.bfloat16 else array
         outputs = self.engine.ort.run(self.engine.output_names, feeds)
-        for name, array in zip(self.engine.output_names, outputs, strict=True):
-            stored = np.ascontiguousarray(array, numpy_dtype(self.engine.specs[name].dtype))
-            self.device.view(addresses[name], stored.nbytes)[:] = stored.reshape(-1).view(np.uint8)
+        return dict(zip(self.engine.output_names, outputs, strict=True))
 
-    def _require_complete(self) -> None:
+    def _require_shapes(self) -> None:
         assert self.profile is not None
         assert set(self.shapes) == set(self.engine.input_names)
+
+    def _require_complete(self) -> None:
+        self._require_shapes()
         assert set(self.addresses) == set(self.engine.specs)
 
     def _needed_bytes(self) -> int:
