@@ -34,6 +34,7 @@ from validate.divergence import ORACLE_DTYPE, Divergence, DivergenceSearch, all_
 from validate.execution import Engine, OpenEngine
 from validate.gates import GateResult, GateSettings, judge_case, noise_floors
 from validate.golden import create_golden, model_identity, open_golden, open_workspace
+from validate.polygraphy_files import write_polygraphy_files
 from validate.prompts import PreparedCase
 from validate.properties import check_properties
 from validate.report import CaseReport, Machine, Report, Status, Subject
@@ -115,6 +116,22 @@ def record_golden(plan: Plan, directory: Path, progress: Progress) -> int:
         progress(f"Reference: inside {probe.name}", work, work)
         _record_inside(plan, reference, probe, directory)
     return len(cases)
+
+
+def record_for_polygraphy(plan: Plan, golden: Path) -> Path:
+    """Write the probe's pictures and their embeddings, out of a golden set, where `polygraphy run` can read them.
+
+    Raises:
+        UserError: Polygraphy is not installed, or the probe has no picture.
+    """
+    probe = probe_of(plan.inside)
+    if not any(len(prompt.patches) for prompt in probe.prompts):
+        raise UserError(
+            "--polygraphy is about the vision encoder, and no case inside the profile has a picture."
+        )
+    directory = golden / "polygraphy"
+    write_polygraphy_files(directory, probe.prompts, read_record(golden, probe.name).prompts)
+    return directory
 
 
 def _record_inside(plan: Plan, reference: "_Reference", case: PreparedCase, directory: Path) -> None:

@@ -65,6 +65,12 @@ GATE_FAILED = 1
     help="Only write what the reference says there: a golden set, for machines that cannot hold the reference.",
 )
 @click.option(
+    "--polygraphy",
+    "for_polygraphy",
+    is_flag=True,
+    help="With --record: also what NVIDIA's `polygraphy run` compares a vision engine with.",
+)
+@click.option(
     "--against",
     "golden",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -94,6 +100,7 @@ def validate(
     cases: Path | None,
     gates_file: Path | None,
     record_directory: Path | None,
+    for_polygraphy: bool,
     golden: Path | None,
     tasks: Path | None,
     resume: bool,
@@ -107,11 +114,17 @@ def validate(
     """
     if (report_directory is None) == (record_directory is None):
         raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
+    if for_polygraphy:
+        from validate.polygraphy_files import require_polygraphy
+
+        require_polygraphy()
+        if record_directory is None:
+            raise UserError("--polygraphy is what --record DIR writes in addition. Give that too.")
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
     plan = make_plan(bundle, (target, dtype), level, make_profile(profile), cases, gates_file, golden, tasks)
     if record_directory is not None:
-        record(plan, record_directory, as_json)
+        record(plan, record_directory, for_polygraphy, as_json)
         return
     assert report_directory is not None
     report = run_plan(plan, report_directory, resume)
@@ -171,12 +184,14 @@ def make_plan(
     )
 
 
-def record(plan: "Plan", directory: Path, as_json: bool) -> None:
+def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
-    from validate.run import record_golden
+    from validate.run import record_for_polygraphy, record_golden
 
     with bar() as progress:
         count = record_golden(plan, directory, progress)
+    if for_polygraphy:
+        note(f"{record_for_polygraphy(plan, directory)}: what `polygraphy run` loads as inputs and outputs")
     if as_json:
         print_json({"golden": str(directory), "cases": count, **plan.golden_content()})
     command = f"qv-export validate {plan.bundle.directory} --against {directory} --report DIR"
