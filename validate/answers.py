@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -85,6 +85,30 @@ def measure(actual: Sequence[PromptAnswer], expected: Sequence[PromptAnswer]) ->
         for step in range(num_steps)
     )
     return Measurement(tensors, tuple(step.worst_token_error for step in steps))
+
+
+ERRORS = (
+    "max_abs",
+    "mean_abs",
+    "relative_l2",
+    "worst_token_error",
+    "mean_kl",
+    "worst_kl",
+    "worst_lost_margin",
+)
+
+
+def loudest(draws: Sequence[Measurement]) -> Measurement:
+    """Of several draws of a case's noise the largest of each error; what is no error is the first one's."""
+    tensors = {}
+    for name, first in draws[0].tensors.items():
+        found = [draw.tensors[name] for draw in draws]
+        errors = {
+            error: max(getattr(one, error) for one in found) for error in ERRORS if hasattr(first, error)
+        }
+        tensors[name] = replace(first, **errors)
+    by_step = zip(*(draw.error_by_step for draw in draws), strict=True)
+    return Measurement(tensors, tuple(map(max, by_step)))
 
 
 def measurement_from_json(content: Mapping[str, Any]) -> Measurement:

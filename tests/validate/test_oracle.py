@@ -1,10 +1,13 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
+from validate.answers import ERRORS, Measurement, loudest
 from validate.execution import OpenEngine
-from validate.metrics import compare_tensors
-from validate.oracle import Oracle, extended
+from validate.metrics import compare_logits, compare_tensors
+from validate.oracle import Oracle, extended, jittered
 from validate.reference_sessions import ReferenceDecoder, ReferenceVision
 
 
@@ -88,3 +91,28 @@ def test_rotated_queries_and_keys_are_what_the_cache_holds(oracle, prompt):
     taps = oracle.decoder_taps(prompt, continuation, embeds, modules, "float32")
     assert np.array_equal(taps["model.layers.1:rotated_k"], taps["present_key.1"])
     assert not np.array_equal(taps["model.layers.1.self_attn.k_proj:out"], taps["present_key.1"])
+
+
+def test_a_jitter_stays_within_the_dtypes_rounding_and_draws_another_noise(exported):
+    prompt = exported.plan.cases[0].prompts[0]
+    assert jittered(prompt, "float32", 0) is prompt
+    for dtype, half_step in (("float32", 2.0**-24), ("bfloat16", 2.0**-8)):
+        changed = jittered(prompt, dtype, 1).patches
+        assert changed.dtype == np.float32
+        assert (changed != prompt.patches).any()
+        # float32 rounds the changed value once more.
+        np.testing.assert_allclose(changed, prompt.patches, rtol=half_step + 2.0**-24, atol=0)
+
+
+def test_the_loudest_draw_counts_error_by_error():
+    logits = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+    quiet, loud = (
+        Measurement({"decode_logits": compare_logits(logits[0] + error, logits[0])}, (step,))
+        for error, step in ((1e-6 * logits[1], 2.0), (1e-3 * logits[1], 1.0))
+    )
+    both = loudest([quiet, loud])
+    assert both.error_by_step == (2.0,)
+    assert asdict(both.tensors["decode_logits"]) == {
+        **asdict(quiet.tensors["decode_logits"]),
+        **{name: getattr(loud.tensors["decode_logits"], name) for name in ERRORS},
+    }

@@ -52,7 +52,7 @@ def passing(exported, tmp_path_factory):
 def test_the_json_is_standard_and_says_it_all(failing):
     report, directory = failing
     content = json.loads((directory / "report.json").read_text(), parse_constant=pytest.fail)
-    assert (content["format"], content["format_version"]) == ("qv-export validation", 1)
+    assert (content["format"], content["format_version"]) == ("qv-export validation", 2)
     assert content["verdict"]["result"] == "fail"
     assert content["verdict"]["failed"] == len(content["failures"]) == len(report.failures)
     assert content["first_divergence"]["node"] == "/blocks.0/attn/QvPatchAttention"
