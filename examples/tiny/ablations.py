@@ -90,13 +90,13 @@ PICTURE_SIZES = (
 
 
 def read_at(size: tuple[int, int], seed: int) -> Sample:
-    """Two to five characters somewhere on a picture of exactly this size, as large as there is room for."""
+    """Two to five characters somewhere on a picture of exactly this size, of 24 to 40 pixels if there is room."""
     rng = np.random.default_rng([HELD_OUT_SEED, seed, *size])
     while True:
         text = random_code(rng, 2, 5)
-        largest = max(19, min(size[1], 40))
-        font = load_font(FACES[rng.integers(len(FACES))], int(rng.integers(18, largest + 1)))
-        scene = text_scene(text, rng, font, size)
+        smallest, largest = (18, 20) if size[0] < 56 else (24, max(25, min(size[1], 40)))
+        font = load_font(FACES[rng.integers(len(FACES))], int(rng.integers(smallest, largest + 1)))
+        scene = text_scene(text, rng, font, size, spacing=2)
         if scene.size == size:
             return Sample("read", (Medium("image", (scene,)),), (Turn("What does the text say?", text),))
 

@@ -33,10 +33,10 @@ def tiny_sizes(num_tokens: int) -> Sizes:
         vocab_size=num_tokens + 16,
         hidden_size=WIDTH,
         intermediate_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         num_attention_heads=6,
         num_key_value_heads=3,
-        mrope_section=(2, 3, 11),
+        mrope_section=(1, 1, 14),
         rope_theta=ROPE_THETA,
         max_position_embeddings=2048,
         vision_depth=4,
@@ -47,7 +47,7 @@ def tiny_sizes(num_tokens: int) -> Sizes:
 
 
 WIDTH = 192
-ROPE_THETA = 100.0
+ROPE_THETA = 10000.0
 
 
 def write_config_files(directory: Path) -> None:

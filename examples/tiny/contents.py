@@ -2,9 +2,9 @@
 
 The generator knows where every character and shape stands, so it can tell each visual token (a square of 28 x 28
 pixels) what it shows. `Codebook` writes that as a vector: one fixed orthogonal direction for each character, colour
-and kind of shape, for the first, second and third thing of a square, for the character left of them, and a few for a
-shape's edges. The language
-model learns the tasks from these vectors before it sees a picture; the vision encoder then learns to produce them.
+and kind of shape, for the first and second thing of a square, for the characters left and right of them, and a few for
+a shape's edges. The language model learns the tasks from these vectors before it sees a picture; the vision encoder
+then learns to produce them.
 """
 
 import math
@@ -21,15 +21,17 @@ from examples.tiny.pictures import COLORS, SHAPES, Glyph, Scene
 from examples.tiny.tasks import CHARACTERS
 
 PAIRS = tuple((color, kind) for color in COLORS for kind in SHAPES)
+LINE_END = "end of a line"
+NEIGHBOURS = (*CHARACTERS, LINE_END)
+"""What stands beside a character: another one, or none, for there its line begins or ends."""
 THINGS: dict[str | tuple[str, str], int] = {
-    thing: i for i, thing in enumerate((*CHARACTERS, *PAIRS), start=1)
+    thing: i for i, thing in enumerate((*NEIGHBOURS, *PAIRS), start=1)
 }
 """0 is nothing."""
-INSIDE, BEFORE = 3, 2
-SLOTS = INSIDE + BEFORE
-"""The things in a token, up to three in reading order, more are dropped; and the two characters left of the first."""
-REACH = 1.6
-"""Tokens between two characters' middles within which one is told to stand left of the other."""
+INSIDE = 2
+BEFORE, AFTER = INSIDE, INSIDE + 1
+SLOTS = INSIDE + 2
+"""Two things in a token, in reading order, more are dropped; what stands left of the first; right of the second."""
 EDGE_PERIODS = (8.0, 3.0)
 """A shape's edges are written as sine and cosine with these periods, in tokens."""
 
@@ -57,32 +59,34 @@ def contents_of_scene(scene: Scene, grid: tuple[int, int]) -> Contents:
     edges = np.full((rows * columns, 4), np.nan, np.float32)
     used = [0] * (rows * columns)
 
-    def put(thing: int, center: tuple[float, float]) -> tuple[int, NDArray[np.float64]] | None:
-        """Note a thing in its token; the token, and its corner, if it is the token's first."""
+    def put(thing: int, center: tuple[float, float]) -> tuple[int, int, NDArray[np.float64]]:
+        """Note a thing in its token: which one, how many were there before, and the token's corner."""
         corner = np.clip(np.floor(np.array(center) * scale), 0, (columns - 1, rows - 1))
         token = int(corner[1]) * columns + int(corner[0])
+        place = used[token]
         used[token] += 1
-        if used[token] <= INSIDE:
-            things[token, used[token] - 1] = thing
-        return (token, corner) if used[token] == 1 else None
+        if place < INSIDE:
+            things[token, place] = thing
+        return token, place, corner
 
-    left: list[Glyph] = []
-    for glyph in scene.glyphs:
-        if left and not _stands_left(left[0], glyph, scale[0]):
-            left = []
-        first = put(THINGS[glyph.character], glyph.center)
-        if first:
-            things[first[0], INSIDE : INSIDE + len(left)] = [THINGS[other.character] for other in left]
-        left = [glyph, *left][:BEFORE]
+    for left, glyph, right in zip(
+        (None, *scene.glyphs), scene.glyphs, (*scene.glyphs[1:], None), strict=False
+    ):
+        token, place, _ = put(THINGS[glyph.character], glyph.center)
+        if place == 0:
+            things[token, BEFORE] = _neighbour(glyph, left)
+        if place < INSIDE:
+            things[token, AFTER] = _neighbour(glyph, right)
     for shape in sorted(scene.shapes, key=lambda shape: shape.center):
-        first = put(THINGS[shape.color, shape.kind], shape.center)
-        if first:
-            edges[first[0]] = (np.array(shape.box).reshape(2, 2) * scale - first[1]).reshape(-1)
+        token, place, corner = put(THINGS[shape.color, shape.kind], shape.center)
+        if place == 0:
+            edges[token] = (np.array(shape.box).reshape(2, 2) * scale - corner).reshape(-1)
     return Contents(things, edges)
 
 
-def _stands_left(glyph: Glyph, other: Glyph, scale: float) -> bool:
-    return glyph.y == other.y and (other.center[0] - glyph.center[0]) * scale < REACH
+def _neighbour(glyph: Glyph, other: Glyph | None) -> int:
+    """The thing beside a character in its line, given the next one that is drawn on that side. A row is one line."""
+    return THINGS[other.character if other and glyph.y == other.y else LINE_END]
 
 
 def join_contents(parts: Iterable[Contents]) -> Contents:
@@ -95,20 +99,21 @@ class Codebook:
 
     def __init__(self, width: int, seed: int = 0) -> None:
         singles = [*CHARACTERS, *COLORS, *SHAPES]
-        sizes = (1, INSIDE * len(singles), 4 * 2 * len(EDGE_PERIODS), len(CHARACTERS))
+        sizes = (1, INSIDE * len(singles), 4 * 2 * len(EDGE_PERIODS), 2 * len(NEIGHBOURS))
         generator = torch.Generator().manual_seed(seed)
         codes = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
-        mark, inside, self.edge_codes, before = codes[: sum(sizes)].split(sizes)
-        two_before = F.normalize(torch.randn(before.shape, generator=generator), dim=-1)
+        mark, inside, self.edge_codes, beside = codes[: sum(sizes)].split(sizes)
         self.mark = mark[0]
         slots = inside.unflatten(0, (INSIDE, len(singles)))
         at = {name: i for i, name in enumerate(singles)}
         pairs = torch.stack([slots[:, at[color]] + slots[:, at[kind]] for color, kind in PAIRS], 1)
-        characters = torch.cat([slots[:, : len(CHARACTERS)], before[None], two_before[None]])
-        self.things = F.pad(torch.cat([characters, F.pad(pairs, (0, 0, 0, 0, 0, BEFORE))], 1), (0, 0, 1, 0))
+        self.things = torch.zeros(SLOTS, 1 + len(THINGS), width)
+        self.things[:INSIDE, 1 : 1 + len(CHARACTERS)] = slots[:, : len(CHARACTERS)]
+        self.things[:INSIDE, 1 + len(NEIGHBOURS) :] = pairs
+        self.things[INSIDE:, 1 : 1 + len(NEIGHBOURS)] = beside.unflatten(0, (2, len(NEIGHBOURS)))
         """[SLOTS, THINGS, C]; nothing is zero"""
         self.lengths = self.things.square().sum(-1)
-        self.lengths[INSIDE:, 1 + len(CHARACTERS) :] = math.inf  # no shape stands there
+        self.lengths[:, 1:][self.lengths[:, 1:] == 0] = math.inf  # no shape stands beside, no end inside
         self.words = {name: slots[0, i] for name, i in at.items()}
         """The codes of characters, colours and kinds in the first slot."""
 

@@ -32,11 +32,34 @@ def patch(color: str, kind: str) -> Scene:
     return Scene((56, 56), SKY, QUIET, shapes=(Shape(color, kind, (12, 12, 44, 44)),))
 
 
+def table(rows: Sequence[tuple[str, str]], face: str) -> Scene:
+    """Names at the left, values at the right."""
+    font, size = load_font(face, 26), (200, 40 * len(rows) + 8)
+    _, top, _, bottom = font.getbbox("H")
+    glyphs = []
+    for i, (name, value) in enumerate(rows):
+        y = 4 + 40 * i + (40 - top - bottom) / 2
+        right = size[0] - 6 - set_line(value, font, 3)[1]
+        glyphs += [*set_line(name, font, 3, 6, y)[0], *set_line(value, font, 3, right, y)[0]]
+    return Scene(size, (244, 241, 232), QUIET, tuple(glyphs), (40, 36, 30))
+
+
+def marbles(colors: Sequence[str]) -> Scene:
+    """Circles in two rows."""
+    places = [(10 + 40 * (i % 3), 12 + 44 * (i // 3)) for i in range(len(colors))]
+    shapes = [
+        Shape(color, "circle", (x, y, x + 24, y + 24)) for color, (x, y) in zip(colors, places, strict=True)
+    ]
+    return Scene((126, 92), SKY, QUIET, shapes=tuple(shapes))
+
+
 PICTURES: Mapping[str, Scene] = {
     "gate": plate("GATE7", (140, 56), "LatoBold", NAVY, GOLD),
     "zebra": plate("ZEBRA", (140, 56), "SourceSansProSemibold", (222, 240, 228), (20, 80, 52)),
     "ticket-1": plate("A17", (84, 42), "DejaVuSans", (252, 233, 214), (120, 44, 24)),
     "ticket-2": plate("B20", (84, 42), "RobotoBold", (222, 240, 228), (20, 80, 52)),
+    "receipt": table([("TEA", "3.20"), ("BREAD", "2.86"), ("SALT", "0.75")], "Roboto"),
+    "marbles": marbles(["red", "blue", "red", "blue", "red"]),
     "lamp-1": patch("blue", "circle"),
     "lamp-2": patch("yellow", "circle"),
 }

@@ -147,6 +147,17 @@ PROMPTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+DRILL_PROMPTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "side": (
+        ("Is the {} {} left or right?", "Left or right: the {} {}?"),
+        ("{}的{}在左边还是右边？",),
+    ),
+    "height": (
+        ("Is the {} {} up or down?", "Up or down: the {} {}?"),
+        ("{}的{}在上面还是下面？",),
+    ),
+}
+"""Asked in training alone."""
 MAX_TURNS = 3
 """Questions about the same pictures in training: more to learn from pictures that are encoded once."""
 
@@ -154,7 +165,7 @@ MAX_TURNS = 3
 def _ask(kind: str, rng: Generator, answer: str, *words: str) -> Turn:
     """One of the prompts, filled in; what has a Chinese word is answered in the prompt's language."""
     chinese = bool(rng.random() < 0.5)
-    prompts = PROMPTS[kind][chinese]
+    prompts = {**PROMPTS, **DRILL_PROMPTS}[kind][chinese]
     prompt = prompts[rng.integers(len(prompts))]
     if chinese:
         words = tuple(CHINESE.get(word, word) for word in words)
@@ -194,18 +205,18 @@ def _some_of(number: int, rng: Generator) -> list[int]:
 def read(rng: Generator) -> Sample:
     """Text of 2 to 8 letters and digits, on a tight strip or somewhere on a larger canvas."""
     text = random_code(rng, 2, 8)
-    font = random_font(rng, 20, 40)
+    font = random_font(rng, 24, 40)
     draw, canvas = rng.random(), None
     if draw > 0.7:
         widest, highest = (900, 100) if draw > 0.97 else (220, 112)
         canvas = (int(rng.integers(56, widest + 1)), int(rng.integers(28, highest + 1)))
-    scene = text_scene(text, rng, font, canvas, int(rng.integers(0, 7)))
+    scene = text_scene(text, rng, font, canvas, int(rng.integers(2, 8)))
     return Sample("read", (_picture(scene),), (_ask("read", rng, text),))
 
 
 def receipt(rng: Generator) -> Sample:
-    """A receipt of 2 to 5 rows, asked by item, or a table of codes, asked by the code at the left."""
-    number = int(rng.integers(2, 6))
+    """A receipt of 2 to 4 rows, asked by item, or a table of codes, asked by the code at the left."""
+    number = int(rng.integers(2, 5))
     if rng.random() < 0.6:
         kind = "receipt"
         names = [str(name) for name in rng.choice(ITEMS, number, replace=False)]
@@ -227,9 +238,9 @@ def _canvas(rng: Generator, smallest: int, largest: int) -> tuple[int, int]:
 def count(rng: Generator) -> Sample:
     """0 to 6 shapes of the asked colour among up to 3 others."""
     colors = [str(color) for color in rng.permutation(list(COLORS))]
-    size = _canvas(rng, 84, 140)
+    size = _canvas(rng, 84, 150)
     asked, others = int(rng.integers(0, 7)), int(rng.integers(0, 4))
-    boxes = place_boxes(max(asked + others, 1), size, (18, 28), rng)
+    boxes = place_boxes(max(asked + others, 1), size, (18, 26), rng, gap=8)
     wanted = [colors[0]] * asked + [str(color) for color in rng.choice(colors[1:3], max(others, 1 - asked))]
     shapes = [Shape(color, _pick(rng, SHAPES), box) for color, box in zip(wanted, boxes, strict=False)]
     turns = []
@@ -248,13 +259,17 @@ def format_box(box: tuple[float, float, float, float], size: tuple[int, int]) ->
 
 def box(rng: Generator) -> Sample:
     """1 to 3 shapes that differ in colour or kind; one is asked for."""
-    size = _canvas(rng, 84, 168)
-    boxes = place_boxes(int(rng.integers(1, 4)), size, (30, 64), rng)
-    pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
-    shapes = [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
+    size = _canvas(rng, 84, 126)
+    shapes = _different_shapes(size, rng)
     asked = [shapes[i] for i in _some_of(len(shapes), rng)[:2]]
     turns = [_ask("box", rng, format_box(shape.box, size), shape.color, shape.kind) for shape in asked]
     return Sample("box", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
+
+
+def _different_shapes(size: tuple[int, int], rng: Generator, most: int = 3) -> list[Shape]:
+    boxes = place_boxes(int(rng.integers(1, most + 1)), size, (30, 64), rng)
+    pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
+    return [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
 
 
 def pictures(rng: Generator) -> Sample:
@@ -264,7 +279,7 @@ def pictures(rng: Generator) -> Sample:
         kind = "pictures"
         answers = [random_code(rng, 2, 4) for _ in range(number)]
         scenes = [
-            text_scene(text, rng, random_font(rng, 20, 32), spacing=int(rng.integers(0, 7)))
+            text_scene(text, rng, random_font(rng, 24, 34), spacing=int(rng.integers(2, 8)))
             for text in answers
         ]
     else:
@@ -308,7 +323,7 @@ def direction(rng: Generator) -> Sample:
 def order(rng: Generator) -> Sample:
     """Two or three texts, each shown for one or two temporal steps; the first or the last is asked for."""
     texts = _random_codes(int(rng.integers(2, 4)), rng, 2, 3)
-    font, spacing = random_font(rng, 20, 30), int(rng.integers(0, 5))
+    font, spacing = random_font(rng, 24, 32), int(rng.integers(2, 7))
     widest = max(set_line(text, font, spacing)[1] for text in texts)
     canvas = (int(widest) + int(rng.integers(8, 28)), int(font.size) + int(rng.integers(4, 24)))
     scenes: list[Scene] = []
@@ -338,11 +353,36 @@ def page(rng: Generator) -> Sample:
     return Sample("page", (_picture(page_scene(size, CHARACTERS, rng)),), (Turn("", ""),))
 
 
+# --- drills: asked in training alone, for what tasks need and seldom show ---------------------------------
+
+
+def echo(rng: Generator) -> Sample:
+    """Text of few different characters: what comes next depends on more than the last one."""
+    few = random_code(rng, 2, 4)
+    text = "".join(few[i] for i in rng.integers(0, len(few), int(rng.integers(3, 9))))
+    scene = text_scene(text, rng, random_font(rng, 24, 40), spacing=int(rng.integers(2, 8)))
+    return Sample("echo", (_picture(scene),), (_ask("read", rng, text),))
+
+
+def side(rng: Generator) -> Sample:
+    """In which half of the picture a shape is, across or down."""
+    size = _canvas(rng, 84, 140)
+    shapes = _different_shapes(size, rng, most=1 if rng.random() < 0.6 else 3)
+    turns = []
+    for i in _some_of(len(shapes), rng):
+        axis = int(rng.integers(2))
+        words = ("left", "right") if axis == 0 else ("up", "down")
+        answer = words[shapes[i].center[axis] > size[axis] / 2]
+        kind = ("side", "height")[axis]
+        turns.append(_ask(kind, rng, answer, shapes[i].color, shapes[i].kind))
+    return Sample("side", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
+
+
 TASKS: dict[str, Callable[[Generator], Sample]] = {
     task.__name__: task for task in (read, receipt, count, box, pictures, direction, order)
 }
 """What the model is judged by."""
-GENERATORS = {**TASKS, "page": page}
+GENERATORS = {**TASKS, "page": page, "echo": echo, "side": side}
 
 
 def make_sample(task: str, seed: tuple[int, ...]) -> Sample:

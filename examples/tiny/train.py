@@ -1,6 +1,6 @@
 """How is the small model trained? The paper's three stages (arXiv 2409.12191, section 2.2), after a warm-up.
 
-    python -m examples.tiny.train build/tiny [--scale 1.0] [--seed 0] [--threads 1] [--from CHECKPOINT]
+    python -m examples.tiny.train build/tiny [--scale 1.0] [--seed 0] [--stage NAME] [--from CHECKPOINT ...]
 
 Writes into build/tiny: state.pt, from which a killed run goes on, log.jsonl, loss.png, and checkpoint/, a Hugging
 Face directory.
@@ -10,8 +10,10 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.multiprocessing.spawn import spawn
 
 from examples.tiny.batches import Batch, make_batch
 from examples.tiny.checkpoint import write_config_files, write_weights
@@ -115,6 +118,7 @@ def train_step(
     freeze(model, stage)
     loss, parts = step_losses(model, codebook, batch, stage, seed=step)
     loss.backward()
+    share_gradients(model)
     rate = stage.rate_at(stage_step)
     norm = optimizer.step(rate)
     entry: dict[str, Any] = {
@@ -145,32 +149,63 @@ def train_step(
 # --- the run ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Share:
+    """Of each step's samples: every `number`-th, from `index` on. One training process takes one share."""
+
+    index: int = 0
+    number: int = 1
+
+
+def share_gradients(model: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients."""
+    if not distributed.is_initialized():
+        return
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([x.numel() for x in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
 def _produce(
-    queue: Any, finished: Any, directory: Path, plan: Plan, start: int, rank: int, world: int
+    queue: Any,
+    finished: Any,
+    directory: Path,
+    plan: Plan,
+    start: int,
+    rank: int,
+    world: int,
+    share: Share,
 ) -> None:
     os.nice(PRODUCER_NICENESS)
     torch.set_num_threads(1)
     processor = Processor.from_directory(directory)
     for step in range(start + rank, plan.steps, world):
-        samples = plan.samples(step)
+        samples = plan.samples(step)[share.index :: share.number]
         batch = make_batch(samples, processor, drawn=plan.at(step)[0].drawn)
         queue.put((step, batch, [sample.task for sample in samples]))
     finished.wait()  # tensors that are still in the queue live in this process's shared memory
 
 
-PRODUCERS = 2
+PRODUCERS = 1
+MOST_PROCESSES = 8
+"""A share of a step's samples must still be a batch."""
 PRODUCER_NICENESS = 5
 BATCHES_AHEAD = 20
 
 
-def batches_from(directory: Path, plan: Plan, start: int) -> Iterator[tuple[int, Batch, list[str]]]:
-    """Every step's batch, made ahead by other processes in turn."""
+def batches_from(
+    directory: Path, plan: Plan, start: int, share: Share
+) -> Iterator[tuple[int, Batch, list[str]]]:
+    """This share of every step's batch, made ahead by other processes in turn."""
     queues: list[Any] = [multiprocessing.Queue(maxsize=BATCHES_AHEAD) for _ in range(PRODUCERS)]
     finished = multiprocessing.Event()
     workers = [
         multiprocessing.Process(
             target=_produce,
-            args=(queue, finished, directory, plan, start, rank, PRODUCERS),
+            args=(queue, finished, directory, plan, start, rank, PRODUCERS, share),
             daemon=True,
         )
         for rank, queue in enumerate(queues)
@@ -184,34 +219,74 @@ def batches_from(directory: Path, plan: Plan, start: int) -> Iterator[tuple[int,
         worker.join()
 
 
-def train(directory: Path, plan: Plan, weights: Path | None = None) -> None:
-    """Run the plan, from where the last run in this directory ended."""
+def train(directory: Path, plan: Plan, weights: Sequence[Path] = (), processes: int = 1) -> None:
+    """Run the plan, from where the last run in this directory ended.
+
+    Args:
+        directory: of the run.
+        plan: what is learned when.
+        weights: checkpoints to begin with; a second one gives its vision encoder.
+        processes: that share each step's samples, and their gradients: on a CPU two with a thread each are faster than
+            one with two threads. The run depends on their number.
+    """
+    if processes == 1:
+        _train_share(0, 1, directory, plan, weights, meeting=None)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        arguments = (processes, directory, plan, weights, f"file://{name}/meeting", os.getpid())
+        spawn(_train_share, arguments, processes)
+
+
+def _train_share(
+    index: int,
+    number: int,
+    directory: Path,
+    plan: Plan,
+    weights: Sequence[Path],
+    meeting: str | None,
+    parent: int = 0,
+) -> None:
+    """One process; the first one writes the log and saves. It ends with its parent: no two runs may write at once."""
+    if meeting:
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", init_method=meeting, rank=index, world_size=number)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, optimizer, start = prepare(directory, plan, weights, device)
     codebook = Codebook(model.config.decoder.hidden_size).to(device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, disable=not sys.stderr.isatty())
-    with (directory / "log.jsonl").open("a", encoding="utf-8") as log, progress:
+    progress = Progress(*columns, disable=index > 0 or not sys.stderr.isatty())
+    log_file = directory / "log.jsonl" if index == 0 else Path(os.devnull)
+    with log_file.open("a", encoding="utf-8") as log, progress:
         bar = progress.add_task("", total=plan.steps, completed=start)
-        for step, batch, tasks in batches_from(directory / "checkpoint", plan, start):
+        batches = batches_from(directory / "checkpoint", plan, start, Share(index, number))
+        for step, batch, tasks in batches:
+            if meeting and os.getppid() != parent:
+                raise SystemExit("the training's main process is gone")
             entry = train_step(model, codebook, optimizer, batch.to(device), tasks, plan, step)
             log.write(json.dumps(entry) + "\n")
             log.flush()
             progress.update(bar, advance=1, description=f"stage {entry['stage']}, loss {entry['loss']:.3f}")
-            if (step + 1) % SAVE_EVERY_STEPS == 0 or step + 1 == plan.steps:
+            if index == 0 and ((step + 1) % SAVE_EVERY_STEPS == 0 or step + 1 == plan.steps):
                 save(directory, optimizer, step + 1)
+    if meeting:
+        distributed.destroy_process_group()
 
 
-def prepare(directory: Path, plan: Plan, weights: Path | None, device: str) -> tuple[Qwen2VL, Optimizer, int]:
-    """The model, its optimizer and the step to begin with: new, from a checkpoint, or as the last run left them."""
+def prepare(
+    directory: Path, plan: Plan, weights: Sequence[Path], device: str
+) -> tuple[Qwen2VL, Optimizer, int]:
+    """The model, its optimizer and the step to begin with: new, from checkpoints, or as the last run left them.
+
+    Of two checkpoints, the second gives the vision encoder.
+    """
     torch.manual_seed(plan.seed)
     model = Qwen2VL(load_config(directory / "checkpoint"))
     initialize(model)
     spell_with_codes(model, directory / "checkpoint")
-    if weights is not None:
-        model.load_state_dict(
-            load_file(weights / "model.safetensors"), strict=False
-        )  # the tied head is not stored
+    for prefix, checkpoint in zip(("", "visual."), weights, strict=False):
+        tensors = load_file(checkpoint / "model.safetensors")
+        chosen = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        model.load_state_dict(chosen, strict=False)  # the tied head is not stored
     model.float().to(device)
     optimizer = Optimizer(model)
     if not (directory / "state.pt").exists():
@@ -253,14 +328,26 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where the state, the log and the checkpoint go")
     parser.add_argument("--scale", type=float, default=1.0, help="lengthens every stage by this factor")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: all CPU cores but one")
-    parser.add_argument("--from", dest="weights", type=Path, help="checkpoint to begin with")
+    parser.add_argument("--processes", type=int, help="that share each step; default: one for each CPU core")
+    parser.add_argument("--stage", choices=[stage.name for stage in Plan().stages], help="only this one")
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="CHECKPOINT",
+        help="begin with this one; a second gives its vision encoder",
+    )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) - 1))
     directory = options.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     write_config_files(directory / "checkpoint")
-    train(directory, Plan(seed=options.seed).scaled(options.scale), options.weights)
+    plan = Plan(seed=options.seed).scaled(options.scale)
+    if options.stage:
+        plan = plan.only(options.stage)
+    cores = 1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    train(directory, plan, options.weights, options.processes or cores)
     plot_loss(directory / "log.jsonl", directory / "loss.png")
 
 

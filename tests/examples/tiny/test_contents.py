@@ -1,7 +1,17 @@
 import numpy as np
 import torch
 
-from examples.tiny.contents import INSIDE, SLOTS, THINGS, Codebook, contents_of_scene
+from examples.tiny.contents import (
+    AFTER,
+    BEFORE,
+    INSIDE,
+    LINE_END,
+    NEIGHBOURS,
+    SLOTS,
+    THINGS,
+    Codebook,
+    contents_of_scene,
+)
 from examples.tiny.pictures import Glyph, Noise, Scene, Shape, load_font, set_line
 from examples.tiny.tasks import CHARACTERS, make_sample
 
@@ -9,29 +19,42 @@ QUIET = Noise(0, 0, 0, 0)
 FONT = load_font("DejaVuSans", 20)
 
 
+END = THINGS[LINE_END]
+
+
 def test_a_token_is_told_of_the_character_whose_middle_it_holds():
     glyphs = (Glyph("A", 8, 2, FONT), Glyph("7", 60, 30, FONT))
     contents = contents_of_scene(Scene((84, 56), (255,) * 3, QUIET, glyphs), (2, 3))
     first = contents.things[:, 0]
     assert first.tolist() == [THINGS["A"], 0, 0, 0, 0, THINGS["7"]]
-    assert not contents.things[:, 1:].any()
+    assert not contents.things[:, 1:INSIDE].any()
     assert np.isnan(contents.edges).all()
 
 
-def test_several_characters_of_a_token_stand_in_reading_order_and_the_surplus_is_dropped():
+def test_two_characters_of_a_token_stand_in_reading_order_and_the_surplus_is_dropped():
     glyphs, width = set_line("1J.7", load_font("DejaVuSans", 8), 0)
     scene = Scene((56, 28), (255,) * 3, QUIET, tuple(glyphs))
     assert width < 28
     contents = contents_of_scene(scene, (1, 2))
-    assert contents.things.tolist() == [[*(THINGS[c] for c in "1J."), 0, 0], [0] * SLOTS]
+    assert contents.things.tolist() == [[THINGS["1"], THINGS["J"], END, THINGS["."]], [0] * SLOTS]
 
 
-def test_a_token_is_told_of_the_two_characters_left_of_its_first():
-    glyphs = (*set_line("ABC", FONT, 14, 7, 2)[0], *set_line("XY", FONT, 14, 150, 2)[0])
-    contents = contents_of_scene(Scene((224, 28), (255,) * 3, QUIET, glyphs), (1, 8))
-    at = {int(row[0]): row[INSIDE:].tolist() for row in contents.things if row[0]}
+def test_a_token_is_told_what_stands_left_and_right_of_its_characters():
+    glyphs = (
+        *set_line("AB", FONT, 14, 7, 2)[0],
+        *set_line("C", FONT, 14, 150, 2)[0],
+        *set_line("XY", FONT, 14, 7, 30)[0],
+    )
+    contents = contents_of_scene(Scene((224, 56), (255,) * 3, QUIET, glyphs), (2, 8))
+    at = {int(row[0]): (row[BEFORE], row[AFTER]) for row in contents.things if row[0]}
     a, b, c, x, y = (THINGS[character] for character in "ABCXY")
-    assert at == {a: [0, 0], b: [a, 0], c: [b, a], x: [0, 0], y: [x, 0]}  # X stands too far from C
+    assert at == {
+        a: (END, b),
+        b: (a, c),
+        c: (b, END),
+        x: (END, y),
+        y: (x, END),
+    }  # C is far away and in B's line
 
 
 def test_edges_are_counted_in_tokens_of_the_resized_picture():
@@ -41,7 +64,7 @@ def test_edges_are_counted_in_tokens_of_the_resized_picture():
     np.testing.assert_allclose(contents.edges[1], [0, 0, 1, 1], atol=1e-6)
 
 
-def test_codes_of_what_is_inside_are_orthogonal_and_nearly_all_read_back_right():
+def test_codes_of_characters_are_orthogonal_and_read_back_right():
     codebook = Codebook(192)
     generator = torch.Generator().manual_seed(0)
     things = torch.randint(0, len(CHARACTERS) + 1, (50, SLOTS), generator=generator)
@@ -49,11 +72,13 @@ def test_codes_of_what_is_inside_are_orthogonal_and_nearly_all_read_back_right()
     edges = torch.rand(50, 4, generator=generator)
     codes = codebook.embeddings(things, edges)
     loss, right = codebook.loss(codes, things, edges)
-    assert right.float().mean() > 0.9  # the second character to the left is written across the others
+    assert right.all()
     worse, wrong = codebook.loss(codes.roll(1, 0), things, edges)
     assert worse > loss + 1
     assert not wrong.all()
-    flat = codebook.things[:-1, 1 : 1 + len(CHARACTERS)].flatten(0, 1)
+    inside = codebook.things[:INSIDE, 1 : 1 + len(CHARACTERS)]
+    beside = codebook.things[INSIDE:, 1 : 1 + len(NEIGHBOURS)]
+    flat = torch.cat([inside.flatten(0, 1), beside.flatten(0, 1)])
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), atol=1e-5, rtol=0)
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from examples.tiny.plan import COPYING, LOOKING, MIXTURE, STAGES, Plan
-from examples.tiny.tasks import TASKS
+from examples.tiny.tasks import GENERATORS, TASKS
 
 PLAN = Plan(tuple(replace(stage, steps=10, samples=6) for stage in STAGES))
 
@@ -43,6 +43,11 @@ def test_a_scaled_plan_has_the_same_stages():
     assert all(stage.steps == 1 for stage in PLAN.scaled(0.001).stages)
 
 
+def test_one_stage_can_run_alone():
+    assert {stage.name for stage in PLAN.only("text").stages} == {"text"}
+    assert PLAN.only("1 vision").steps == 10
+
+
 def test_seed_and_step_decide_the_samples():
     def answers(step, seed=0):
         return [sample.answer for sample in replace(PLAN, seed=seed).samples(step)]
@@ -52,6 +57,6 @@ def test_seed_and_step_decide_the_samples():
 
 
 def test_mixtures_are_shares_of_the_tasks():
-    assert set(MIXTURE) == set(TASKS) > set(COPYING)
+    assert set(GENERATORS) - {"page"} == set(MIXTURE) > set(TASKS) > set(COPYING)
     for mixture in (MIXTURE, COPYING, LOOKING):
         assert sum(mixture.values()) == pytest.approx(1)

@@ -2,8 +2,10 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples.tiny import train
 from examples.tiny.batches import make_batch
@@ -129,3 +131,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory, tmp_path_fac
     assert [entry["loss"] for entry in entries[1]] == [entry["loss"] for entry in entries[0][2:]]
     weights = [(run / "checkpoint" / "model.safetensors").read_bytes() for run in (directory, resumed)]
     assert weights[0] == weights[1]
+
+
+def test_two_processes_share_each_step_and_keep_one_set_of_weights(directory, tmp_path):
+    plan = replace(PLAN, stages=tuple(replace(stage, samples=4) for stage in PLAN.stages)).only("text")
+    saved = []
+    for name, processes in (("two", 2), ("one", 1)):
+        shutil.copytree(directory / "checkpoint", tmp_path / name / "checkpoint")
+        train.train(tmp_path / name, plan, processes=processes)
+        entries = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert [entry["step"] for entry in entries] == list(range(plan.steps))
+        assert all(np.isfinite(entry["loss"]) for entry in entries)
+        saved.append(load_file(tmp_path / name / "checkpoint" / "model.safetensors"))
+    # Another share of the samples, other gradients.
+    assert any(not torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
