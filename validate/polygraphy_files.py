@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import UserError
+from export.processor.positions import segment_range
 from export.processor.processor import ModelInputs
 from validate.answers import ExpectedPrompt
 from validate.prompts import pack_patches
@@ -48,11 +49,15 @@ def write_polygraphy_files(
     from polygraphy.json import save_json  # noqa: PLC0415
 
     patches, positions, cu_seqlens = pack_patches(prompts)
-    segment_range = np.arange(np.diff(cu_seqlens).max(), dtype=np.int32)
-    feeds = {"patches": patches, "positions": positions, "cu_seqlens": cu_seqlens}
+    feeds = {
+        "patches": patches,
+        "positions": positions,
+        "cu_seqlens": cu_seqlens,
+        "segment_range": segment_range(cu_seqlens),
+    }
     visual_embeds = np.concatenate([one.answer.visual_embeds for one in expected])
     results, answer = RunResults(), IterationResult({"visual_embeds": visual_embeds}, runner_name=REFERENCE)
     results.add([answer], runner_name=REFERENCE)
     directory.mkdir(parents=True, exist_ok=True)
-    save_json([{**feeds, "segment_range": segment_range}], str(directory / INPUTS_NAME))
+    save_json([feeds], str(directory / INPUTS_NAME))
     save_json(results, str(directory / OUTPUTS_NAME))

@@ -19,6 +19,7 @@ from engines.session import DecoderInputs
 from export.bundle import open_bundle
 from export.config import ModelConfig, load_config
 from export.contract import CACHE_PARTS, cache_name
+from export.processor.positions import segment_range
 
 GraphName = Literal["vision", "decoder"]
 Values = dict[str, npt.NDArray[Any]]
@@ -167,6 +168,12 @@ def _decoder_layer_taps(taps: GraphTaps, layer: str) -> list[Tap]:
     ]
 
 
+def cache_rows(cache: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One slot's keys or values by token: [1, K, L, D] to [L, K * D]."""
+    by_token: npt.NDArray[Any] = cache[0].transpose(1, 0, 2)
+    return by_token.reshape(len(by_token), -1)
+
+
 class OnnxRuntimeTaps:
     """A bundle's graphs on ONNX Runtime with any of their values as further outputs: a `TapSession`."""
 
@@ -178,10 +185,9 @@ class OnnxRuntimeTaps:
         """See `TapSession`."""
         names = [tap.value for tap in taps]
         patches, positions, cu_seqlens = feeds
-        segment_range = np.arange(int(np.diff(cu_seqlens).max()), dtype=np.int32)
         inputs = {"patches": patches, "positions": positions, "cu_seqlens": cu_seqlens}
         session, _weights = self._open(self._bundle.vision_graph, names)
-        values = session.run(list(names), {**inputs, "segment_range": segment_range})
+        values = session.run(list(names), {**inputs, "segment_range": segment_range(cu_seqlens)})
         return {name: value.reshape(len(value), -1) for name, value in zip(names, values, strict=True)}
 
     def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
@@ -200,8 +206,8 @@ class OnnxRuntimeTaps:
             for name, value in zip(names, values, strict=False):
                 joined[name].append(value.reshape(call.token_ids.shape[1], -1))
         result = {name: np.concatenate(pieces) for name, pieces in joined.items()}
-        for name, value in zip(present, cache.values(), strict=True):  # [1, K, L, D] -> [L, K * D]
-            result[name] = value[0].transpose(1, 0, 2).reshape(capacity, -1)
+        for name, value in zip(present, cache.values(), strict=True):
+            result[name] = cache_rows(value)
         return result
 
     def _open(self, path: Path, names: Sequence[str]) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:

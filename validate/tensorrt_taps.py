@@ -26,7 +26,8 @@ from engines.tensorrt.session import is_step, upload_feeds
 from export.bundle import Bundle
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
-from validate.taps import GraphName, Tap, Values
+from export.processor.positions import segment_range
+from validate.taps import GraphName, Tap, Values, cache_rows
 
 Array = npt.NDArray[Any]
 Compile = Callable[[GraphName, tuple[str, ...]], ICudaEngine]
@@ -79,9 +80,8 @@ class TensorRtTaps:
         """See `TapSession`."""
         patches, positions, cu_seqlens = feeds
         call = _TappedEngine(self._opened(), "vision", taps)
-        segment_range = np.arange(np.diff(cu_seqlens).max())
         named = {"patches": patches, "positions": positions, "cu_seqlens": cu_seqlens}
-        values = call.run(0, {**named, "segment_range": segment_range})
+        values = call.run(0, {**named, "segment_range": segment_range(cu_seqlens)})
         return {name: value.reshape(len(value), -1) for name, value in values.items()}
 
     def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
@@ -99,9 +99,8 @@ class TensorRtTaps:
             for name, value in engine.run_cached(feeds, caches).items():
                 joined.setdefault(name, []).append(value.reshape(call.token_ids.shape[1], -1))
         result = {name: np.concatenate(pieces) for name, pieces in joined.items()}
-        for (part, layer), address in caches.items():  # [1, K, L, D] -> [L, K * D]
-            cache = engine.read_cache(part, layer, address)[0]
-            result[cache_name("present", part, layer)] = cache.transpose(1, 0, 2).reshape(cache.shape[1], -1)
+        for (part, layer), address in caches.items():
+            result[cache_name("present", part, layer)] = cache_rows(engine.read_cache(part, layer, address))
         return result
 
     def _opened(self) -> Tools:

@@ -15,6 +15,7 @@ from engines.session import DecoderInputs, EngineError, require_slots
 from export.bundle import Bundle, open_bundle
 from export.config import ModelConfig, load_config
 from export.contract import CACHE_PARTS, cache_name
+from export.processor.positions import segment_range
 
 _ERROR_AND_ABOVE = 3
 
@@ -68,12 +69,11 @@ class OnnxRuntimeVision:
         cu_seqlens: npt.NDArray[np.int32],
     ) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`."""
-        longest = int(np.diff(cu_seqlens).max())
         feeds = {
             "patches": patches,
             "positions": positions,
             "cu_seqlens": cu_seqlens,
-            "segment_range": np.arange(longest, dtype=np.int32),
+            "segment_range": segment_range(cu_seqlens),
         }
         visual_embeds: npt.NDArray[np.float32] = self._session.run(["visual_embeds"], feeds)[0]
         return visual_embeds

@@ -16,6 +16,7 @@ from engines.tensorrt.profiles import DECODE, PREFILL, fits
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
 from export.errors import UserError
+from export.processor.positions import segment_range
 
 _FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
 
@@ -59,7 +60,7 @@ class TensorRtVision:
             "patches": patches,
             "positions": positions,
             "cu_seqlens": cu_seqlens,
-            "segment_range": np.arange(np.diff(cu_seqlens).max()),
+            "segment_range": segment_range(cu_seqlens),
         }
         shapes = upload_feeds(self._buffers, self._inputs, feeds)
         self._execution.prepare(shapes, self._buffers.addresses)

@@ -1,7 +1,7 @@
-"""What do all models of a repository do alike? Find their settings, their bundle and its engine, and read a request."""
+"""What do all models of a repository do alike? Find their settings, their bundle and its engine, and read requests."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
+from engines.runtime.generation_config import checkpoint_generation_config
 from engines.session import DecoderSession, VisionSession
+from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import ServerTensor
+from engines.triton_server.requests import ChatRequest, parse_request
 from engines.triton_server.settings import PARAMETER, ServerSettings
+from export.errors import UserError
+from export.processor.processor import Processor
 
 BUNDLE_DIRECTORY = "bundle"
+FAULT = "a fault of the server; its log says more"
+"""All that a client learns of an error that is not its own."""
 
 Arguments = Mapping[str, str]
 """What Triton gives to a model's `initialize`."""
@@ -59,3 +66,50 @@ def read_tensors(request: Any, inputs: Sequence[ServerTensor]) -> dict[str, npt.
     """The inputs that the client gave. Copied: the request's memory is the server's again after `execute`."""
     found = {spec.name: backend.get_input_tensor_by_name(request, spec.name) for spec in inputs}
     return {name: np.array(tensor.as_numpy()) for name, tensor in found.items() if tensor is not None}
+
+
+class RequestReader:
+    """Checks chat requests for one bundle under one server's settings."""
+
+    def __init__(self, directory: Path, settings: ServerSettings) -> None:
+        self.processor = Processor.from_directory(directory)
+        self._defaults = checkpoint_generation_config(directory)
+        self._limits = settings.request_limits
+        hosts = frozenset(settings.allowed_hosts)
+        self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
+
+    def read(self, tensors: Mapping[str, npt.NDArray[Any]]) -> ChatRequest:
+        """What a client asks.
+
+        Raises:
+            UserError: it may not run; all problems at once.
+        """
+        return parse_request(tensors, self.processor, self._defaults, self._limits, self._fetcher)
+
+
+def log_fault(error: Exception) -> None:
+    """Say in the server's log what the client is not told."""
+    backend.Logger.log_error(f"a request failed: {type(error).__name__}: {error}")
+
+
+def respond_to_each(
+    requests: Sequence[Any], answer: Callable[[Any], Mapping[str, npt.NDArray[Any]]]
+) -> list[Any]:
+    """One response for each request: the tensors of `answer`, or an error that is that request's alone."""
+    return [_response(request, answer) for request in requests]
+
+
+def _response(request: Any, answer: Callable[[Any], Mapping[str, npt.NDArray[Any]]]) -> Any:
+    try:
+        tensors = answer(request).items()
+    except UserError as error:
+        return _refusal(str(error), backend.TritonError.INVALID_ARG)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
+        log_fault(error)
+        return _refusal(FAULT, backend.TritonError.INTERNAL)
+    outputs = [backend.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors]
+    return backend.InferenceResponse(output_tensors=outputs)
+
+
+def _refusal(message: str, code: Any) -> Any:
+    return backend.InferenceResponse(error=backend.TritonError(message, code))

@@ -8,7 +8,6 @@ puts events into queues. No torch.
 import json
 import queue
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -18,20 +17,26 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.runtime.answer import Event, FailureEvent, Timings, TokenEvent
-from engines.runtime.generation_config import checkpoint_generation_config
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
 from engines.runtime.text_stream import TextStream
-from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import CHAT_INPUTS
-from engines.triton_server.loading import bundle_directory, open_engine, read_settings, read_tensors
+from engines.triton_server.loading import (
+    FAULT,
+    Arguments,
+    RequestReader,
+    bundle_directory,
+    log_fault,
+    open_engine,
+    read_settings,
+    read_tensors,
+)
 from engines.triton_server.metrics import MetricsReporter
-from engines.triton_server.requests import ChatRequest, parse_request
+from engines.triton_server.requests import ChatRequest
 from engines.triton_server.warm_up import warm_up
 from export.config import load_config
 from export.errors import UserError
-from export.processor.processor import Processor
 
 _POLL_SECONDS = 0.1
 """How soon a client that went away is noticed while no token comes."""
@@ -40,7 +45,7 @@ _POLL_SECONDS = 0.1
 class TritonPythonModel:
     """What Triton loads: `initialize` once, `execute` for requests, `finalize` at the end."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def initialize(self, args: Arguments) -> None:
         """Open the bundle, warm up and start the scheduler; the server is ready only after it.
 
         What is wrong with the bundle or the settings stands in the server's log, and the model does not load.
@@ -48,16 +53,12 @@ class TritonPythonModel:
         settings, directory = read_settings(args), bundle_directory(args)
         model = load_config(directory)
         self._settings = settings
-        self._processor = Processor.from_directory(directory)
-        self._defaults = checkpoint_generation_config(directory)
-        self._fetcher = (
-            Fetcher(FetchPolicy(frozenset(settings.allowed_hosts))) if settings.allowed_hosts else None
-        )
+        self._reader = RequestReader(directory, settings)
         vision, decoder = open_engine(directory, settings)
         scheduler = Scheduler(vision, decoder, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()
-        seconds = warm_up(self._service, self._processor)
+        seconds = warm_up(self._service, self._reader.processor)
         self._metrics = MetricsReporter(self._service.stats, backend, args["model_name"])
         self._room = threading.BoundedSemaphore(settings.max_requests)
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
@@ -89,8 +90,7 @@ class TritonPythonModel:
     def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any) -> None:
         """One request, from its check to its last response."""
         try:
-            limits = self._settings.request_limits
-            chat = parse_request(tensors, self._processor, self._defaults, limits, self._fetcher)
+            chat = self._reader.read(tensors)
             del tensors
             self._answer(chat, sender)
         except UserError as error:
@@ -98,14 +98,14 @@ class TritonPythonModel:
         except TryLaterError as error:
             _end_with_error(sender, str(error), backend.TritonError.UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
-            backend.Logger.log_error(f"a request failed: {type(error).__name__}: {error}")
-            _end_with_error(sender, "a fault of the server; its log says more", backend.TritonError.INTERNAL)
+            log_fault(error)
+            _end_with_error(sender, FAULT, backend.TritonError.INTERNAL)
         finally:
             self._room.release()
 
     def _answer(self, chat: ChatRequest, sender: Any) -> None:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        stream = TextStream(self._processor.tokenizer, stop_strings=chat.stop_strings)
+        stream = TextStream(self._reader.processor.tokenizer, stop_strings=chat.stop_strings)
         ticket = self._service.submit(chat.request, events.put, deadline_seconds=chat.timeout_seconds)
         try:
             while True:

@@ -54,7 +54,6 @@ from engines.triton_server.{module} import TritonPythonModel  # noqa: E402, F401
 _MODULES = {MODEL_NAME: "model", PREPROCESS_NAME: "preprocess", VISION_ENCODER_NAME: "vision_encoder"}
 _ONNXRUNTIME_VERDICT = "onnxruntime-cpu"
 """What the validator calls the engine that computes where the settings name none."""
-_GRAPH_SUFFIXES = {".onnx", ".safetensors", ".data"}
 
 
 @dataclass(frozen=True)
@@ -203,10 +202,9 @@ def _place_runtime(directory: Path) -> None:
 
 def _place_bundle(bundle: Bundle, directory: Path, engine: EngineRecord | None, *, has_graphs: bool) -> None:
     """Manifest and recorded files, with or without graphs and weights, and of the engines the one that is served."""
-    for record in bundle.manifest.records():
-        if has_graphs or Path(record.name).suffix not in _GRAPH_SUFFIXES:
-            _link_or_copy(bundle.directory / record.name, directory / record.name)
-    _link_or_copy(bundle.directory / MANIFEST_NAME, directory / MANIFEST_NAME)
+    records = bundle.manifest.records() if has_graphs else bundle.manifest.files
+    for name in (MANIFEST_NAME, *(record.name for record in records)):
+        _link_or_copy(bundle.directory / name, directory / name)
     if engine is not None:
         names = (ENGINE_RECORD_NAME, *(record.name for record in engine.files))
         for name in names:

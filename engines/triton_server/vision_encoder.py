@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.onnxruntime.session import open_vision_session
 from engines.triton_server.interface import vision_inputs
-from engines.triton_server.loading import Arguments, bundle_directory, read_settings, read_tensors
+from engines.triton_server.loading import (
+    Arguments,
+    bundle_directory,
+    read_settings,
+    read_tensors,
+    respond_to_each,
+)
 from export.config import load_config
+from export.errors import UserError
 
 
 class TritonPythonModel:
@@ -29,38 +35,36 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; a request that is wrong has an error of its own."""
-        return [self._respond(request) for request in requests]
+        return respond_to_each(requests, self._encode)
 
-    def _respond(self, request: Any) -> Any:
+    def _encode(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         tensors = read_tensors(request, self._inputs)
         patches, positions, cu_seqlens = (tensors[name] for name in ("patches", "positions", "cu_seqlens"))
-        if problem := what_is_wrong(patches, positions, cu_seqlens, self._patches_per_token):
-            return backend.InferenceResponse(
-                error=backend.TritonError(problem, backend.TritonError.INVALID_ARG)
-            )
-        visual_embeds = self._vision.encode(patches, positions, cu_seqlens)
-        return backend.InferenceResponse(
-            output_tensors=[backend.Tensor("visual_embeds", np.ascontiguousarray(visual_embeds))]
-        )
+        require_sound(patches, positions, cu_seqlens, self._patches_per_token)
+        return {"visual_embeds": self._vision.encode(patches, positions, cu_seqlens)}
 
 
-def what_is_wrong(
+def require_sound(
     patches: npt.NDArray[Any],
     positions: npt.NDArray[Any],
     cu_seqlens: npt.NDArray[Any],
     patches_per_token: int,
-) -> str | None:
-    """Why tensors that a stranger sent must not reach the graph, which would read past their ends; None if they may.
+) -> None:
+    """Keep tensors that a stranger sent from the graph where it would read past their ends.
 
     Shapes but the dynamic sizes, and dtypes, are the server's to check: the configuration declares them.
+
+    Raises:
+        UserError: what is wrong with them.
     """
     lengths = np.diff(cu_seqlens)
     if positions.shape[1] != len(patches):
-        return f"positions are of {positions.shape[1]} patches, and patches has {len(patches)}."
+        raise UserError(f"positions are of {positions.shape[1]} patches, and patches has {len(patches)}.")
     if not len(lengths) or cu_seqlens[0] != 0 or cu_seqlens[-1] != len(patches):
-        return f"cu_seqlens must run from 0 to the {len(patches)} patches."
+        raise UserError(f"cu_seqlens must run from 0 to the {len(patches)} patches.")
     if (lengths <= 0).any() or (lengths % patches_per_token).any():
-        return f"cu_seqlens must rise by multiples of {patches_per_token}, the patches of one visual token."
+        raise UserError(
+            f"cu_seqlens must rise by multiples of {patches_per_token}, the patches of one visual token."
+        )
     if (positions < 0).any() or (positions >= len(patches)).any():
-        return "positions must be rows and columns of patches, from 0 on."
-    return None
+        raise UserError("positions must be rows and columns of patches, from 0 on.")

@@ -169,27 +169,17 @@ def share_gradients(model: nn.Module) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _produce(
-    queue: Any,
-    finished: Any,
-    directory: Path,
-    plan: Plan,
-    start: int,
-    rank: int,
-    world: int,
-    share: Share,
-) -> None:
+def _produce(queue: Any, finished: Any, directory: Path, plan: Plan, start: int, share: Share) -> None:
     os.nice(PRODUCER_NICENESS)
     torch.set_num_threads(1)
     processor = Processor.from_directory(directory)
-    for step in range(start + rank, plan.steps, world):
+    for step in range(start, plan.steps):
         samples = plan.samples(step)[share.index :: share.number]
         batch = make_batch(samples, processor, drawn=plan.at(step)[0].drawn)
         queue.put((step, batch, [sample.task for sample in samples]))
     finished.wait()  # tensors that are still in the queue live in this process's shared memory
 
 
-PRODUCERS = 1
 MOST_PROCESSES = 8
 """A share of a step's samples must still be a batch."""
 PRODUCER_NICENESS = 5
@@ -199,24 +189,16 @@ BATCHES_AHEAD = 20
 def batches_from(
     directory: Path, plan: Plan, start: int, share: Share
 ) -> Iterator[tuple[int, Batch, list[str]]]:
-    """This share of every step's batch, made ahead by other processes in turn."""
-    queues: list[Any] = [multiprocessing.Queue(maxsize=BATCHES_AHEAD) for _ in range(PRODUCERS)]
+    """This share of every step's batch, made ahead by another process."""
+    queue: Any = multiprocessing.Queue(maxsize=BATCHES_AHEAD)
     finished = multiprocessing.Event()
-    workers = [
-        multiprocessing.Process(
-            target=_produce,
-            args=(queue, finished, directory, plan, start, rank, PRODUCERS, share),
-            daemon=True,
-        )
-        for rank, queue in enumerate(queues)
-    ]
-    for worker in workers:
-        worker.start()
-    for step in range(start, plan.steps):
-        yield queues[(step - start) % PRODUCERS].get()
+    arguments = (queue, finished, directory, plan, start, share)
+    producer = multiprocessing.Process(target=_produce, args=arguments, daemon=True)
+    producer.start()
+    for _ in range(start, plan.steps):
+        yield queue.get()
     finished.set()
-    for worker in workers:
-        worker.join()
+    producer.join()
 
 
 def train(directory: Path, plan: Plan, weights: Sequence[Path] = (), processes: int = 1) -> None:

@@ -50,6 +50,11 @@ def cu_seqlens_from_grids(grids: Sequence[Grid]) -> NDArray[np.int32]:
     return np.cumsum([0, *lengths], dtype=np.int32)
 
 
+def segment_range(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The vision graph's input that carries the longest segment's length M as its shape: int32 [M], 0 .. M-1."""
+    return np.arange(np.diff(cu_seqlens).max(initial=0), dtype=np.int32)
+
+
 def mrope_position_ids(
     token_ids: NDArray[np.int64], grids: Sequence[Grid], config: ModelConfig
 ) -> tuple[NDArray[np.int32], int]:
