@@ -2,9 +2,9 @@
 
 The generator knows where every character and shape stands, so it can tell each visual token (a square of 28 x 28
 pixels) what it shows. `Codebook` writes that as a vector: one fixed orthogonal direction for each character, colour
-and kind of shape, for the first and second thing of a square, for the characters left and right of them, and a few for
-a shape's edges. The language model learns the tasks from these vectors before it sees a picture; the vision encoder
-then learns to produce them.
+and kind of shape, for the first and second thing of a square, for what a character's neighbours are or how many shapes
+have a shape's colour, and a few for where the first thing's edges are. The language model learns the tasks from these
+vectors before it sees a picture; the vision encoder then learns to produce them.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from examples.tiny.pictures import COLORS, SHAPES, Glyph, Scene
+from examples.tiny.pictures import COLORS, SHAPES, Box, Glyph, Scene
 from examples.tiny.tasks import CHARACTERS
 
 PAIRS = tuple((color, kind) for color in COLORS for kind in SHAPES)
@@ -31,9 +31,10 @@ THINGS: dict[str | tuple[str, str], int] = {
 INSIDE = 2
 BEFORE, AFTER = INSIDE, INSIDE + 1
 SLOTS = INSIDE + 2
-"""Two things in a token, in reading order, more are dropped; what stands left of the first; right of the second."""
-EDGE_PERIODS = (8.0, 3.0)
-"""A shape's edges are written as sine and cosine with these periods, in tokens."""
+"""Two things in a token, in reading order; more are dropped. Then what stands left of the first character, and right of
+the last; of shapes, how many have the first one's colour, and the last one's."""
+EDGE_PERIODS = (2.0, 0.5)
+"""Edges are written as sine and cosine with these periods, in widths or heights of the picture."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Contents:
     things: NDArray[np.int64]
     """[V, SLOTS] indices of THINGS."""
     edges: NDArray[np.float32]
-    """[V, 4] left, top, right and bottom of the first shape, in tokens from this one's corner; NaN without one."""
+    """[V, 4] left, top, right and bottom of the first thing, as shares of the picture; NaN without one."""
 
 
 def contents_of_scene(scene: Scene, grid: tuple[int, int]) -> Contents:
@@ -59,29 +60,38 @@ def contents_of_scene(scene: Scene, grid: tuple[int, int]) -> Contents:
     edges = np.full((rows * columns, 4), np.nan, np.float32)
     used = [0] * (rows * columns)
 
-    def put(thing: int, center: tuple[float, float]) -> tuple[int, int, NDArray[np.float64]]:
-        """Note a thing in its token: which one, how many were there before, and the token's corner."""
+    def put(thing: int, center: tuple[float, float]) -> tuple[int, int]:
+        """Note a thing in its token: which one, and how many were there before."""
         corner = np.clip(np.floor(np.array(center) * scale), 0, (columns - 1, rows - 1))
         token = int(corner[1]) * columns + int(corner[0])
         place = used[token]
         used[token] += 1
         if place < INSIDE:
             things[token, place] = thing
-        return token, place, corner
+        return token, place
 
     for left, glyph, right in zip(
         (None, *scene.glyphs), scene.glyphs, (*scene.glyphs[1:], None), strict=False
     ):
-        token, place, _ = put(THINGS[glyph.character], glyph.center)
+        token, place = put(THINGS[glyph.character], glyph.center)
         if place == 0:
+            edges[token] = _edges(glyph.box, scene)
             things[token, BEFORE] = _neighbour(glyph, left)
         if place < INSIDE:
             things[token, AFTER] = _neighbour(glyph, right)
     for shape in sorted(scene.shapes, key=lambda shape: shape.center):
-        token, place, corner = put(THINGS[shape.color, shape.kind], shape.center)
+        token, place = put(THINGS[shape.color, shape.kind], shape.center)
+        number = THINGS[str(sum(other.color == shape.color for other in scene.shapes))]
         if place == 0:
-            edges[token] = (np.array(shape.box).reshape(2, 2) * scale - corner).reshape(-1)
+            edges[token] = _edges(shape.box, scene)
+            things[token, BEFORE] = number
+        if place < INSIDE:
+            things[token, AFTER] = number
     return Contents(things, edges)
+
+
+def _edges(box: Box, scene: Scene) -> NDArray[np.float64]:
+    return (np.array(box).reshape(2, 2) / scene.size).reshape(-1)
 
 
 def _neighbour(glyph: Glyph, other: Glyph | None) -> int:
@@ -128,9 +138,9 @@ class Codebook:
         return self.mark + sum(slots) + self.edge_features(edges) @ self.edge_codes
 
     def edge_features(self, edges: Tensor) -> Tensor:
-        """[V, 16]; zeros without a shape."""
+        """[V, 16]; zeros without a thing."""
         angles = torch.cat([edges * (2 * math.pi / period) for period in EDGE_PERIODS], -1)
-        return 0.5 * torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
+        return torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
 
     def loss(self, visual_embeds: Tensor, things: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         """How far vectors are from saying what their tokens show, and the share of tokens that say all things right."""

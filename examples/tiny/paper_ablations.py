@@ -1,30 +1,32 @@
-"""Do the paper's two training ablations hold at this scale? (arXiv 2409.12191, tables 7 and 8)
+"""Do the paper's two ablations hold at this scale? (arXiv 2409.12191, tables 7 and 8)
 
-    python -m examples.tiny.paper_ablations build/paper-ablations [--scale 0.15] [--samples 200]
+    python -m examples.tiny.paper_ablations models/qwen2-vl-tiny build/paper-ablations [--scale 0.25] [--samples 200]
 
-Trains a small model from nothing for each variant, all with the same samples, and asks each the held-out questions:
+- Table 7 asks one model about pictures of their own size, and resized to a fixed number of visual tokens.
+- Table 8 compares M-RoPE with one-dimensional positions. Those are the decoder's alone: two decoders learn the tasks
+  from nothing with the same samples (the plan's warm-up, `scale` times as long), and then see through the checkpoint's
+  vision encoder.
 
-- pictures resized to a fixed number of visual tokens (three numbers) against the dynamic resolution;
-- one-dimensional positions against M-RoPE.
-
-A variant takes `scale` times as long as the shipped training. A run that was killed goes on with the variant, and
-the step, at which it stopped.
+The two trainings run side by side. A run that was killed goes on with the step at which it stopped.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from examples.tiny import batches
-from examples.tiny.checkpoint import write_config_files
+from examples.tiny.checkpoint import write_config_files, write_weights
 from examples.tiny.evaluate import BATCH, accuracy, answers, held_out
 from examples.tiny.plan import Plan
 from examples.tiny.reference_sessions import open_reference
@@ -35,29 +37,38 @@ from export.processor.processor import Processor
 from export.processor.settings import PIXELS_PER_TOKEN
 
 FIXED_TOKENS = (6, 16, 36)
+VISUAL_TOKENS = "visual tokens"
+WEIGHTS = "model.safetensors"
+Figures = dict[str, float]
+"""Accuracy by task, and how many visual tokens a question has on average."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    name: str
-    tokens: int | None = None
-    """Visual tokens to which every picture is resized; None leaves it its own size."""
-    has_mrope: bool = True
+def ask(checkpoint: Path, number: int) -> Figures:
+    """The held-out questions, answered by the PyTorch reference."""
+    own, sessions = Processor.from_directory(checkpoint), open_reference(checkpoint, BATCH)
+    figures, lengths = Figures(), list[int]()
+    for task in TASKS:
+        samples = held_out(task, number)
+        inputs = [own.inputs_from_messages(sample.messages()) for sample in samples]
+        figures[task] = accuracy(samples, answers(inputs, own, checkpoint, sessions))
+        lengths += [sum(int(np.prod(grid)) for grid in prompt.grids) // 4 for prompt in inputs]
+    return figures | {VISUAL_TOKENS: float(np.mean(lengths))}
 
 
-VARIANTS = (
-    Variant("dynamic resolution, M-RoPE"),
-    *(Variant(f"{tokens} tokens a picture", tokens=tokens) for tokens in FIXED_TOKENS),
-    Variant("1-D positions", has_mrope=False),
-)
+# --- table 7: fixed against dynamic resolution ------------------------------------------------------------
 
 
-def fix_resolution(directory: Path, tokens: int) -> None:
-    """Let a checkpoint's processor resize each picture and frame to about `tokens` visual tokens."""
+def fix_resolution(checkpoint: Path, directory: Path, tokens: int) -> None:
+    """The same model in another directory, whose processor resizes each picture and frame to about `tokens`."""
+    write_config_files(directory)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         settings = json.loads((directory / name).read_text(encoding="utf-8"))
         settings |= dict.fromkeys(("min_pixels", "max_pixels"), tokens * PIXELS_PER_TOKEN)
         (directory / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (directory / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
+
+
+# --- table 8: M-RoPE against one-dimensional positions ----------------------------------------------------
 
 
 def one_dimensional_ids(token_ids: np.ndarray, *_: Any) -> tuple[np.ndarray, int]:
@@ -66,49 +77,66 @@ def one_dimensional_ids(token_ids: np.ndarray, *_: Any) -> tuple[np.ndarray, int
 
 
 @contextmanager
-def positions_of(variant: Variant) -> Iterator[None]:
-    """The variant's position ids in training and evaluation."""
-    ids: Callable[..., Any] = positions.mrope_position_ids if variant.has_mrope else one_dimensional_ids
+def position_ids_by(ids: Callable[..., Any]) -> Iterator[None]:
+    """Position ids in training and evaluation."""
     with patch.object(batches, "mrope_position_ids", ids), patch.object(processor, "mrope_position_ids", ids):
         yield
 
 
-def accuracies(checkpoint: Path, number: int) -> dict[str, float]:
-    """Of each task, by the PyTorch reference."""
-    own, sessions = Processor.from_directory(checkpoint), open_reference(checkpoint, BATCH)
-    figures = {}
-    for task in TASKS:
-        samples = held_out(task, number)
-        inputs = [own.inputs_from_messages(sample.messages()) for sample in samples]
-        figures[task] = accuracy(samples, answers(inputs, own, checkpoint, sessions))
-    return figures
+POSITIONS: dict[str, Callable[..., Any]] = {
+    "M-RoPE": positions.mrope_position_ids,
+    "1-D positions": one_dimensional_ids,
+}
 
 
-def run_variant(directory: Path, variant: Variant, plan: Plan, number: int) -> dict[str, float]:
-    """Train and evaluate one variant in a directory of its own."""
+def train_decoder(name: str, directory: Path, checkpoint: Path, plan: Plan, number: int) -> Figures:
+    """Train a decoder with the positions of that name from what pictures show, and ask it about pictures.
+
+    Args:
+        name: a key of POSITIONS.
+        directory: of the training.
+        checkpoint: gives the vision encoder.
+        plan: of the training.
+        number: held-out samples a task.
+    """
+    torch.set_num_threads(1)
     write_config_files(directory / "checkpoint")
-    if variant.tokens is not None:
-        fix_resolution(directory / "checkpoint", variant.tokens)
-    with positions_of(variant):
+    with position_ids_by(POSITIONS[name]):
         train(directory, plan)
-        return accuracies(directory / "checkpoint", number)
+        write_config_files(directory / "seeing")
+        eyes = load_file(checkpoint / WEIGHTS)
+        weights = load_file(directory / "checkpoint" / WEIGHTS)
+        seeing = {name: eyes[name] if name.startswith("visual.") else weights[name] for name in weights}
+        write_weights(directory / "seeing", seeing)
+        return ask(directory / "seeing", number)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the paper's training ablations on the small model.")
+    parser = argparse.ArgumentParser(description="Run the paper's two ablations on the small model.")
+    parser.add_argument("checkpoint", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument(
-        "--scale", type=float, default=0.15, help="length of each training, 1 is the shipped one's"
-    )
+    parser.add_argument("--scale", type=float, default=0.25, help="length of each training, 1 is the plan's")
     parser.add_argument("--samples", type=int, default=200, help="held-out samples a task")
     options = parser.parse_args()
-    plan = Plan().scaled(options.scale)
-    result: dict[str, dict[str, float]] = {}
-    for variant in VARIANTS:
-        folder = options.directory / variant.name.replace(" ", "-").replace(",", "")
-        folder.mkdir(parents=True, exist_ok=True)
-        result[variant.name] = run_variant(folder, variant, plan, options.samples)
-        print(variant.name, result[variant.name], file=sys.stderr, flush=True)
+    options.directory.mkdir(parents=True, exist_ok=True)
+    result: dict[str, dict[str, Figures]] = {"resolution": {}, "positions": {}}
+
+    def note(table: str, name: str, figures: Figures) -> None:
+        result[table][name] = figures
+        print(name, figures, file=sys.stderr, flush=True)
+
+    plan = Plan().only("text").scaled(options.scale)
+    with ProcessPoolExecutor(len(POSITIONS), get_context("fork")) as pool:
+        runs = {}
+        for name in POSITIONS:
+            folder = options.directory / name.replace(" ", "-")
+            runs[name] = pool.submit(train_decoder, name, folder, options.checkpoint, plan, options.samples)
+        for name, run in runs.items():
+            note("positions", name, run.result())
+    for tokens in FIXED_TOKENS:
+        fix_resolution(options.checkpoint, options.directory / f"{tokens}-tokens", tokens)
+        note("resolution", f"{tokens} tokens", ask(options.directory / f"{tokens}-tokens", options.samples))
+    note("resolution", "dynamic", ask(options.checkpoint, options.samples))
     report = options.directory / "report.json"
     report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

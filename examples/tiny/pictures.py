@@ -97,6 +97,10 @@ class Noise:
 # --- scenes -------------------------------------------------------------------------------------------
 
 
+def _middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
 @dataclass(frozen=True)
 class Glyph:
     """One character; `x` is where its advance begins, `y` the top of its line."""
@@ -107,11 +111,15 @@ class Glyph:
     font: ImageFont.FreeTypeFont
 
     @property
-    def center(self) -> tuple[float, float]:
-        """Its own middle across, the capitals' middle down, so that a dot lies in its line."""
+    def box(self) -> Box:
+        """Its own width, the capitals' height, so that a dot lies in its line."""
         left, _, right, _ = _bounds(self.font, self.character)
         _, top, _, bottom = _bounds(self.font, "H")
-        return self.x + (left + right) / 2, self.y + (top + bottom) / 2
+        return self.x + left, self.y + top, self.x + right, self.y + bottom
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return _middle(self.box)
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class Shape:
 
     @property
     def center(self) -> tuple[float, float]:
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+        return _middle(self.box)
 
 
 @dataclass(frozen=True)

@@ -147,17 +147,6 @@ PROMPTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-DRILL_PROMPTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "side": (
-        ("Is the {} {} left or right?", "Left or right: the {} {}?"),
-        ("{}的{}在左边还是右边？",),
-    ),
-    "height": (
-        ("Is the {} {} up or down?", "Up or down: the {} {}?"),
-        ("{}的{}在上面还是下面？",),
-    ),
-}
-"""Asked in training alone."""
 MAX_TURNS = 3
 """Questions about the same pictures in training: more to learn from pictures that are encoded once."""
 
@@ -165,7 +154,7 @@ MAX_TURNS = 3
 def _ask(kind: str, rng: Generator, answer: str, *words: str) -> Turn:
     """One of the prompts, filled in; what has a Chinese word is answered in the prompt's language."""
     chinese = bool(rng.random() < 0.5)
-    prompts = {**PROMPTS, **DRILL_PROMPTS}[kind][chinese]
+    prompts = PROMPTS[kind][chinese]
     prompt = prompts[rng.integers(len(prompts))]
     if chinese:
         words = tuple(CHINESE.get(word, word) for word in words)
@@ -225,9 +214,13 @@ def receipt(rng: Generator) -> Sample:
         kind = "table"
         names = _random_codes(number, rng, 2, 3)
         values = [random_code(rng, 2, 4) for _ in names]
-    turns = [_ask(kind, rng, values[i], names[i]) for i in _some_of(number, rng)]
+    return _table("receipt", kind, names, values, rng)
+
+
+def _table(task: str, kind: str, names: list[str], values: list[str], rng: Generator) -> Sample:
+    turns = [_ask(kind, rng, values[i], names[i]) for i in _some_of(len(names), rng)]
     scene = table_scene(list(zip(names, values, strict=True)), rng)
-    return Sample("receipt", (_picture(scene),), tuple(turns))
+    return Sample(task, (_picture(scene),), tuple(turns))
 
 
 def _canvas(rng: Generator, smallest: int, largest: int) -> tuple[int, int]:
@@ -266,8 +259,8 @@ def box(rng: Generator) -> Sample:
     return Sample("box", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
 
 
-def _different_shapes(size: tuple[int, int], rng: Generator, most: int = 3) -> list[Shape]:
-    boxes = place_boxes(int(rng.integers(1, most + 1)), size, (30, 64), rng)
+def _different_shapes(size: tuple[int, int], rng: Generator) -> list[Shape]:
+    boxes = place_boxes(int(rng.integers(1, 4)), size, (30, 64), rng)
     pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
     return [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
 
@@ -359,30 +352,38 @@ def page(rng: Generator) -> Sample:
 def echo(rng: Generator) -> Sample:
     """Text of few different characters: what comes next depends on more than the last one."""
     few = random_code(rng, 2, 4)
-    text = "".join(few[i] for i in rng.integers(0, len(few), int(rng.integers(3, 9))))
+    text = _spell(few, rng, 3, 8)
     scene = text_scene(text, rng, random_font(rng, 24, 40), spacing=int(rng.integers(2, 8)))
     return Sample("echo", (_picture(scene),), (_ask("read", rng, text),))
 
 
-def side(rng: Generator) -> Sample:
-    """In which half of the picture a shape is, across or down."""
-    size = _canvas(rng, 84, 140)
-    shapes = _different_shapes(size, rng, most=1 if rng.random() < 0.6 else 3)
-    turns = []
-    for i in _some_of(len(shapes), rng):
-        axis = int(rng.integers(2))
-        words = ("left", "right") if axis == 0 else ("up", "down")
-        answer = words[shapes[i].center[axis] > size[axis] / 2]
-        kind = ("side", "height")[axis]
-        turns.append(_ask(kind, rng, answer, shapes[i].color, shapes[i].kind))
-    return Sample("side", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
+def ledger(rng: Generator) -> Sample:
+    """A receipt or table whose values have few different characters: the row decides, and not what was just read."""
+    number = int(rng.integers(2, 5))
+    if rng.random() < 0.7:
+        kind, few = "receipt", "".join(_some_digits(rng))
+        names = [str(name) for name in rng.choice(ITEMS, number, replace=False)]
+        values = [f"{_spell(few, rng, 1, 2)}.{_spell(few, rng, 2, 2)}" for _ in names]
+    else:
+        kind, few = "table", random_code(rng, 2, 4)
+        names = _random_codes(number, rng, 2, 3)
+        values = [_spell(few, rng, 2, 4) for _ in names]
+    return _table("ledger", kind, names, values, rng)
+
+
+def _some_digits(rng: Generator) -> list[str]:
+    return [str(digit) for digit in rng.choice(range(1, 10), int(rng.integers(2, 5)), replace=False)]
+
+
+def _spell(few: str, rng: Generator, shortest: int, longest: int) -> str:
+    return "".join(few[i] for i in rng.integers(0, len(few), int(rng.integers(shortest, longest + 1))))
 
 
 TASKS: dict[str, Callable[[Generator], Sample]] = {
     task.__name__: task for task in (read, receipt, count, box, pictures, direction, order)
 }
 """What the model is judged by."""
-GENERATORS = {**TASKS, "page": page, "echo": echo, "side": side}
+GENERATORS = {**TASKS, "page": page, "echo": echo, "ledger": ledger}
 
 
 def make_sample(task: str, seed: tuple[int, ...]) -> Sample:

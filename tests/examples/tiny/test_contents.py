@@ -28,7 +28,7 @@ def test_a_token_is_told_of_the_character_whose_middle_it_holds():
     first = contents.things[:, 0]
     assert first.tolist() == [THINGS["A"], 0, 0, 0, 0, THINGS["7"]]
     assert not contents.things[:, 1:INSIDE].any()
-    assert np.isnan(contents.edges).all()
+    assert np.isnan(contents.edges[:, 0]).tolist() == [thing == 0 for thing in first]
 
 
 def test_two_characters_of_a_token_stand_in_reading_order_and_the_surplus_is_dropped():
@@ -57,11 +57,36 @@ def test_a_token_is_told_what_stands_left_and_right_of_its_characters():
     }  # C is far away and in B's line
 
 
-def test_edges_are_counted_in_tokens_of_the_resized_picture():
-    scene = Scene((60, 60), (255,) * 3, QUIET, shapes=(Shape("red", "circle", (30, 0, 60, 30)),))
-    contents = contents_of_scene(scene, (2, 2))
-    assert contents.things[:, 0].tolist() == [0, THINGS["red", "circle"], 0, 0]
-    np.testing.assert_allclose(contents.edges[1], [0, 0, 1, 1], atol=1e-6)
+def test_edges_are_shares_of_the_picture():
+    scene = Scene((60, 120), (255,) * 3, QUIET, shapes=(Shape("red", "circle", (30, 0, 60, 30)),))
+    contents = contents_of_scene(scene, (4, 2))
+    assert contents.things[:, 0].tolist() == [0, THINGS["red", "circle"], *[0] * 6]
+    np.testing.assert_allclose(contents.edges[1], [0.5, 0, 1, 0.25], atol=1e-6)
+
+
+def test_characters_of_a_line_have_the_same_upper_and_lower_edges():
+    glyphs = set_line("A.J", FONT, 20, 7, 2)[0]
+    edges = contents_of_scene(Scene((112, 28), (255,) * 3, QUIET, tuple(glyphs)), (1, 4)).edges
+    left, top, right, bottom = edges[~np.isnan(edges[:, 0])].T
+    assert len(left) == 3
+    assert len(set(top)) == len(set(bottom)) == 1
+    assert (np.diff(left) > 0).all()
+    assert (left < right).all()
+
+
+def test_a_shape_is_told_how_many_have_its_color():
+    shapes = (
+        Shape("red", "circle", (2, 2, 20, 20)),
+        Shape("blue", "square", (32, 2, 42, 12)),
+        Shape("red", "square", (44, 14, 54, 24)),
+    )
+    contents = contents_of_scene(Scene((84, 28), (255,) * 3, QUIET, shapes=shapes), (1, 3))
+    one, two = THINGS["1"], THINGS["2"]
+    assert contents.things.tolist() == [
+        [THINGS["red", "circle"], 0, two, two],
+        [THINGS["blue", "square"], THINGS["red", "square"], one, two],
+        [0] * SLOTS,
+    ]
 
 
 def test_codes_of_characters_are_orthogonal_and_read_back_right():

@@ -1,29 +1,30 @@
-import json
-
 import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from examples.tiny import batches, paper_ablations
 from examples.tiny.batches import make_batch
 from examples.tiny.checkpoint import write_config_files
 from examples.tiny.paper_ablations import (
     FIXED_TOKENS,
-    Variant,
+    POSITIONS,
+    WEIGHTS,
     fix_resolution,
     one_dimensional_ids,
-    positions_of,
-    run_variant,
+    position_ids_by,
+    train_decoder,
 )
 from examples.tiny.plan import Plan
 from examples.tiny.tasks import TASKS, make_sample
 from export.processor.positions import mrope_position_ids
 from export.processor.processor import Processor
-from export.processor.settings import PIXELS_PER_TOKEN
 
 
 def test_a_fixed_resolution_gives_every_picture_about_the_same_tokens(tmp_path):
-    write_config_files(tmp_path)
-    fix_resolution(tmp_path, 16)
-    processor = Processor.from_directory(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    fix_resolution(tmp_path, tmp_path / "fixed", 16)
+    processor = Processor.from_directory(tmp_path / "fixed")
     sizes = {
         int(np.prod(grid)) // 4
         for i in range(20)
@@ -31,13 +32,14 @@ def test_a_fixed_resolution_gives_every_picture_about_the_same_tokens(tmp_path):
     }
     assert sizes <= set(range(9, 21))  # sides are rounded to whole tokens
     assert 16 in FIXED_TOKENS
+    assert (tmp_path / "fixed" / WEIGHTS).read_bytes() == b"weights"
 
 
 def test_one_dimensional_positions_count_tokens_in_training_and_evaluation(tmp_path):
     write_config_files(tmp_path)
     processor = Processor.from_directory(tmp_path)
     samples = [make_sample(task, (1, 0)) for task in TASKS]
-    with positions_of(Variant("", has_mrope=False)):
+    with position_ids_by(one_dimensional_ids):
         ids = make_batch(samples, processor, drawn=False).position_ids
         inputs = processor.inputs_from_messages(samples[0].messages())
     assert (ids == ids[:1]).all()
@@ -45,18 +47,22 @@ def test_one_dimensional_positions_count_tokens_in_training_and_evaluation(tmp_p
     assert inputs.position_delta == 0
 
 
-def test_a_variant_is_trained_with_its_own_positions_and_resolution(tmp_path, monkeypatch):
-    seen = []
-
+@pytest.mark.parametrize("name", POSITIONS)
+def test_a_decoder_learns_with_its_own_positions_and_sees_through_the_checkpoint_s_eyes(
+    name, tmp_path, monkeypatch
+):
     def train(directory, plan):
-        settings = json.loads((directory / "checkpoint" / "preprocessor_config.json").read_text())
-        seen.append(
-            (vars(batches)["mrope_position_ids"] is one_dimensional_ids, settings["max_pixels"], plan)
-        )
+        assert vars(batches)["mrope_position_ids"] is POSITIONS[name]
+        save_file({"visual.x": torch.zeros(1), "model.x": torch.ones(1)}, directory / "checkpoint" / WEIGHTS)
 
     monkeypatch.setattr(paper_ablations, "train", train)
-    monkeypatch.setattr(paper_ablations, "accuracies", lambda checkpoint, number: {"read": number})
-    plan = Plan().scaled(0.1)
-    assert run_variant(tmp_path, Variant("", tokens=6, has_mrope=False), plan, 5) == {"read": 5}
-    assert seen == [(True, 6 * PIXELS_PER_TOKEN, plan)]
+    monkeypatch.setattr(paper_ablations, "ask", lambda directory, number: {str(directory): number})
+    eyes = tmp_path / "eyes"
+    eyes.mkdir()
+    save_file({"visual.x": torch.full((1,), 2.0), "model.x": torch.full((1,), 3.0)}, eyes / WEIGHTS)
+    assert train_decoder(name, tmp_path, eyes, Plan().scaled(0.1), 5) == {str(tmp_path / "seeing"): 5}
+    assert {name: x.item() for name, x in load_file(tmp_path / "seeing" / WEIGHTS).items()} == {
+        "visual.x": 2.0,
+        "model.x": 1.0,
+    }
     assert vars(batches)["mrope_position_ids"] is mrope_position_ids

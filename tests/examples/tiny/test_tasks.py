@@ -47,6 +47,17 @@ def test_a_receipt_is_asked_for_the_value_in_the_row_of_the_name():
             )
 
 
+def test_a_ledger_s_values_have_few_different_characters():
+    for i in SEEDS:
+        sample = make_sample("ledger", (3, i))
+        lines = _lines(sample.media[0].scenes[0])
+        assert len(set("".join(turn.answer for turn in sample.turns)) - {"."}) <= 4
+        for turn in sample.turns:
+            assert any(
+                line.endswith(turn.answer) and line.removesuffix(turn.answer) in turn.prompt for line in lines
+            )
+
+
 def test_counts_say_how_many_shapes_have_the_color():
     for i in SEEDS:
         sample = make_sample("count", (4, i))
