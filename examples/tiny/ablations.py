@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from torch import Tensor
 
+from examples.tiny.checkpoint import checkpoint_argument
 from examples.tiny.evaluate import BATCH, HELD_OUT_SEED, accuracy, answers, held_out
 from examples.tiny.pictures import FACES, load_font, text_scene
 from examples.tiny.reference_sessions import open_reference
@@ -103,7 +104,7 @@ def read_at(size: tuple[int, int], seed: int) -> Sample:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Break the small model's mechanisms one at a time.")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=checkpoint_argument)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()

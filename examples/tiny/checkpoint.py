@@ -1,12 +1,13 @@
 """What stands in the small model's directory? Its sizes, and the files of a Hugging Face checkpoint."""
 
+import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.random_checkpoint import (
@@ -17,6 +18,7 @@ from examples.random_checkpoint import (
     tokenizer_config,
 )
 from examples.tiny.vocabulary import num_trained_tokens, train_tokenizer
+from export.checkpoint import SINGLE_FILE
 
 MAX_TOKENS_PER_PICTURE = 256
 FILES = Path(__file__).parents[1] / "checkpoint_files"
@@ -77,7 +79,25 @@ def write_weights(directory: Path, state: Mapping[str, Tensor]) -> None:
         for name, tensor in state.items()
         if name != "lm_head.weight"
     }
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, directory / SINGLE_FILE, metadata={"format": "pt"})
+
+
+def read_weights(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by published names; a second one gives the vision encoder."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, checkpoint in zip(("", "visual."), checkpoints, strict=False):
+        found = load_file(checkpoint / SINGLE_FILE)
+        tensors |= {name: tensor for name, tensor in found.items() if name.startswith(prefix)}
+    return tensors
+
+
+def checkpoint_argument(text: str) -> Path:
+    """A command line's checkpoint: refused at once, before anything is written or trained, if it has no weights."""
+    if not (Path(text) / SINGLE_FILE).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text} has no {SINGLE_FILE}: expected a small checkpoint's directory."
+        )
+    return Path(text)
 
 
 def _write_json(path: Path, content: Any) -> None:

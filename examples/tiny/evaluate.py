@@ -17,6 +17,7 @@ from engines.runtime.answer import Request
 from engines.runtime.generate import collect_generations, generate_batch
 from engines.runtime.generation_config import load_generation_config
 from engines.session import DecoderSession, VisionSession
+from examples.tiny.checkpoint import checkpoint_argument
 from examples.tiny.reference_sessions import CAPACITY, open_reference
 from examples.tiny.scoring import is_right
 from examples.tiny.tasks import TASKS, Sample, make_sample
@@ -88,7 +89,7 @@ def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the small model on held-out samples.")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=checkpoint_argument)
     parser.add_argument("--bundle", type=Path, help="what qv-export export wrote from this checkpoint")
     parser.add_argument("--samples", type=int, default=500, help="per task")
     parser.add_argument("--output", type=Path, required=True, help="JSON report to write")

@@ -12,6 +12,7 @@ The two trainings run side by side. A run that was killed goes on with the step 
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +24,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from examples.tiny import batches
-from examples.tiny.checkpoint import write_config_files, write_weights
+from examples.tiny.checkpoint import checkpoint_argument, read_weights, write_config_files, write_weights
 from examples.tiny.evaluate import BATCH, accuracy, answers, held_out
 from examples.tiny.plan import Plan
 from examples.tiny.reference_sessions import open_reference
@@ -38,7 +38,6 @@ from export.processor.settings import PIXELS_PER_TOKEN
 
 FIXED_TOKENS = (6, 16, 36)
 VISUAL_TOKENS = "visual tokens"
-WEIGHTS = "model.safetensors"
 Figures = dict[str, float]
 """Accuracy by task, and how many visual tokens a question has on average."""
 
@@ -51,7 +50,7 @@ def ask(checkpoint: Path, number: int) -> Figures:
         samples = held_out(task, number)
         inputs = [own.inputs_from_messages(sample.messages()) for sample in samples]
         figures[task] = accuracy(samples, answers(inputs, own, checkpoint, sessions))
-        lengths += [sum(int(np.prod(grid)) for grid in prompt.grids) // 4 for prompt in inputs]
+        lengths += [len(prompt.patches) // own.config.vision.patches_per_token for prompt in inputs]
     return figures | {VISUAL_TOKENS: float(np.mean(lengths))}
 
 
@@ -60,12 +59,11 @@ def ask(checkpoint: Path, number: int) -> Figures:
 
 def fix_resolution(checkpoint: Path, directory: Path, tokens: int) -> None:
     """The same model in another directory, whose processor resizes each picture and frame to about `tokens`."""
-    write_config_files(directory)
+    shutil.copytree(checkpoint, directory, dirs_exist_ok=True)
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         settings = json.loads((directory / name).read_text(encoding="utf-8"))
         settings |= dict.fromkeys(("min_pixels", "max_pixels"), tokens * PIXELS_PER_TOKEN)
         (directory / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (directory / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes())
 
 
 # --- table 8: M-RoPE against one-dimensional positions ----------------------------------------------------
@@ -104,16 +102,13 @@ def train_decoder(name: str, directory: Path, checkpoint: Path, plan: Plan, numb
     with position_ids_by(POSITIONS[name]):
         train(directory, plan)
         write_config_files(directory / "seeing")
-        eyes = load_file(checkpoint / WEIGHTS)
-        weights = load_file(directory / "checkpoint" / WEIGHTS)
-        seeing = {name: eyes[name] if name.startswith("visual.") else weights[name] for name in weights}
-        write_weights(directory / "seeing", seeing)
+        write_weights(directory / "seeing", read_weights((directory / "checkpoint", checkpoint)))
         return ask(directory / "seeing", number)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the paper's two ablations on the small model.")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=checkpoint_argument)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--scale", type=float, default=0.25, help="length of each training, 1 is the plan's")
     parser.add_argument("--samples", type=int, default=200, help="held-out samples a task")

@@ -163,8 +163,12 @@ def _ask(kind: str, rng: Generator, answer: str, *words: str) -> Turn:
 
 
 def random_code(rng: Generator, shortest: int, longest: int) -> str:
+    return _spell(ALPHABET, rng, shortest, longest)
+
+
+def _spell(alphabet: str, rng: Generator, shortest: int, longest: int) -> str:
     length = int(rng.integers(shortest, longest + 1))
-    return "".join(ALPHABET[i] for i in rng.integers(0, len(ALPHABET), length))
+    return "".join(alphabet[i] for i in rng.integers(0, len(alphabet), length))
 
 
 def _random_codes(number: int, rng: Generator, shortest: int, longest: int) -> list[str]:
@@ -208,13 +212,17 @@ def receipt(rng: Generator) -> Sample:
     number = int(rng.integers(2, 5))
     if rng.random() < 0.6:
         kind = "receipt"
-        names = [str(name) for name in rng.choice(ITEMS, number, replace=False)]
+        names = _random_items(number, rng)
         values = [f"{rng.integers(0, 30)}.{rng.integers(0, 100):02}" for _ in names]
     else:
         kind = "table"
         names = _random_codes(number, rng, 2, 3)
         values = [random_code(rng, 2, 4) for _ in names]
     return _table("receipt", kind, names, values, rng)
+
+
+def _random_items(number: int, rng: Generator) -> list[str]:
+    return [str(name) for name in rng.choice(ITEMS, number, replace=False)]
 
 
 def _table(task: str, kind: str, names: list[str], values: list[str], rng: Generator) -> Sample:
@@ -361,22 +369,14 @@ def ledger(rng: Generator) -> Sample:
     """A receipt or table whose values have few different characters: the row decides, and not what was just read."""
     number = int(rng.integers(2, 5))
     if rng.random() < 0.7:
-        kind, few = "receipt", "".join(_some_digits(rng))
-        names = [str(name) for name in rng.choice(ITEMS, number, replace=False)]
+        kind, digits = "receipt", rng.choice(range(1, 10), int(rng.integers(2, 5)), replace=False)
+        few, names = "".join(map(str, digits)), _random_items(number, rng)
         values = [f"{_spell(few, rng, 1, 2)}.{_spell(few, rng, 2, 2)}" for _ in names]
     else:
         kind, few = "table", random_code(rng, 2, 4)
         names = _random_codes(number, rng, 2, 3)
         values = [_spell(few, rng, 2, 4) for _ in names]
     return _table("ledger", kind, names, values, rng)
-
-
-def _some_digits(rng: Generator) -> list[str]:
-    return [str(digit) for digit in rng.choice(range(1, 10), int(rng.integers(2, 5)), replace=False)]
-
-
-def _spell(few: str, rng: Generator, shortest: int, longest: int) -> str:
-    return "".join(few[i] for i in rng.integers(0, len(few), int(rng.integers(shortest, longest + 1))))
 
 
 TASKS: dict[str, Callable[[Generator], Sample]] = {

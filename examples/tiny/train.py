@@ -20,12 +20,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.multiprocessing.spawn import spawn
 
 from examples.tiny.batches import Batch, make_batch
-from examples.tiny.checkpoint import write_config_files, write_weights
+from examples.tiny.checkpoint import checkpoint_argument, read_weights, write_config_files, write_weights
 from examples.tiny.contents import Codebook
 from examples.tiny.optimizer import Optimizer
 from examples.tiny.packed_attention import attention_over_documents
@@ -265,10 +264,7 @@ def prepare(
     model = Qwen2VL(load_config(directory / "checkpoint"))
     initialize(model)
     spell_with_codes(model, directory / "checkpoint")
-    for prefix, checkpoint in zip(("", "visual."), weights, strict=False):
-        tensors = load_file(checkpoint / "model.safetensors")
-        chosen = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        model.load_state_dict(chosen, strict=False)  # the tied head is not stored
+    model.load_state_dict(read_weights(weights), strict=False)  # the tied head is not stored
     model.float().to(device)
     optimizer = Optimizer(model)
     if not (directory / "state.pt").exists():
@@ -315,7 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--from",
         dest="weights",
-        type=Path,
+        type=checkpoint_argument,
         nargs="+",
         default=(),
         metavar="CHECKPOINT",

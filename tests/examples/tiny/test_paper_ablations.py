@@ -9,7 +9,6 @@ from examples.tiny.checkpoint import write_config_files
 from examples.tiny.paper_ablations import (
     FIXED_TOKENS,
     POSITIONS,
-    WEIGHTS,
     fix_resolution,
     one_dimensional_ids,
     position_ids_by,
@@ -17,13 +16,15 @@ from examples.tiny.paper_ablations import (
 )
 from examples.tiny.plan import Plan
 from examples.tiny.tasks import TASKS, make_sample
+from export.checkpoint import SINGLE_FILE as WEIGHTS
 from export.processor.positions import mrope_position_ids
 from export.processor.processor import Processor
 
 
 def test_a_fixed_resolution_gives_every_picture_about_the_same_tokens(tmp_path):
-    (tmp_path / WEIGHTS).write_bytes(b"weights")
-    fix_resolution(tmp_path, tmp_path / "fixed", 16)
+    write_config_files(tmp_path / "own")
+    (tmp_path / "own" / WEIGHTS).write_bytes(b"weights")
+    fix_resolution(tmp_path / "own", tmp_path / "fixed", 16)
     processor = Processor.from_directory(tmp_path / "fixed")
     sizes = {
         int(np.prod(grid)) // 4

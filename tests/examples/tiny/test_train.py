@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from examples.tiny import train
 from examples.tiny.batches import make_batch
-from examples.tiny.checkpoint import write_config_files
+from examples.tiny.checkpoint import read_weights, write_config_files, write_weights
 from examples.tiny.contents import Codebook
 from examples.tiny.optimizer import MUON_RATE, Optimizer
 from examples.tiny.packed_attention import attention_over_documents
@@ -63,6 +63,27 @@ def test_packed_training_logits_are_the_reference_model_s(directory):
             model.new_cache(1, length),
         )
         torch.testing.assert_close(packed[batch.target_turns == i], logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_of_two_checkpoints_the_second_gives_the_vision_encoder(tmp_path):
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        write_weights(
+            tmp_path / name,
+            {key: torch.full((1,), number) for key in ("visual.x", "model.x", "lm_head.weight")},
+        )
+    read = read_weights((tmp_path / "one", tmp_path / "two"))
+    assert {key: value.item() for key, value in read.items()} == {"visual.x": 1.0, "model.x": 0.0}
+    assert read_weights(()) == {}
+
+
+def test_a_checkpoint_without_weights_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "run"), "--from", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2
+    assert f"{tmp_path} has no model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
