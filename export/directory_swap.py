@@ -49,7 +49,7 @@ def replacing_directory(output: Path, kind: DirectoryKind) -> Iterator[Path]:
     scratch: Path | None = None
     try:
         output = _resolved(output)
-        _require_replaceable(output, kind)
+        require_replaceable(output, kind)
         new_parents = [parent for parent in output.parents if not parent.exists()]
         output.parent.mkdir(parents=True, exist_ok=True)
         settle_leftovers(output)
@@ -82,8 +82,12 @@ def _resolved(output: Path) -> Path:
         raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
 
 
-def _require_replaceable(output: Path, kind: DirectoryKind) -> None:
-    """Refuse to replace what is not ours: only a directory of this kind, an empty one or nothing."""
+def require_replaceable(output: Path, kind: DirectoryKind) -> None:
+    """Refuse to replace what is not ours: only a directory of this kind, an empty one or nothing.
+
+    Raises:
+        UserError: `output` is something else.
+    """
     if not output.exists():
         return
     if not output.is_dir():

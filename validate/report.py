@@ -1,16 +1,11 @@
 """What does a validation say? One object, from which JSON, HTML, JUnit XML and Markdown are rendered."""
 
 import math
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from export.errors import UserError
+from export.directory_swap import DirectoryKind
 from validate.answers import Measurement
 from validate.divergence import Divergence
 from validate.gates import GateResult, GateSettings, failed
@@ -19,6 +14,9 @@ from validate.task_quality import TaskQuality
 FORMAT = "qv-export validation"
 FORMAT_VERSION = 2
 REPORT_NAME = "report.json"
+REPORT_DIRECTORY = DirectoryKind(
+    "a report", lambda path: (path / REPORT_NAME).is_file(), "Free some, or choose another --report"
+)
 
 Status = Literal["pass", "fail", "outside_profile"]
 
@@ -143,46 +141,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def require_replaceable(directory: Path) -> None:
-    """Only a report of ours, an empty directory or nothing is replaced.
-
-    Raises:
-        UserError: `directory` is something else.
-    """
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UserError(f"{directory} exists and is not a directory. Choose another --report.")
-    if any(directory.iterdir()) and not (directory / REPORT_NAME).is_file():
-        raise UserError(
-            f"{directory} exists and is no report; it will not be replaced. Choose another --report."
-        )
-
-
-@contextmanager
-def writing_directory(output: Path) -> Iterator[Path]:
-    """Give a directory to fill; when the body ends well it takes the place of `output`, else nothing changes.
-
-    Raises:
-        UserError: see `require_replaceable`.
-    """
-    require_replaceable(output)
-    output = Path(os.path.abspath(output))  # noqa: PTH100 - a symbolic link is replaced, not followed
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.writing-{secrets.token_hex(4)}")
-    scratch.mkdir()
-    old = scratch.with_suffix(".old")
-    try:
-        yield scratch
-        if output.exists():
-            output.rename(old)
-        scratch.rename(output)
-    except BaseException:
-        if old.exists() and not output.exists():
-            old.rename(output)
-        raise
-    finally:
-        for leftover in (scratch, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -202,15 +202,16 @@ def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
     """Validate, write the report, put the verdict into the manifest."""
     import shutil
 
+    from export.directory_swap import replacing_directory, require_replaceable
     from validate.render import pictures_of_worst_cases, write_report
-    from validate.report import require_replaceable, writing_directory
+    from validate.report import REPORT_DIRECTORY
     from validate.run import validate as run_validation
 
-    require_replaceable(directory)
+    require_replaceable(directory, REPORT_DIRECTORY)
     workspace = directory.with_name(f".{directory.name}.unfinished")
     with bar() as progress:
         report = run_validation(plan, workspace, progress, resume=resume)
-    with writing_directory(directory) as scratch:
+    with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
         write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
     shutil.rmtree(workspace, ignore_errors=True)
     keep_verdict(plan.bundle.directory, report)

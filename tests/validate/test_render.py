@@ -10,12 +10,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from export.directory_swap import replacing_directory, require_replaceable
 from export.errors import UserError
 from validate.cases import Case, Text
 from validate.mutations import mutations
 from validate.prompts import prepare_case
 from validate.render import pictures_of_worst_cases, write_report
-from validate.report import require_replaceable, writing_directory
+from validate.report import REPORT_DIRECTORY
 from validate.run import validate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -159,11 +160,11 @@ def test_what_the_console_says_would_be_heard(failing, tmp_path):
 def test_a_report_is_replaced_only_whole(tmp_path):
     output = tmp_path / "report"
     for text in ("first", "second"):
-        with writing_directory(output) as scratch:
+        with replacing_directory(output, REPORT_DIRECTORY) as scratch:
             (scratch / "report.json").write_text(text)
             (scratch / text).touch()
     assert sorted(path.name for path in output.iterdir()) == ["report.json", "second"]
-    with pytest.raises(RuntimeError), writing_directory(output) as scratch:
+    with pytest.raises(RuntimeError), replacing_directory(output, REPORT_DIRECTORY) as scratch:
         (scratch / "report.json").write_text("third")
         raise RuntimeError
     assert (output / "report.json").read_text() == "second"
@@ -172,7 +173,7 @@ def test_a_report_is_replaced_only_whole(tmp_path):
 
 def test_what_is_no_report_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="is no report"):
-        require_replaceable(tmp_path)
+    with pytest.raises(UserError, match="is not a report"):
+        require_replaceable(tmp_path, REPORT_DIRECTORY)
     with pytest.raises(UserError, match="not a directory"):
-        require_replaceable(tmp_path / "thesis.tex")
+        require_replaceable(tmp_path / "thesis.tex", REPORT_DIRECTORY)

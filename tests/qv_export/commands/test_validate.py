@@ -92,7 +92,7 @@ def test_tighter_gates_from_a_file_fail_what_passed(bundle, tmp_path):
     [
         ([], "either --report DIR"),
         (["--report", "r", "--record", "g"], "either --report DIR"),
-        (["--report", "{bundle}"], "is no report; it will not be replaced"),
+        (["--report", "{bundle}"], "is not a report; it will not be replaced"),
         (["--report", "r", "--against", "{bundle}"], "is no golden set"),
         (["--report", "r", "--against", "{bundle}", "--tasks", "{bundle}/config.json"], "--against replaces"),
         (["--report", "r", "--tasks", "{bundle}/config.json"], "is no list of tasks"),
