@@ -45,10 +45,8 @@ def stop_time(sample: Sample, inputs: ModelInputs) -> ModelInputs:
     if sample.media[0].kind != "video":
         return inputs
     position_ids = inputs.position_ids.copy()
-    start = (
-        int(np.flatnonzero((position_ids[1] != position_ids[0]) | (position_ids[2] != position_ids[0]))[0])
-        - 1
-    )
+    second = np.flatnonzero(np.ptp(position_ids, axis=0))[0]  # the first visual token has three equal ids
+    start = int(second) - 1
     length = int(np.prod(inputs.grids[0])) // 4
     position_ids[0, start : start + length] = position_ids[0, start]
     return replace(inputs, position_ids=position_ids)

@@ -53,11 +53,13 @@ def accuracy(samples: Sequence[Sample], texts: Sequence[str]) -> float:
     return sum(map(is_right, samples, texts)) / len(samples)
 
 
-def _by_answer_length(samples: Sequence[Sample], texts: Sequence[str]) -> dict[int, float]:
-    pairs = list(zip(samples, texts, strict=True))
-    lengths = sorted({len(sample.answer) for sample in samples})
-    groups = {length: [pair for pair in pairs if len(pair[0].answer) == length] for length in lengths}
-    return {length: accuracy(*zip(*group, strict=True)) for length, group in groups.items()}
+def by_size(samples: Sequence[Sample], texts: Sequence[str]) -> dict[int, float]:
+    """Accuracy by the number of shapes where a box is asked for, else by the number of the answer's characters."""
+    groups: dict[int, list[tuple[Sample, str]]] = {}
+    for sample, text in zip(samples, texts, strict=True):
+        size = len(sample.media[0].scenes[0].shapes) if sample.task == "box" else len(sample.answer)
+        groups.setdefault(size, []).append((sample, text))
+    return {size: accuracy(*zip(*groups[size], strict=True)) for size in sorted(groups)}
 
 
 def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]
         wrong = [
             (s, said) for s, said in zip(samples, texts["pytorch"], strict=True) if not is_right(s, said)
         ]
-        entry["by_length"] = _by_answer_length(samples, texts["pytorch"])
+        entry["by_size"] = by_size(samples, texts["pytorch"])
         entry["wrong"] = [{"prompt": s.prompt, "truth": s.answer, "said": said} for s, said in wrong[:20]]
         result["tasks"][task] = entry
         figures = ", ".join(f"{key} {value:.1%}" for key, value in entry.items() if isinstance(value, float))

@@ -8,15 +8,16 @@ import numpy as np
 from examples.tiny.tasks import Sample, make_sample
 
 MIXTURE: Mapping[str, float] = {
-    "read": 0.17,
+    "read": 0.14,
     "echo": 0.03,
-    "receipt": 0.17,
-    "ledger": 0.03,
-    "count": 0.18,
-    "box": 0.20,
+    "receipt": 0.19,
+    "ledger": 0.05,
+    "count": 0.11,
+    "box": 0.06,
+    "crowd": 0.22,
     "pictures": 0.08,
-    "direction": 0.03,
-    "order": 0.11,
+    "direction": 0.02,
+    "order": 0.10,
 }
 COPYING: Mapping[str, float] = {"read": 0.45, "pictures": 0.2, "direction": 0.1, "order": 0.25}
 """Tasks whose answers are copied from the picture: short samples, and the skill that most others build on."""
@@ -63,9 +64,9 @@ class Stage:
 VISION, LANGUAGE = ("visual.",), ("model.",)
 STAGES = (
     Stage("text", 200, 64, LANGUAGE, drawn=False, final_rate=1.0, mixture=COPYING),
-    Stage("text", 6800, 64, LANGUAGE, drawn=False, rate=0.8, final_rate=0.06, decay=0.9),
-    Stage("1 vision", 6300, 64, VISION, answers=False, final_rate=0.05, decay=0.7, mixture=LOOKING),
-    Stage("2 all", 2050, 64, VISION + LANGUAGE, rate=0.25, final_rate=0.01, decay=0.8),
+    Stage("text", 10500, 64, LANGUAGE, drawn=False, rate=0.8, final_rate=0.04, decay=0.9),
+    Stage("1 vision", 8500, 64, VISION, answers=False, final_rate=0.02, decay=0.7, mixture=LOOKING),
+    Stage("2 all", 3400, 64, VISION + LANGUAGE, rate=0.25, final_rate=0.006, decay=0.9),
     Stage("3 instruct", 40, 64, LANGUAGE, rate=0.05, decay=1.0),
 )
 """The paper's three stages (arXiv 2409.12191, section 2.2) after a warm-up of the language model."""

@@ -11,6 +11,7 @@ from PIL import Image
 from examples.tiny.pictures import (
     COLORS,
     SHAPES,
+    Box,
     Noise,
     Pixels,
     Scene,
@@ -261,16 +262,16 @@ def format_box(box: tuple[float, float, float, float], size: tuple[int, int]) ->
 def box(rng: Generator) -> Sample:
     """1 to 3 shapes that differ in colour or kind; one is asked for."""
     size = _canvas(rng, 84, 126)
-    shapes = _different_shapes(size, rng)
+    return _find("box", size, place_boxes(int(rng.integers(1, 4)), size, (30, 64), rng), rng)
+
+
+def _find(task: str, size: tuple[int, int], boxes: list[Box], rng: Generator) -> Sample:
+    """Shapes that differ in colour or kind, one in each box; up to two are asked for."""
+    pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
+    shapes = [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
     asked = [shapes[i] for i in _some_of(len(shapes), rng)[:2]]
     turns = [_ask("box", rng, format_box(shape.box, size), shape.color, shape.kind) for shape in asked]
-    return Sample("box", (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
-
-
-def _different_shapes(size: tuple[int, int], rng: Generator) -> list[Shape]:
-    boxes = place_boxes(int(rng.integers(1, 4)), size, (30, 64), rng)
-    pairs = rng.permutation([(color, kind) for color in COLORS for kind in SHAPES])
-    return [Shape(str(color), str(kind), at) for (color, kind), at in zip(pairs, boxes, strict=False)]
+    return Sample(task, (_picture(shapes_scene(size, shapes, rng)),), tuple(turns))
 
 
 def pictures(rng: Generator) -> Sample:
@@ -379,11 +380,17 @@ def ledger(rng: Generator) -> Sample:
     return _table("ledger", kind, names, values, rng)
 
 
+def crowd(rng: Generator) -> Sample:
+    """2 to 4 shapes: the asked one must be told from the others, where most of `box` shows one alone."""
+    size = _canvas(rng, 112, 154)
+    return _find("crowd", size, place_boxes(int(rng.integers(2, 5)), size, (30, 56), rng), rng)
+
+
 TASKS: dict[str, Callable[[Generator], Sample]] = {
     task.__name__: task for task in (read, receipt, count, box, pictures, direction, order)
 }
 """What the model is judged by."""
-GENERATORS = {**TASKS, "page": page, "echo": echo, "ledger": ledger}
+GENERATORS = {**TASKS, "page": page, "echo": echo, "ledger": ledger, "crowd": crowd}
 
 
 def make_sample(task: str, seed: tuple[int, ...]) -> Sample:
