@@ -48,58 +48,79 @@ def replacing_directory(output: Path, kind: DirectoryKind) -> Iterator[Path]:
     new_parents: list[Path] = []
     scratch: Path | None = None
     try:
-        output = _resolved(output)
-        require_replaceable(output, kind)
-        new_parents = [parent for parent in output.parents if not parent.exists()]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        settle_leftovers(output)
-        scratch, lock = _locked_scratch(output)
+        output = require_replaceable(output, kind)
+        with explaining_errors(output, kind, preparing=True):
+            new_parents = [parent for parent in output.parents if not parent.exists()]
+            output.parent.mkdir(parents=True, exist_ok=True)
+            settle_leftovers(output)
+            scratch, lock = _locked_scratch(output)
         try:
-            yield scratch
-            _replace_directory(scratch, output)
+            with explaining_errors(output, kind):
+                yield scratch
+                _replace_directory(scratch, output)
         finally:
             os.close(lock)
-    except BaseException as error:
+    except BaseException:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
         for parent in new_parents:
             with suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and (
-            user_error := _user_error(error, output, kind, preparing=scratch is None)
-        ):
-            raise user_error from error
         raise
     # After an exchange the old directory stands under the scratch name.
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _resolved(output: Path) -> Path:
-    """Follow symbolic links, so that a link `current -> v1` stays and its target is replaced."""
-    try:
-        return output.resolve()
-    except RuntimeError:  # a loop of links, up to Python 3.12
-        raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
-
-
-def require_replaceable(output: Path, kind: DirectoryKind) -> None:
+def require_replaceable(output: Path, kind: DirectoryKind) -> Path:
     """Refuse to replace what is not ours: only a directory of this kind, an empty one or nothing.
 
+    Returns:
+        `output` without symbolic links, so that a link `current -> v1` stays and its target is replaced.
+
     Raises:
-        UserError: `output` is something else.
+        UserError: `output` is something else, or cannot be looked at.
     """
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"{output} exists and is not a directory. Choose another output.")
-    if os.path.ismount(output):
-        raise UserError(
-            f"{output} is a mount point, which cannot be replaced. Use {output / kind.name.split()[-1]} instead."
-        )
-    if any(output.iterdir()) and not kind.is_one(output):
-        raise UserError(
-            f"{output} exists and is not {kind.name}; it will not be replaced. Choose another output."
-        )
+    with explaining_errors(output, kind, preparing=True):
+        try:
+            output = output.resolve()
+        except RuntimeError:  # a loop of links, up to Python 3.12
+            raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
+        if not output.exists():
+            return output
+        if not output.is_dir():
+            raise UserError(f"{output} exists and is not a directory. Choose another output.")
+        if os.path.ismount(output):
+            raise UserError(
+                f"{output} is a mount point, which cannot be replaced. Use {output / kind.name.split()[-1]} instead."
+            )
+        if any(output.iterdir()) and not kind.is_one(output):
+            raise UserError(
+                f"{output} exists and is not {kind.name}; it will not be replaced. Choose another output."
+            )
+    return output
+
+
+@contextmanager
+def explaining_errors(
+    output: Path, kind: DirectoryKind, *, preparing: bool = False, left: str = "Nothing was written."
+) -> Iterator[None]:
+    """Say of the body's errors what the user can mend: space, permission and, while preparing, the path.
+
+    Args:
+        output: what is being written.
+        kind: names it, and what to do on a full disk.
+        preparing: a path that cannot be one is the user's mistake too.
+        left: a sentence about what is there after an error.
+
+    Raises:
+        UserError: one of those. Other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if user_error := _user_error(error, output, kind, preparing=preparing, left=left):
+            raise user_error from error
+        raise
 
 
 def _scratch_prefix(output: Path) -> str:
@@ -183,17 +204,19 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def _user_error(error: OSError, output: Path, kind: DirectoryKind, *, preparing: bool) -> UserError | None:
+def _user_error(
+    error: OSError, output: Path, kind: DirectoryKind, *, preparing: bool, left: str
+) -> UserError | None:
     """Name what the user can mend: space, permission, the path. Other errors are the machine's."""
     if error.errno in _NO_SPACE:
         return UserError(
-            f"No space left while writing {output} ({error.strerror}). {kind.space_advice}. Nothing was written."
+            f"No space left while writing {output} ({error.strerror}). {kind.space_advice}. {left}"
         )
     place = error.filename if error.filename is not None else output
     if error.errno in _NO_PERMISSION:
         return UserError(
             f"No permission at {place} ({error.strerror}) while writing {output}. Check its owner and mode, "
-            "or choose another output. Nothing was written."
+            f"or choose another output. {left}"
         )
     if preparing and error.errno in _BAD_PATH:
         return UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle import content_key
+from export.directory_swap import DirectoryKind
 from export.errors import UserError
 from export.manifest import Manifest
 from validate.answers import write_json
@@ -18,6 +19,9 @@ from validate.answers import write_json
 FORMAT = "qv-export golden set"
 FORMAT_VERSION = 1
 GOLDEN_NAME = "golden.json"
+GOLDEN_DIRECTORY = DirectoryKind(
+    "a golden set", lambda path: (path / GOLDEN_NAME).is_file(), "Free some, and go on with the same command"
+)
 RUN_NAME = "run.json"
 
 

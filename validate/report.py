@@ -15,7 +15,7 @@ FORMAT = "qv-export validation"
 FORMAT_VERSION = 2
 REPORT_NAME = "report.json"
 REPORT_DIRECTORY = DirectoryKind(
-    "a report", lambda path: (path / REPORT_NAME).is_file(), "Free some, or choose another --report"
+    "a report", lambda path: (path / REPORT_NAME).is_file(), "Free some, and go on with --resume"
 )
 
 Status = Literal["pass", "fail", "outside_profile"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from validate.targets import TargetName
 
 GATE_FAILED = 1
+MEASURED_STAYS = "What was measured is kept."
 
 
 @click.command(short_help="Prove a bundle against the PyTorch reference.")
@@ -186,9 +187,12 @@ def make_plan(
 
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
+    from export.directory_swap import explaining_errors
+    from validate.golden import GOLDEN_DIRECTORY
     from validate.run import record_for_polygraphy, record_golden
 
-    with bar() as progress:
+    explaining = explaining_errors(directory, GOLDEN_DIRECTORY, preparing=True, left=MEASURED_STAYS)
+    with explaining, bar() as progress:
         count = record_golden(plan, directory, progress)
     if for_polygraphy:
         note(f"{record_for_polygraphy(plan, directory)}: what `polygraphy run` loads as inputs and outputs")
@@ -202,14 +206,15 @@ def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
     """Validate, write the report, put the verdict into the manifest."""
     import shutil
 
-    from export.directory_swap import replacing_directory, require_replaceable
+    from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
     from validate.render import pictures_of_worst_cases, write_report
     from validate.report import REPORT_DIRECTORY
     from validate.run import validate as run_validation
 
-    require_replaceable(directory, REPORT_DIRECTORY)
+    directory = require_replaceable(directory, REPORT_DIRECTORY)
     workspace = directory.with_name(f".{directory.name}.unfinished")
-    with bar() as progress:
+    explaining = explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS)
+    with explaining, bar() as progress:
         report = run_validation(plan, workspace, progress, resume=resume)
     with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
         write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))

@@ -93,6 +93,8 @@ def test_tighter_gates_from_a_file_fail_what_passed(bundle, tmp_path):
         ([], "either --report DIR"),
         (["--report", "r", "--record", "g"], "either --report DIR"),
         (["--report", "{bundle}"], "is not a report; it will not be replaced"),
+        (["--report", "{bundle}/config.json/r"], "cannot be the place of a report: Not a directory"),
+        (["--record", "{bundle}/config.json/g"], "cannot be the place of a golden set: Not a directory"),
         (["--report", "r", "--against", "{bundle}"], "is no golden set"),
         (["--report", "r", "--against", "{bundle}", "--tasks", "{bundle}/config.json"], "--against replaces"),
         (["--report", "r", "--tasks", "{bundle}/config.json"], "is no list of tasks"),
