@@ -42,7 +42,7 @@ def run_ours(bundle: str, capacity: int) -> dict[str, Any]:
     """Tokens, prefill seconds and the seconds of each further token."""
     import numpy as np
 
-    from engines.onnxruntime.session import OnnxRuntimeDecoder
+    from engines.backends.onnxruntime.session import OnnxRuntimeDecoder
     from engines.runtime.generate import generate
     from engines.runtime.generation_config import GenerationConfig
     from export.bundle import open_bundle

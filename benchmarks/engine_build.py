@@ -35,8 +35,8 @@ ARCHITECTURE = 89
 
 def build_ours(bundle: str, graph: Any, output: str) -> int:
     """In a child, which has another one for the build; gives the engine's bytes."""
-    from engines.limits import Limits
-    from engines.tensorrt.builder import BuildOptions, build_engine
+    from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
+    from engines.sizing.limits import Limits
     from export.bundle import open_bundle
 
     options = BuildOptions("tensorrt-rtx", (ARCHITECTURE,))
@@ -48,9 +48,9 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     """In a child: the bodies and the shapes of ours, and nothing else of it."""
     import tensorrt_rtx_bindings as trt
 
-    from engines.limits import Limits
-    from engines.tensorrt.network import load_graph
-    from engines.tensorrt.profiles import graph_contract, graph_profiles, shape_ranges
+    from engines.backends.tensorrt.build.network import load_graph
+    from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
+    from engines.sizing.limits import Limits
     from export.bundle import open_bundle
     from export.config import load_config
 

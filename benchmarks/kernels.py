@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import print_table
-from plugins import cuda_driver, ptx
-from plugins.launch_ptx import Launch, patch_attention_launch, rotary_launch
 from plugins.patch_attention import kernel as patch_attention_kernel
 from plugins.patch_attention.reference import patch_attention
 from plugins.rotary import kernel as rotary_kernel
 from plugins.rotary.reference import mrope_axes, mrope_frequencies, patch_axes, patch_frequencies, rotary
+from plugins.tensorrt import cuda_driver, ptx
+from plugins.tensorrt.launch_ptx import Launch, patch_attention_launch, rotary_launch
 
 ROTARY_GOAL = 0.85  # of the copy's bandwidth
 MATMUL_GOAL = 0.45  # of the product's rate, one image of 16,384 patches

@@ -13,7 +13,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from validate.reference_guard import require_trustworthy
+from tests.support.reference_guard import require_trustworthy
 
 
 def load_model(checkpoint: str, dtype: str) -> Any:

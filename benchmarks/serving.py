@@ -83,7 +83,7 @@ def grow(bundle: str, num_clients: int, num_requests: int) -> dict[str, Any]:
 
 
 def open_service(bundle: str, num_slots: int, limits: "SchedulerLimits | None" = None) -> "SchedulerService":
-    from engines.onnxruntime.session import open_sessions
+    from engines.backends.onnxruntime.session import open_sessions
     from engines.runtime.scheduler import Scheduler
     from engines.runtime.service import SchedulerService
     from export.config import load_config

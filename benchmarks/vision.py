@@ -71,7 +71,7 @@ def run_ours(bundle: str, grids: Grids, repeats: int, answer: str) -> float:
     """Median seconds of a call."""
     import numpy as np
 
-    from engines.onnxruntime.session import open_vision_session
+    from engines.backends.onnxruntime.session import open_vision_session
 
     session = open_vision_session(Path(bundle))
     inputs = our_inputs(grids)
@@ -84,7 +84,7 @@ def run_ours_packed_and_alone(bundle: str, grids: Grids, repeats: int) -> dict[s
     """Median seconds of one packed call and of one call per picture all together; how far the answers differ."""
     import numpy as np
 
-    from engines.onnxruntime.session import open_vision_session
+    from engines.backends.onnxruntime.session import open_vision_session
 
     session = open_vision_session(Path(bundle))
     patches, positions, cu_seqlens = our_inputs(grids)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from packaging.version import Version
 
-from engines.tensorrt.flavour import (
+from engines.backends.tensorrt.flavour import (
     FLAVOURS,
     MODULES,
     REMEDIES,
@@ -53,7 +53,7 @@ TARGETS: Mapping[TargetName, Target] = {
         modules=("onnxruntime",),
         distributions=("onnxruntime", "onnxruntime-gpu"),
         install="pip install onnxruntime",
-        sources=("engines/onnxruntime", "plugins"),
+        sources=("engines/backends/onnxruntime", "plugins"),
         min_driver=None,
     ),
     "tensorrt-rtx": Target(
@@ -61,7 +61,7 @@ TARGETS: Mapping[TargetName, Target] = {
         modules=MODULES["tensorrt-rtx"],
         distributions=("tensorrt-rtx-cu13-libs", "tensorrt-rtx"),
         install=REMEDIES["tensorrt-rtx"],
-        sources=("engines/tensorrt", "plugins"),
+        sources=("engines/backends/tensorrt", "plugins"),
         min_driver=580,
     ),
     "tensorrt": Target(
@@ -69,7 +69,7 @@ TARGETS: Mapping[TargetName, Target] = {
         modules=MODULES["tensorrt"],
         distributions=("tensorrt-cu13", "tensorrt"),
         install=REMEDIES["tensorrt"],
-        sources=("engines/tensorrt", "plugins"),
+        sources=("engines/backends/tensorrt", "plugins"),
         min_driver=580,
     ),
 }

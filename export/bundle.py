@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 ENGINES_DIRECTORY = "engines"
-"""Where a bundle keeps what was built from it, one directory a key (`engines.cache`)."""
+"""Where a bundle keeps what was built from it, one directory a key (`engines.store.cache`)."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.processor.processor import ModelInputs
-from validate.answers import ExpectedPrompt, PromptAnswer
-from validate.cases import Profile
-from validate.feeds import decode_call, prefill_call
-from validate.prompts import PreparedCase, pack_patches
+from validate.cases.builtin import Profile
+from validate.cases.feeds import decode_call, prefill_call
+from validate.cases.prompts import PreparedCase, pack_patches
+from validate.records.records import ExpectedPrompt, PromptAnswer
 
 Embeds = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]

@@ -19,7 +19,23 @@ from export.bundle import Bundle
 from export.config import ModelConfig
 from export.errors import UserError
 from export.processor.settings import ImageSettings
-from validate.answers import (
+from validate.bisect.expected import (
+    OracleWitness,
+    RecordedWitness,
+    Witness,
+    sketch,
+    sketches_path,
+    write_sketches,
+)
+from validate.bisect.probes import TapSession, canonical_graphs
+from validate.bisect.search import ORACLE_DTYPE, Divergence, DivergenceSearch, all_questions
+from validate.cases.prompts import PreparedCase
+from validate.execution import Engine, OpenEngine
+from validate.gates.gates import GateResult, GateSettings, judge_case, noise_floors
+from validate.gates.invariants import check_properties
+from validate.records.golden import create_golden, model_identity, open_golden, open_workspace
+from validate.records.polygraphy_files import write_polygraphy_files
+from validate.records.records import (
     Measurement,
     Record,
     RecordSummary,
@@ -30,21 +46,12 @@ from validate.answers import (
     write_json,
     write_record,
 )
-from validate.divergence import ORACLE_DTYPE, Divergence, DivergenceSearch, all_questions
-from validate.execution import Engine, OpenEngine
-from validate.gates import GateResult, GateSettings, judge_case, noise_floors
-from validate.golden import create_golden, model_identity, open_golden, open_workspace
-from validate.polygraphy_files import write_polygraphy_files
-from validate.prompts import PreparedCase
-from validate.properties import check_properties
-from validate.report import CaseReport, Machine, Report, Status, Subject
-from validate.taps import TapSession, canonical_graphs
-from validate.task_quality import compare_quality
-from validate.task_runs import TaskSet, reference_answers
-from validate.witnesses import OracleWitness, RecordedWitness, Witness, sketch, sketches_path, write_sketches
+from validate.report.report import CaseReport, Machine, Report, Status, Subject
+from validate.tasks.quality import compare_quality
+from validate.tasks.runs import TaskSet, reference_answers
 
 if TYPE_CHECKING:  # torch loads when the reference does, and not at all with a golden set
-    from validate.oracle import Oracle
+    from validate.reference.high_precision import Oracle
 
 Progress = Callable[[str, float, float], None]
 """Told what runs now, the work done so far and all of it."""
@@ -210,7 +217,7 @@ class _Reference:
 
     def load(self) -> "Oracle":
         if self._oracle is None:
-            from validate.oracle import Oracle  # noqa: PLC0415 - torch, which a golden set does not need
+            from validate.reference.high_precision import Oracle  # noqa: PLC0415 - torch, which a golden set does not need
 
             self._oracle = Oracle.from_directory(self._plan.bundle.directory)
         return self._oracle

@@ -6,19 +6,19 @@ from typing import Literal, get_args
 
 import onnxruntime as ort
 
-from engines.build import known_plugins
-from engines.cache import built_engines
-from engines.compatibility import require_loadable, this_machine
-from engines.onnxruntime.session import open_sessions as open_onnxruntime
-from engines.record import EngineRecord
+from engines.backends.onnxruntime.session import open_sessions as open_onnxruntime
 from engines.session import DecoderSession, VisionSession
+from engines.store.build import known_plugins
+from engines.store.cache import built_engines
+from engines.store.compatibility import require_loadable, this_machine
+from engines.store.record import EngineRecord
 from export.bundle import Bundle
 from export.config import DTYPES, load_config
 from export.errors import UserError
-from validate.cases import Profile
+from validate.bisect.probes import OnnxRuntimeTaps, TapSession
+from validate.bisect.tensorrt_probes import TensorRtTaps, open_tools
+from validate.cases.builtin import Profile
 from validate.execution import Engine
-from validate.taps import OnnxRuntimeTaps, TapSession
-from validate.tensorrt_taps import TensorRtTaps, open_tools
 
 TargetName = Literal["onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", "tensorrt-rtx", "tensorrt"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
@@ -85,7 +85,7 @@ def _torch(bundle: Bundle, profile: Profile, dtype: str | None, device: str) -> 
     """The reference itself, weights in `dtype`: shows what a sound engine of that dtype does."""
     import torch  # noqa: PLC0415 - no other target needs it
 
-    from validate.reference_sessions import ReferenceTaps, open_reference  # noqa: PLC0415 - torch
+    from validate.reference.sessions import ReferenceTaps, open_reference  # noqa: PLC0415 - torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--target torch-cuda needs an NVIDIA GPU and a PyTorch for CUDA. Use --target torch.")
@@ -113,7 +113,7 @@ def _tensorrt(
 
     def open_engine(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
         del capacity  # a constant of the engine, which the profile took over
-        from engines.tensorrt.opening import open_sessions  # noqa: PLC0415 - CUDA
+        from engines.backends.tensorrt.run.open import open_sessions  # noqa: PLC0415 - CUDA
 
         return open_sessions(bundle.directory, record.key, num_slots=num_slots)
 

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import timed
-from engines.runtime.embedding_cache import EmbeddingCache
 from engines.runtime.job import Job
 from engines.runtime.pictures import Picture, encode_pictures
 from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
+from engines.runtime.vision_cache import EmbeddingCache
 from engines.session import VisionSession
 from export.config import ModelConfig
 

@@ -49,7 +49,7 @@ def open_engine(directory: Path, settings: ServerSettings) -> tuple[VisionSessio
         EngineError: the engine's own library refuses it.
     """
     if settings.engine is None:
-        from engines.onnxruntime.session import open_sessions  # noqa: PLC0415 - each brings its own libraries
+        from engines.backends.onnxruntime.session import open_sessions  # noqa: PLC0415 - each brings its own libraries
 
         return open_sessions(
             directory,
@@ -57,7 +57,7 @@ def open_engine(directory: Path, settings: ServerSettings) -> tuple[VisionSessio
             capacity=settings.capacity,
             num_threads=settings.num_threads,
         )
-    from engines.tensorrt.opening import open_sessions as open_tensorrt  # noqa: PLC0415
+    from engines.backends.tensorrt.run.open import open_sessions as open_tensorrt  # noqa: PLC0415
 
     return open_tensorrt(directory, settings.engine, num_slots=settings.num_slots)
 

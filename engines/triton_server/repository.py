@@ -25,9 +25,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from engines.cache import cached_engine, engines_directory
-from engines.record import RECORD_NAME as ENGINE_RECORD_NAME
-from engines.record import EngineRecord
+from engines.store.cache import cached_engine, engines_directory
+from engines.store.record import RECORD_NAME as ENGINE_RECORD_NAME
+from engines.store.record import EngineRecord
 from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.settings import ServerSettings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.onnxruntime.session import open_vision_session
+from engines.backends.onnxruntime.session import open_vision_session
 from engines.triton_server.interface import vision_inputs
 from engines.triton_server.loading import (
     Arguments,

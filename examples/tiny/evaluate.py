@@ -67,7 +67,7 @@ def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]
     processor = Processor.from_directory(checkpoint)
     engines: dict[str, Sessions] = {"pytorch": open_reference(checkpoint, BATCH)}
     if bundle is not None:
-        from engines.onnxruntime.session import open_sessions
+        from engines.backends.onnxruntime.session import open_sessions
 
         engines["onnxruntime"] = open_sessions(bundle, num_slots=BATCH, capacity=CAPACITY)
     result: dict[str, Any] = {"samples": number, "tasks": {}}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from export.reference.model import load_reference
-from validate.reference_sessions import ReferenceDecoder, ReferenceVision
+from validate.reference.sessions import ReferenceDecoder, ReferenceVision
 
 CAPACITY = 640
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-from plugins.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
+from plugins.onnx.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
 from plugins.registry import OP_DOMAIN
 
 Findings = Iterator[str]

@@ -12,7 +12,7 @@ import onnx.inliner
 from onnx import TensorProto
 
 from export.graphs.lint_calls import NATIVE_OPS, Findings, label, with_subgraphs
-from plugins.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
+from plugins.onnx.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
 
 _FUSED_HEAD_DIMS = range(16, 257)  # of TensorRT-RTX 1.7 for float16 and bfloat16
 _LOW_PRECISION: Mapping[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}

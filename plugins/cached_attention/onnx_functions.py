@@ -2,7 +2,7 @@
 
 import onnx
 
-from plugins.function_body import MICROSOFT_DOMAIN, function_from_body
+from plugins.onnx.function_body import MICROSOFT_DOMAIN, function_from_body
 from plugins.registry import CACHED_ATTENTION, OP_DOMAIN
 
 
@@ -52,7 +52,7 @@ def onnxruntime(num_heads: int, num_key_value_heads: int) -> onnx.FunctionProto:
 
     It reads and writes only the valid part of the cache, so a step costs the same at any capacity. It finds where to
     write from `kv_lengths` and S alone, which is `write_index` only if no row is padded past a non-empty cache, and
-    it refuses several rows there: `engines.onnxruntime` sends such calls row by row. float32 only on CPU.
+    it refuses several rows there: `engines.backends.onnxruntime` sends such calls row by row. float32 only on CPU.
     """
     return function_from_body(
         CACHED_ATTENTION,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from plugins.cached_attention import reference
+from plugins.onnx.tracing import symbolic_call
 from plugins.registry import CACHED_ATTENTION
-from plugins.tracing import symbolic_call
 
 
 def cached_attention(

@@ -2,7 +2,7 @@
 
 import onnx
 
-from plugins.function_body import MICROSOFT_DOMAIN, function_from_body
+from plugins.onnx.function_body import MICROSOFT_DOMAIN, function_from_body
 from plugins.registry import OP_DOMAIN, PATCH_ATTENTION
 
 

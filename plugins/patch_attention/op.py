@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from plugins.dispatch import runs_kernel
+from plugins.onnx.tracing import symbolic_call
 from plugins.patch_attention import reference
 from plugins.registry import PATCH_ATTENTION
-from plugins.tracing import symbolic_call
 
 
 def patch_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment_range: Tensor) -> Tensor:

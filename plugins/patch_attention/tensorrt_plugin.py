@@ -15,9 +15,9 @@ from plugins.patch_attention.kernel import (
     qv_patch_attention,
     tiles,
 )
-from plugins.ptx import CompiledKernel, compile_to_ptx
 from plugins.registry import OP_DOMAIN, PATCH_ATTENTION
-from plugins.tensorrt_types import ELEMENT_BYTES, TRITON_ELEMENTS, constant_dim
+from plugins.tensorrt.ptx import CompiledKernel, compile_to_ptx
+from plugins.tensorrt.types import ELEMENT_BYTES, TRITON_ELEMENTS, constant_dim
 
 PLUGIN_ID = f"{OP_DOMAIN}::{PATCH_ATTENTION.name}"
 
@@ -48,7 +48,7 @@ def compile_kernel(
 
 
 def register(compute_capability: int, driver_cuda: str) -> None:
-    """Register the plugin for engines of one architecture; `plugins.tensorrt_plugins` calls this once a process."""
+    """Register the plugin for engines of one architecture; `plugins.tensorrt.register` calls this once a process."""
     import tensorrt.plugin as trtp  # noqa: PLC0415  (TensorRT is optional)
 
     @trtp.register(PLUGIN_ID)

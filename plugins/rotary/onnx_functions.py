@@ -2,7 +2,7 @@
 
 import onnx
 
-from plugins.function_body import function_from_body
+from plugins.onnx.function_body import function_from_body
 from plugins.registry import ROTARY
 
 # positions[axis_of] picks, for each frequency, the position axis it follows: [D/2, T].

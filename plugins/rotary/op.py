@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from plugins.dispatch import runs_kernel
+from plugins.onnx.tracing import symbolic_call
 from plugins.registry import ROTARY
 from plugins.rotary import reference
-from plugins.tracing import symbolic_call
 
 
 def rotary(

@@ -10,10 +10,10 @@ builds on and keeps one; the engine then needs neither Python nor a plugin libra
 from functools import cache
 from typing import Any
 
-from plugins.ptx import CompiledKernel, compile_to_ptx
 from plugins.registry import OP_DOMAIN, ROTARY
 from plugins.rotary.kernel import TILES, Tile, kernel_constants, num_programs, qv_rotary
-from plugins.tensorrt_types import TRITON_ELEMENTS, constant_dim
+from plugins.tensorrt.ptx import CompiledKernel, compile_to_ptx
+from plugins.tensorrt.types import TRITON_ELEMENTS, constant_dim
 
 PLUGIN_ID = f"{OP_DOMAIN}::{ROTARY.name}"
 
@@ -51,7 +51,7 @@ def compile_kernel(
 
 
 def register(compute_capability: int, driver_cuda: str) -> None:
-    """Register the plugin for engines of one architecture; `plugins.tensorrt_plugins` calls this once a process."""
+    """Register the plugin for engines of one architecture; `plugins.tensorrt.register` calls this once a process."""
     import tensorrt.plugin as trtp  # noqa: PLC0415  (TensorRT is optional)
 
     @trtp.register(PLUGIN_ID)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from qv_export.console import note, print_json, progress_bar
+from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from engines.build import Built
-    from engines.cache import EngineRequest
     from engines.gpus import GpuFacts
-    from engines.picture_limits import PictureSizes
-    from engines.preflight import Plan, Shortage
+    from engines.sizing.costs import Plan, Shortage
+    from engines.sizing.images import PictureSizes
+    from engines.store.build import Built
+    from engines.store.cache import EngineRequest
     from engines.targets import TargetName
     from export.bundle import Bundle
 
@@ -118,10 +118,10 @@ def build(
     The key is a hash over everything that could change the engine: built once, it is used again until one of them
     changes. What it will cost is worked out first.
     """
-    from engines.build import reusable
     from engines.gpus import gpu_facts
+    from engines.store.build import reusable
     from export.bundle import open_bundle
-    from qv_export.build_text import plan_json, show_built, show_pictures, show_plan
+    from qv_export.show.build import plan_json, show_built, show_pictures, show_plan
 
     opened = open_bundle(bundle)
     sizes, proposed = read_pictures(opened, pictures, pictures_per_prompt)
@@ -152,7 +152,7 @@ def read_pictures(
     """The sizes in a folder, and the limits that they ask for."""
     if pictures is None:
         return None, {}
-    from engines.picture_limits import limits_for_pictures, read_picture_sizes
+    from engines.sizing.images import limits_for_pictures, read_picture_sizes
     from export.processor.settings import load_settings
 
     settings, _ = load_settings(bundle.directory)
@@ -169,10 +169,10 @@ def make_request(
     choices: dict[str, Any],
 ) -> "EngineRequest":
     """Everything that decides what is built, checked."""
-    from engines.build import resolve_sms
-    from engines.cache import EngineRequest
-    from engines.choose_limits import choose_limits
-    from engines.tensorrt.options import BuildOptions
+    from engines.backends.tensorrt.options import BuildOptions
+    from engines.sizing.choose_limits import choose_limits
+    from engines.store.build import resolve_sms
+    from engines.store.cache import EngineRequest
     from export.config import load_config
 
     given = {name: choices[name] for name in LIMIT_NAMES if choices[name] is not None}
@@ -188,7 +188,7 @@ def make_request(
 
 
 def make_plan_of(bundle: "Bundle", request: "EngineRequest", jobs: int) -> "Plan":
-    from engines.preflight import make_plan
+    from engines.sizing.costs import make_plan
     from export.config import load_config
 
     config = load_config(bundle.directory)
@@ -203,7 +203,7 @@ def shortages_of(
     gpu_memory_gb: float | None,
 ) -> "list[Shortage]":
     """What does not fit into this machine, or into the GPU that will run the engine."""
-    from engines.preflight import free_disk_bytes, free_ram_bytes, shortages
+    from engines.sizing.costs import free_disk_bytes, free_ram_bytes, shortages
 
     here = [gpu.memory_mib << 20 for gpu in gpus if gpu.sm in request.sms and gpu.memory_mib]
     device_bytes = int(gpu_memory_gb * 1e9) if gpu_memory_gb else min(here, default=None)
@@ -225,7 +225,7 @@ def require_room(shortages: "Sequence[Shortage]") -> None:
 
 def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> bool:
     """Say what would be built and why; True if anything."""
-    from engines.cache import engines_directory, key_inputs, reason_to_build
+    from engines.store.cache import engines_directory, key_inputs, reason_to_build
     from export.manifest import content_key
 
     inputs = key_inputs(bundle.manifest.key, request)
@@ -240,7 +240,7 @@ def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> boo
 
 
 def warn_of_known_issues(bundle: "Bundle", request: "EngineRequest") -> None:
-    from engines.known_issues import Situation, known_issues
+    from engines.store.known_issues import Situation, known_issues
     from engines.targets import TARGETS, target_version
     from plugins.registry import SIGNATURES
 
@@ -259,7 +259,7 @@ def warn_of_known_issues(bundle: "Bundle", request: "EngineRequest") -> None:
 def build_or_reuse(
     bundle: "Bundle", request: "EngineRequest", gpus: "Sequence[GpuFacts]", jobs: int
 ) -> "Built":
-    from engines.build import build_engine_directory
+    from engines.store.build import build_engine_directory
 
     with progress_bar() as bar:
         return build_engine_directory(bundle, request, gpus, jobs, bar)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from export.errors import UserError
-from qv_export.console import note, print_json
+from qv_export.show.console import note, print_json
 
 
 @click.group(short_help="Pack a bundle for a server.")
@@ -81,7 +81,7 @@ def triton(
             f"The configuration is written through Triton's own classes, and {error.name} is missing: "
             "pip install 'qv-export[triton]'."
         ) from None
-    from engines.cache import cached_engine
+    from engines.store.cache import cached_engine
     from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from export.bundle import open_bundle
     from export.config import load_config

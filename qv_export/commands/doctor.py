@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qv_export.console import print_json, print_table, progress, size_text
+from qv_export.show.console import print_json, print_table, progress, size_text
 
 if TYPE_CHECKING:
     from engines.gpus import GpuFacts
-    from plugins.report import PluginsReport
-    from qv_export.machine_facts import MachineFacts
+    from plugins.tensorrt.report import PluginsReport
+    from qv_export.show.machine import MachineFacts
 
 
 @click.command(short_help="Show what this machine can export, build and run.")
@@ -27,7 +27,7 @@ def doctor(with_plugins: bool, engine: Path | None, as_json: bool) -> None:
 
     Exits 0 on a machine without a GPU too: that is no fault.
     """
-    from qv_export.machine_facts import machine_facts
+    from qv_export.show.machine import machine_facts
 
     if engine is not None and not with_plugins:
         raise click.UsageError("--engine needs --plugins")
@@ -42,7 +42,7 @@ def doctor(with_plugins: bool, engine: Path | None, as_json: bool) -> None:
 
 
 def plugins_report(engine: Path | None) -> "PluginsReport":
-    from plugins.report import report
+    from plugins.tensorrt.report import report
 
     with progress() as step:
         step("Compiling the kernels")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qv_export.console import note, print_json, progress, size_text
+from qv_export.show.console import note, print_json, progress, size_text
 
 if TYPE_CHECKING:
     from export.manifest import Manifest, WeightsMode

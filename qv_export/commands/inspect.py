@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from qv_export.console import note, print_json, print_table
+from qv_export.show.console import note, print_json, print_table
 
 
 @click.command(short_help="Show what a bundle, a graph or an engine holds.")
@@ -21,8 +21,8 @@ def inspect(path: Path, as_json: bool, html: Path | None) -> None:
     ENGINE is BUNDLE/engines/KEY or a file in it. A bundle is compared with its manifest on the way, an engine with its
     bundle. Weights are not read, and no engine is loaded.
     """
-    from qv_export.inspect_page import write_page
-    from qv_export.inspection import inspect_path
+    from qv_export.show.inspection import inspect_path
+    from qv_export.show.page import write_page
 
     inspection = inspect_path(path)
     if html is not None:

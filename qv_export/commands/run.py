@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from qv_export.console import note, print_json, progress
+from qv_export.show.console import note, print_json, progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -196,10 +196,10 @@ def open_sessions(
     """One slot of the target, or of the bundle's engine with that key, whose capacity was set when it was built."""
     # Here, so that a mistake in the prompt is told before ONNX Runtime or TensorRT loads.
     if engine_key is not None:
-        from engines.tensorrt.opening import open_sessions as open_tensorrt
+        from engines.backends.tensorrt.run.open import open_sessions as open_tensorrt
 
         return open_tensorrt(path, engine_key, num_slots=1)
-    from engines.opening import open_target
+    from engines.open import open_target
 
     return open_target(path, target, num_slots=1, capacity=capacity)
 

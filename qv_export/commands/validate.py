@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from export.errors import UserError
-from qv_export.console import note, print_json
+from qv_export.show.console import note, print_json
 
 if TYPE_CHECKING:
-    from validate.cases import LevelName, Profile
-    from validate.report import Report
+    from validate.cases.builtin import LevelName, Profile
+    from validate.report.report import Report
     from validate.run import Plan, Progress
     from validate.targets import TargetName
 
@@ -116,7 +116,7 @@ def validate(
     if (report_directory is None) == (record_directory is None):
         raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
     if for_polygraphy:
-        from validate.polygraphy_files import require_polygraphy
+        from validate.records.polygraphy_files import require_polygraphy
 
         require_polygraphy()
         if record_directory is None:
@@ -137,7 +137,7 @@ def validate(
 
 
 def make_profile(options: dict[str, int | None]) -> "Profile":
-    from validate.cases import Profile
+    from validate.cases.builtin import Profile
 
     names = {"max_context": "max_context_tokens", "max_patches": "max_patches", "max_batch": "max_batch"}
     return replace(Profile(), **{names[name]: value for name, value in options.items() if value is not None})
@@ -158,13 +158,13 @@ def make_plan(
     from export.config import load_config
     from export.processor.processor import Processor
     from export.processor.settings import load_settings
-    from validate.case_files import load_cases
-    from validate.cases import make_level
-    from validate.gates import GateSettings
-    from validate.prompts import prepare_case
+    from validate.cases.builtin import make_level
+    from validate.cases.case_files import load_cases
+    from validate.cases.prompts import prepare_case
+    from validate.gates.gates import GateSettings
     from validate.run import Plan
     from validate.targets import open_target
-    from validate.task_runs import load_task_set
+    from validate.tasks.runs import load_task_set
 
     bundle, config, (settings, _) = open_bundle(path), load_config(path), load_settings(path)
     subject = open_target(target[0], bundle, profile, target[1])
@@ -188,7 +188,7 @@ def make_plan(
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
     from export.directory_swap import explaining_errors
-    from validate.golden import GOLDEN_DIRECTORY
+    from validate.records.golden import GOLDEN_DIRECTORY
     from validate.run import record_for_polygraphy, record_golden
 
     explaining = explaining_errors(directory, GOLDEN_DIRECTORY, preparing=True, left=MEASURED_STAYS)
@@ -207,8 +207,8 @@ def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
     import shutil
 
     from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
-    from validate.render import pictures_of_worst_cases, write_report
-    from validate.report import REPORT_DIRECTORY
+    from validate.report.render import pictures_of_worst_cases, write_report
+    from validate.report.report import REPORT_DIRECTORY
     from validate.run import validate as run_validation
 
     directory = require_replaceable(directory, REPORT_DIRECTORY)
@@ -260,7 +260,7 @@ def bar() -> Iterator["Progress"]:
 
 def summary(report: "Report", directory: Path) -> str:
     """The verdict and what failed first, for a person."""
-    from validate.render import divergence_lines, failure_text, shown_failures
+    from validate.report.render import divergence_lines, failure_text, shown_failures
 
     verdict = "PASS" if report.passed else "FAIL"
     overview = (

@@ -22,7 +22,7 @@ ATTENTION_CASES = [
 
 @pytest.fixture(scope="module")
 def machine():
-    from plugins import cuda_driver
+    from plugins.tensorrt import cuda_driver
 
     torch.zeros(1, device="cuda")  # makes the context that the driver's calls use
     return cuda_driver.compute_capability(), cuda_driver.driver_cuda_version()
@@ -41,8 +41,8 @@ def rotary_truth(x, positions, frequencies, axis_of):
 )
 @pytest.mark.parametrize("tokens", [1, 33, 5000])
 def test_rotary_ptx_and_triton_rotate_like_float64(machine, tokens, heads, kv_heads, head_dim, dtype):
-    from plugins import launch_ptx
     from plugins.rotary import kernel, reference
+    from plugins.tensorrt import launch_ptx
 
     q = torch.randn(tokens, heads, head_dim, device="cuda").to(getattr(torch, dtype))
     k = torch.randn(tokens, kv_heads, head_dim, device="cuda").to(q.dtype)
@@ -62,8 +62,8 @@ def test_rotary_ptx_and_triton_rotate_like_float64(machine, tokens, heads, kv_he
 
 @pytest.mark.parametrize(("lengths", "head_dim", "dtype"), ATTENTION_CASES)
 def test_patch_attention_ptx_and_triton_attend_like_float64(machine, lengths, head_dim, dtype):
-    from plugins import launch_ptx
     from plugins.patch_attention import kernel
+    from plugins.tensorrt import launch_ptx
 
     offsets = [0, *itertools.accumulate(lengths)]
     q, k, v = (

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from plugins.function_body import MICROSOFT_DOMAIN
+from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.registry import OP_DOMAIN, OPSET_VERSION, OpSignature
 
 Array = npt.NDArray[Any]

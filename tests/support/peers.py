@@ -15,7 +15,7 @@ from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from tests.support.cases import Batch, Prompt
-from validate.reference_guard import require_trustworthy
+from tests.support.reference_guard import require_trustworthy
 
 MM_TOKEN_TYPES = {"t": 0, "i": 1, "v": 2}
 

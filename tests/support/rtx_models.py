@@ -96,7 +96,7 @@ def _described(network: Any) -> dict[str, Any]:
 def _main() -> None:
     import tensorrt_rtx_bindings as trt
 
-    from engines.tensorrt.log import BuildLog, make_logger
+    from engines.backends.tensorrt.log import BuildLog, make_logger
 
     log = BuildLog()
     logger = make_logger(trt, log)

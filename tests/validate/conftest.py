@@ -11,12 +11,12 @@ from export.bundle import open_bundle
 from export.config import ModelConfig, load_config
 from export.processor.settings import load_settings
 from tests.support.bundles import shared_bundle
-from validate.cases import Profile, make_level
-from validate.gates import GateSettings
-from validate.mutated import MutatedTaps, mutate_bundle, mutate_engine
-from validate.mutations import Mutation
-from validate.prompts import prepare_case
+from validate.cases.builtin import Profile, make_level
+from validate.cases.prompts import prepare_case
+from validate.gates.gates import GateSettings
 from validate.run import Plan, record_golden
+from validate.selftest.mutated import MutatedTaps, mutate_bundle, mutate_engine
+from validate.selftest.mutations import Mutation
 from validate.targets import open_target
 
 PROFILE = Profile(max_context_tokens=256, max_patches=256, max_batch=3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from export.errors import UserError
-from validate.cases import Case, Profile, Text
+from validate.cases.builtin import Case, Profile, Text
+from validate.cases.prompts import prepare_case
 from validate.execution import Engine
-from validate.prompts import prepare_case
 from validate.run import record_golden, validate
 
 INSIDE = "images_of_unequal_size.taps.npz"

@@ -4,11 +4,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from engines.record import EngineRecord
+from engines.store.record import EngineRecord
 from export.bundle import open_bundle
 from export.errors import UserError
-from validate.cases import Profile
-from validate.reference_sessions import ReferenceTaps
+from validate.cases.builtin import Profile
+from validate.reference.sessions import ReferenceTaps
 from validate.run import record_golden, validate
 from validate.targets import TARGETS, open_target, profile_of_engine
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.onnxruntime.session import open_sessions
+from engines.backends.onnxruntime.session import open_sessions
 from engines.runtime import answer as answer_module
 from engines.runtime.answer import Event, Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate

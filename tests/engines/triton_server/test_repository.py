@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'")
 
-from engines.cache import cached_engine
-from engines.record import EngineRecord
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.store.cache import cached_engine
+from engines.store.record import EngineRecord
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engines.onnxruntime.session import open_vision_session
+from engines.backends.onnxruntime.session import open_vision_session
 from engines.triton_server.interface import PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.repository import write_repository
 from engines.triton_server.settings import ServerSettings

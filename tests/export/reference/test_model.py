@@ -10,7 +10,7 @@ import torch
 from tests.support import peers
 from tests.support.cases import CASES, Batch, make_batch
 from tests.support.sessions import encode, greedy_tokens, relative_error
-from validate.reference_sessions import ReferenceDecoder, ReferenceVision
+from validate.reference.sessions import ReferenceDecoder, ReferenceVision
 
 ROUNDING = 1e-5
 """Of the largest value, on equal inputs. Measured: 3e-6, since float32 sums run in another order."""

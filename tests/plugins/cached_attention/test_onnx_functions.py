@@ -20,7 +20,7 @@ CALLS = {
     "chunks after unequal chunks": (4, [6, 2], [10, 6]),
     "padded chunk": (4, [6, 2], [10, 4]),
 }
-# What onnxruntime's body takes: engines.onnxruntime.session splits the rest into such calls.
+# What onnxruntime's body takes: engines.backends.onnxruntime.session splits the rest into such calls.
 CALLS_OF_ORT = (
     "prefill",
     "prefill of unequal rows",

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from engines import targets
-from engines.build import resolve_sms
 from engines.gpus import GpuFacts
-from engines.record import read_record
+from engines.store.build import resolve_sms
+from engines.store.record import read_record
 from examples.random_checkpoint import write_checkpoint
 from export.errors import UserError
 from export.exporter import export_checkpoint
@@ -273,7 +273,7 @@ def test_what_is_no_bundle_is_told_so(tmp_path: Path, build: Any) -> None:
 def test_a_missing_library_is_told_with_its_installation(
     bundle: Path, build: Any, monkeypatch: pytest.MonkeyPatch, installed: list[str], said: str
 ) -> None:
-    from engines.tensorrt import flavour
+    from engines.backends.tensorrt import flavour
 
     monkeypatch.setattr(targets, "has_module", lambda name: name in installed)
     monkeypatch.setattr(targets, "installed_version", lambda name: "11.4" if name == "tensorrt" else None)

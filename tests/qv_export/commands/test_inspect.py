@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engines import cache
-from engines.cache import EngineRequest, key_inputs, writing_engine
-from engines.limits import Limits
-from engines.record import EngineRecord
+from engines.sizing.limits import Limits
+from engines.store import cache
+from engines.store.cache import EngineRequest, key_inputs, writing_engine
+from engines.store.record import EngineRecord
 from export.bundle import open_bundle, place_weights, writing_bundle
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from qv_export.commands.inspect import inspect
-from qv_export.graph_facts import TensorFacts
-from qv_export.graph_text import tensor_rows
+from qv_export.show.bundle import tensor_rows
+from qv_export.show.graph import TensorFacts
 from tests.export.bundle_samples import fill, make_weights
-from tests.qv_export.test_graph_facts import write_graph
+from tests.qv_export.show.test_graph import write_graph
 
 
 @pytest.fixture

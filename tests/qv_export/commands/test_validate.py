@@ -12,8 +12,8 @@ from export.bundle import open_bundle
 from export.config import load_config
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
-from validate.mutated import mutate_bundle
-from validate.mutations import mutations
+from validate.selftest.mutated import mutate_bundle
+from validate.selftest.mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ("--level", "quick", "--max-context", "128", "--max-patches", "256", "--max-batch", "3")

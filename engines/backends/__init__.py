@@ -1,0 +1,1 @@
+"""What compiles and runs a bundle's graphs: one folder a target."""

@@ -1,0 +1,140 @@
+"""How does a canonical graph become the one that ONNX Runtime runs well?
+
+By choosing function bodies, and on CPU by computing in float32: ONNX Runtime has no bfloat16 products there.
+All of it happens in memory at load time; float32 weights stay where they are, in the mapped file.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from export.config import ModelConfig
+from plugins.cached_attention import onnx_functions as cached_attention
+from plugins.onnx.function_body import MICROSOFT_DOMAIN
+from plugins.patch_attention import onnx_functions as patch_attention
+from plugins.registry import OP_DOMAIN
+from plugins.rotary import onnx_functions as rotary
+
+_LOW_PRECISION = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
+
+
+def load_graph(path: Path, config: ModelConfig) -> onnx.ModelProto:
+    """Read a canonical graph without its weights and fit it to ONNX Runtime on CPU."""
+    model = onnx.load(path, load_external_data=False)
+    choose_bodies(model, config)
+    compute_in_float32(model)
+    use_weights_as_stored(model)
+    return model
+
+
+def choose_bodies(model: onnx.ModelProto, config: ModelConfig) -> None:
+    """Replace the functions of our ops by ONNX Runtime's bodies."""
+    bodies = {
+        body.name: body
+        for body in (
+            rotary.onnxruntime(),
+            patch_attention.onnxruntime(config.vision.num_heads),
+            cached_attention.onnxruntime(
+                config.decoder.num_attention_heads, config.decoder.num_key_value_heads
+            ),
+        )
+    }
+    names = [function.name for function in model.functions if function.domain == OP_DOMAIN]
+    others = [function for function in model.functions if function.domain != OP_DOMAIN]
+    del model.functions[:]
+    model.functions.extend([*others, *(bodies[name] for name in names)])
+    model.opset_import.append(helper.make_opsetid(MICROSOFT_DOMAIN, 1))
+
+
+def compute_in_float32(model: onnx.ModelProto) -> None:
+    """Turn a bfloat16 or float16 graph into a float32 one.
+
+    Weights stay declared as they are stored: the session hands ONNX Runtime their float32 values (`raised_weights`),
+    since its own folding of a `Cast` holds every weight twice.
+    """
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in _LOW_PRECISION:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in _low_precision_attributes(node):
+            _raise_to_float32(attribute)
+    _drop_casts_of(graph, {weight.name for weight in graph.initializer if weight.data_type in _LOW_PRECISION})
+
+
+def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
+    """Whoever reads `Cast(weight)` reads the weight, which will be float32 already."""
+    casts = {
+        node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in weights
+    }
+    for node in graph.node:
+        node.input[:] = [casts[name].input[0] if name in casts else name for name in node.input]
+    for cast in casts.values():
+        graph.node.remove(cast)
+
+
+def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Read each bfloat16 or float16 weight of a graph as float32, and declare it so in the graph."""
+    for weight in model.graph.initializer:
+        if weight.data_type in _LOW_PRECISION:
+            stored = {entry.key: entry.value for entry in weight.external_data}
+            bits = np.memmap(
+                directory / stored["location"],
+                dtype=np.uint16,
+                mode="r",
+                offset=int(stored["offset"]),
+                shape=tuple(weight.dims),
+            )
+            values = _float32_from_bits(bits, weight.data_type)
+            weight.data_type = TensorProto.FLOAT
+            yield weight.name, values
+
+
+def _float32_from_bits(bits: npt.NDArray[np.uint16], data_type: int) -> npt.NDArray[np.float32]:
+    if data_type == TensorProto.FLOAT16:
+        return bits.view(np.float16).astype(np.float32)
+    # A bfloat16 is the upper half of the float32 of the same value: a shift, where ml_dtypes converts one by one.
+    widened = bits.astype(np.uint32)
+    widened <<= 16
+    return widened.view(np.float32)
+
+
+def _low_precision_attributes(node: onnx.NodeProto) -> Iterator[onnx.AttributeProto]:
+    for attribute in node.attribute:
+        is_cast_target = node.op_type == "Cast" and attribute.name == "to" and attribute.i in _LOW_PRECISION
+        if is_cast_target or attribute.t.data_type in _LOW_PRECISION:
+            yield attribute
+
+
+def _raise_to_float32(attribute: onnx.AttributeProto) -> None:
+    if attribute.type == onnx.AttributeProto.INT:
+        attribute.i = TensorProto.FLOAT
+    else:
+        array = onnx.numpy_helper.to_array(attribute.t).astype("float32")
+        attribute.t.CopyFrom(onnx.numpy_helper.from_array(array, attribute.t.name))
+
+
+def use_weights_as_stored(model: onnx.ModelProto) -> None:
+    """Fuse `MatMul(x, Transpose(W))` into one product that reads W as the checkpoint stores it, [out, in].
+
+    ONNX Runtime would fold the transposition into a second copy of every weight; fused, float32 weights are used
+    in place, straight from the mapped file.
+    """
+    graph = model.graph
+    weights = {initializer.name for initializer in graph.initializer}
+    transposed = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in weights
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in transposed:
+            node.op_type, node.domain = "FusedMatMul", MICROSOFT_DOMAIN
+            node.input[1] = transposed[node.input[1]].input[0]
+            node.attribute.append(helper.make_attribute("transB", 1))
+    for node in transposed.values():
+        graph.node.remove(node)

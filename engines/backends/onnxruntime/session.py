@@ -1,0 +1,225 @@
+"""How do ONNX Runtime sessions run a bundle on CPU, with the cache updated in place?"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from engines.backends.onnxruntime.graph import load_graph, raised_weights
+from engines.session import DecoderInputs, EngineError, require_slots
+from export.bundle import Bundle, open_bundle
+from export.config import ModelConfig, load_config
+from export.contract import CACHE_PARTS, cache_name
+from export.processor.positions import segment_range
+
+_ERROR_AND_ABOVE = 3
+
+
+def open_sessions(
+    bundle: Path, *, num_slots: int = 1, capacity: int, num_threads: int | None = None
+) -> tuple["OnnxRuntimeVision", "OnnxRuntimeDecoder"]:
+    """Open both graphs of a bundle.
+
+    Args:
+        bundle: directory that `qv-export export` wrote.
+        num_slots: KV slots, each with room for `capacity` tokens.
+        num_threads: threads of each graph; None takes every core this process may use. They wait for each other in
+            every operator, so where cores are shared with other processes fewer are faster.
+
+    Raises:
+        UserError: no such bundle, or one whose files differ from its manifest.
+    """
+    opened = open_bundle(bundle)
+    config = load_config(opened.directory)
+    vision = OnnxRuntimeVision(opened, config, num_threads)
+    return vision, OnnxRuntimeDecoder(opened, config, num_slots, capacity, num_threads)
+
+
+def open_vision_session(bundle: Path, num_threads: int | None = None) -> "OnnxRuntimeVision":
+    """Open the vision graph alone.
+
+    Args:
+        bundle: directory that `qv-export export` wrote.
+        num_threads: as in `open_sessions`.
+
+    Raises:
+        UserError: as `open_sessions`.
+    """
+    opened = open_bundle(bundle)
+    return OnnxRuntimeVision(opened, load_config(opened.directory), num_threads)
+
+
+class OnnxRuntimeVision:
+    """The vision graph on CPU: a `VisionSession`."""
+
+    def __init__(self, bundle: Bundle, config: ModelConfig, num_threads: int | None = None) -> None:
+        self._session, self._weights = _create_session(
+            bundle.vision_graph, config, num_threads, may_pack=True
+        )
+
+    def encode(
+        self,
+        patches: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int32],
+        cu_seqlens: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.float32]:
+        """See `VisionSession.encode`."""
+        feeds = {
+            "patches": patches,
+            "positions": positions,
+            "cu_seqlens": cu_seqlens,
+            "segment_range": segment_range(cu_seqlens),
+        }
+        visual_embeds: npt.NDArray[np.float32] = self._session.run(["visual_embeds"], feeds)[0]
+        return visual_embeds
+
+
+class OnnxRuntimeDecoder:
+    """The decoder graph on CPU with its KV slots: a `DecoderSession`.
+
+    A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: ModelConfig,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+    ) -> None:
+        self.num_slots = num_slots
+        self.capacity = capacity
+        self._config = config
+        self._session, self._weights = _create_session(
+            bundle.decoder_graph, config, num_threads, may_pack=False
+        )
+        # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
+        shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
+        self._caches = {
+            (part, layer): np.zeros(shape, np.float32)
+            for layer in range(config.decoder.num_hidden_layers)
+            for part in CACHE_PARTS
+        }
+        self._calls: dict[tuple[int, int], _BoundCall] = {}
+
+    def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        """See `DecoderSession.forward`."""
+        require_slots(self, first_slot, inputs)
+        num_tokens = inputs.token_ids.shape[1]
+        if num_tokens > 1 and (inputs.write_index.any() or inputs.kv_lengths.max() < num_tokens):
+            rows = split_rows(inputs, (self._config.image_token_id, self._config.video_token_id))
+            return np.concatenate([self._run(first_slot + i, row) for i, row in enumerate(rows)])
+        return self._run(first_slot, inputs)
+
+    def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        call = self._call(first_slot, len(inputs.token_ids))
+        for name in _FEED_NAMES:
+            call.set_input(name, getattr(inputs, name))
+        logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
+        _bind_output(call.binding, "logits", logits)
+        self._session.run_with_iobinding(call.binding)
+        return logits
+
+    def _call(self, first_slot: int, batch: int) -> "_BoundCall":
+        key = (first_slot, batch)
+        if key not in self._calls:
+            call = _BoundCall(self._session.io_binding())
+            for (part, layer), cache in self._caches.items():
+                rows = cache[first_slot : first_slot + batch]
+                _bind_input(call.binding, cache_name("past", part, layer), rows)
+                _bind_output(call.binding, cache_name("present", part, layer), rows)
+            self._calls[key] = call
+        return self._calls[key]
+
+
+class _BoundCall:
+    """Inputs bound to memory of their own, so that a step of the same shapes only copies values in."""
+
+    def __init__(self, binding: ort.IOBinding) -> None:
+        self.binding = binding
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def set_input(self, name: str, values: npt.NDArray[Any]) -> None:
+        array = self._arrays.get(name)
+        if array is None or array.shape != values.shape or array.dtype != values.dtype:
+            array = self._arrays[name] = np.empty(values.shape, values.dtype)
+            _bind_input(self.binding, name, array)
+        np.copyto(array, values)
+
+
+_FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
+
+
+def split_rows(inputs: DecoderInputs, visual_token_ids: tuple[int, int]) -> Iterator[DecoderInputs]:
+    """Each row of a batch alone, without its padding and with its own visual embeddings.
+
+    ONNX Runtime's cached attention takes one row at a time when several tokens follow a non-empty cache, and finds
+    where to write from the number of tokens, so padding must go (`plugins.cached_attention.onnx_functions`).
+    What was asked for a padding token, which means nothing, is answered by the row's last valid one.
+    """
+    lengths = inputs.kv_lengths - inputs.write_index
+    num_visual = np.isin(inputs.token_ids, visual_token_ids).sum(axis=1)
+    ends = num_visual.cumsum()
+    for row, length in enumerate(lengths.tolist()):
+        one = slice(row, row + 1)
+        yield DecoderInputs(
+            token_ids=inputs.token_ids[one, :length],
+            visual_embeds=inputs.visual_embeds[ends[row] - num_visual[row] : ends[row]],
+            position_ids=inputs.position_ids[:, one, :length],
+            write_index=inputs.write_index[one],
+            kv_lengths=inputs.kv_lengths[one],
+            logits_index=np.minimum(inputs.logits_index[one], length - 1),
+        )
+
+
+def _bind_input(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _create_session(
+    graph: Path, config: ModelConfig, num_threads: int | None, *, may_pack: bool
+) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """A session, and the weights that it shares with us: they must live as long as it does.
+
+    Args:
+        graph: a canonical graph of a bundle.
+        config: the model's.
+        num_threads: see `open_sessions`.
+        may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
+            once gain from it; a decode step, bound by memory, gains nothing and would
+            wait for every weight to be copied first.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = _ERROR_AND_ABOVE
+    # Every prompt and picture has its own shapes. A plan of memory would be kept for each of them, and an arena as
+    # large as the largest call ever needed; without both a call costs the same and gives its memory back.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.parent)
+    )
+    model = load_graph(graph, config)
+    weights = []
+    for name, array in raised_weights(model, graph.parent):
+        weights.append(ort.OrtValue.ortvalue_from_numpy(array))
+        # Shared without a copy; add_external_initializers would hold every weight twice.
+        options.add_initializer(name, weights[-1])
+    # A packed copy replaces a weight of the mapped file, but would stand beside one that is shared with us.
+    if weights or not may_pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime {ort.__version__} refuses {graph}: {error}") from error
+    return session, weights

@@ -1,0 +1,1 @@
+"""Graphs become engines, in a process of their own."""

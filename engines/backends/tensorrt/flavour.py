@@ -1,0 +1,95 @@
+"""TensorRT or TensorRT-RTX: which module is it, and which GPUs does it build for?
+
+Their Python API is one for networks, parser, configuration and contexts, so the rest of this room takes the module as
+an argument. They never share a process: RTX aborts when a plugin is registered, and the first logger stays for both.
+"""
+
+import importlib
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Literal, cast, get_args
+
+from engines.backends.tensorrt.api import Bindings
+from export.errors import UserError
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
+"""`ComputeCapability` of TensorRT-RTX 1.7; a test compares it with the module."""
+
+TENSORRT_LEAST_ARCHITECTURE = 80
+"""Of what qv-export offers: bfloat16 needs it, and so do the plugins' kernels."""
+
+MODULES: dict[Flavour, tuple[str, ...]] = {
+    # NVIDIA's metapackage names the module tensorrt_rtx, the wheels on PyPI tensorrt_rtx_bindings.
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    "tensorrt": ("tensorrt",),
+}
+REMEDIES: dict[Flavour, str] = {
+    "tensorrt-rtx": "pip install 'qv-export[rtx]'",
+    "tensorrt": "pip install 'tensorrt-cu13>=11.1' (its libraries come from NVIDIA's own index)",
+}
+
+
+def require_installed(flavour: Flavour) -> str:
+    """The name of the flavour's module.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    name = next((name for name in MODULES[flavour] if find_spec(name)), None)
+    if name is None:
+        raise UserError(
+            f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed. "
+            f"Install it: {REMEDIES[flavour]}"
+        )
+    return name
+
+
+def load_bindings(flavour: Flavour) -> Bindings:
+    """Import the flavour's Python module.
+
+    Raises:
+        UserError: it is not installed, or its libraries do not load.
+    """
+    name = require_installed(flavour)
+    try:
+        return cast(Bindings, importlib.import_module(name))
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"Target {flavour}: the module {name} is installed, but does not load: {error}. "
+            f"Install it anew: {REMEDIES[flavour]}"
+        ) from error
+
+
+def architecture_problems(flavour: Flavour, sm: tuple[int, ...]) -> list[str]:
+    """What is wrong with a list of architectures, as sentences; empty if nothing is."""
+    known = ", ".join(map(str, RTX_ARCHITECTURES))
+    if len(set(sm)) < len(sm):
+        return [f"each architecture once, found {', '.join(map(str, sm))}"]
+    if flavour == "tensorrt":
+        if len(sm) > 1:
+            return [f"TensorRT builds for one architecture, found {', '.join(map(str, sm))}"]
+        return [
+            f"SM{one}: TensorRT engines of qv-export need SM{TENSORRT_LEAST_ARCHITECTURE} or newer"
+            for one in sm
+            if one < TENSORRT_LEAST_ARCHITECTURE
+        ]
+    if not sm:
+        return [f"TensorRT-RTX needs the architectures to build for: --sm with one or more of {known}"]
+    return [
+        f"SM{one}: TensorRT-RTX builds for {known}. For SM90, SM100 and SM103 use --target tensorrt on such a GPU"
+        for one in sm
+        if one not in RTX_ARCHITECTURES
+    ]
+
+
+def is_rtx(trt: Bindings) -> bool:
+    """True for TensorRT-RTX's module, under either of its names."""
+    return trt.__name__ in MODULES["tensorrt-rtx"]
+
+
+def tool_versions(trt: Bindings) -> dict[str, str]:
+    """Versions of what shapes an engine's bytes beside the graph."""
+    return {trt.__name__: trt.__version__, "qv-export": version("qv-export")}

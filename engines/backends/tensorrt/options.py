@@ -1,0 +1,94 @@
+"""What may be chosen about a build, and how does the choice reach the building process?"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from engines.backends.tensorrt.facts import GraphName
+from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
+from engines.sizing.limits import Limits
+from export.errors import UserError
+
+HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
+_MAX_OPTIMIZATION_LEVEL = 5
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to compile. Checked when it is made; all problems come in one message."""
+
+    flavour: Flavour
+    sm: tuple[int, ...] = ()
+    """Architectures, compute capability x 10. TensorRT-RTX: one or several, all in one engine. TensorRT: the one of
+    this machine's GPU, which an empty tuple stands for."""
+    timing_cache: Path | None = None
+    """File of measured kernel times, read before and written after. TensorRT only: RTX measures on the user's GPU."""
+    weight_streaming: bool = False
+    """Let the runtime keep weights in host memory and fetch them as layers run, for a model larger than its card."""
+    hardware_compatibility: HardwareCompatibility = "none"
+    """Which other GPUs a TensorRT engine runs on. RTX has its list `sm` for that."""
+    optimization_level: int | None = None
+    """0 (quick build) to 5 (quick engine); None: TensorRT's own default."""
+    workspace_bytes: int | None = None
+    """Most device memory for one layer's scratch; None: all of it."""
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise UserError("The build options do not go together:\n- " + "\n- ".join(problems))
+
+    def _problems(self) -> list[str]:
+        if self.flavour not in FLAVOURS:
+            return [f"flavour must be one of {', '.join(FLAVOURS)}, found {self.flavour!r}"]
+        problems = architecture_problems(self.flavour, self.sm)
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            levels = ", ".join(get_args(HardwareCompatibility))
+            problems.append(
+                f"hardware compatibility must be one of {levels}, found {self.hardware_compatibility!r}"
+            )
+        if self.flavour == "tensorrt-rtx":
+            if self.hardware_compatibility != "none":
+                problems.append(
+                    "hardware compatibility is TensorRT's; for TensorRT-RTX list the architectures instead"
+                )
+            if self.timing_cache is not None:
+                problems.append("a timing cache is TensorRT's; TensorRT-RTX measures nothing when it builds")
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= _MAX_OPTIMIZATION_LEVEL:
+            problems.append(f"optimization level must be 0 to {_MAX_OPTIMIZATION_LEVEL}, found {level}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 0:
+            problems.append(f"workspace must be a number of bytes, found {self.workspace_bytes}")
+        return problems
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One engine to build, as the building process gets it."""
+
+    bundle: Path
+    graph: GraphName
+    limits: Limits
+    options: BuildOptions
+    output: Path
+    taps: tuple[str, ...] = ()
+    """Values of the graph that the engine gives as further outputs."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "BuildRequest":
+        content = json.loads(text)
+        options = content["options"]
+        cache = options["timing_cache"]
+        return cls(
+            bundle=Path(content["bundle"]),
+            graph=content["graph"],
+            limits=Limits(**content["limits"]),
+            options=BuildOptions(
+                **{**options, "sm": tuple(options["sm"]), "timing_cache": Path(cache) if cache else None}
+            ),
+            output=Path(content["output"]),
+            taps=tuple(content["taps"]),
+        )

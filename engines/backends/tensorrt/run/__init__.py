@@ -1,0 +1,1 @@
+"""Engines answer on a GPU."""

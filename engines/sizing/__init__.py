@@ -1,0 +1,1 @@
+"""Limits of an engine, and what they cost."""

@@ -1,0 +1,306 @@
+"""What will an engine of these limits cost, to build and to run, and what to change where it does not fit?
+
+Arithmetic on the model's sizes: it takes no time and loads nothing. What it says is an upper bound with a stated
+formula, or a figure calibrated on builds (docs/performance.md); `engine.json` holds what a build really took.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engines.sizing.limits import Limits
+from engines.targets import TargetName
+from export.config import ModelConfig
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_PATCHES_PER_TOKEN = 4
+_SCRATCH_BYTES = 16_000_000
+"""Added to what tensors take: workspace and alignment; small builds report 6 to 8 MB."""
+
+# TensorRT-RTX 1.7 on a CPU, bfloat16: upper bounds of the peak RSS of builds. The serialized engine counts once; mapped
+# weights are given back as they are read.
+_RAM_BASE_BYTES = 400_000_000
+_RAM_PER_VISION_WEIGHT_BYTE = 2.6
+"""Builds of 5 MB to 1.4 GB of weights took 78 to 93 percent of what this says."""
+_MOST_MAPPED_BYTES = 600_000_000
+"""Of weights read and not yet given back, on busy machines."""
+_ENGINE_OVERHEAD_BYTES = 20_000_000
+"""Kernels and names beside the weights; small builds have 5 to 16 MB, and more architectures add nothing."""
+_ORT_BASE_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph's share."""
+
+    name: str
+    num_weights: int
+    weights_bytes: int
+    """On the device, in the graph's dtype."""
+    activation_bytes: int
+    """Device memory of the largest call."""
+    engine_bytes: int
+    """Of the file."""
+    build_ram_bytes: int
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Something that does not fit, and what would help."""
+
+    what: str
+    needed_bytes: int
+    available_bytes: int
+    changes: tuple[str, ...]
+
+    def sentence(self) -> str:
+        advice = "".join(f"\n  - {change}" for change in self.changes)
+        return (
+            f"{self.what}: {self.needed_bytes / 1e9:.1f} GB needed, {self.available_bytes / 1e9:.1f} GB there. "
+            f"What helps:{advice}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From pixels to bytes."""
+
+    target: TargetName
+    config: ModelConfig
+    dtype: str
+    limits: Limits
+    max_pixels: int
+    """Of all pictures of one vision call together, after resizing."""
+    max_visual_tokens: int
+    kv_bytes_per_token: int
+    kv_cache_bytes: int
+    """All slots."""
+    graphs: tuple[GraphPlan, ...]
+    jobs: int
+
+    @property
+    def device_bytes(self) -> int:
+        """Both engines loaded, their largest calls, every slot of the cache."""
+        return self.kv_cache_bytes + sum(
+            graph.weights_bytes + graph.activation_bytes for graph in self.graphs
+        )
+
+    @property
+    def build_ram_bytes(self) -> int:
+        """Peak: graphs are built one after the other, or as many at once as there are jobs."""
+        return sum(sorted((graph.build_ram_bytes for graph in self.graphs), reverse=True)[: self.jobs])
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(graph.engine_bytes for graph in self.graphs)
+
+
+def make_plan(target: TargetName, config: ModelConfig, dtype: str, limits: Limits, jobs: int = 1) -> Plan:
+    """Work out what an engine takes.
+
+    Args:
+        target: what it is built for.
+        config: the model's sizes.
+        dtype: the graphs'.
+        limits: the engine's.
+        jobs: graphs built at once.
+    """
+    kv_bytes_per_token = (
+        2  # keys and values
+        * config.decoder.num_hidden_layers
+        * config.decoder.num_key_value_heads
+        * config.decoder.head_dim
+        * _compute_bytes(target, dtype)
+    )
+    weights = {"vision": vision_weights(config), "decoder": decoder_weights(config)}
+    activations = {
+        "vision": vision_activation_bytes(config, limits, _compute_bytes(target, dtype)),
+        "decoder": decoder_activation_bytes(config, limits, _compute_bytes(target, dtype)),
+    }
+    return Plan(
+        target=target,
+        config=config,
+        dtype=dtype,
+        limits=limits,
+        max_pixels=limits.max_patches * config.vision.patch_size**2,
+        max_visual_tokens=limits.max_patches // config.vision.patches_per_token,
+        kv_bytes_per_token=kv_bytes_per_token,
+        kv_cache_bytes=kv_bytes_per_token * limits.max_context * limits.max_batch,
+        graphs=tuple(
+            _graph_plan(name, target, dtype, weights[name], activations[name], config) for name in weights
+        ),
+        jobs=jobs,
+    )
+
+
+def _graph_plan(
+    name: str, target: TargetName, dtype: str, num_weights: int, activation_bytes: int, config: ModelConfig
+) -> GraphPlan:
+    value_bytes = _compute_bytes(target, dtype)
+    weights_bytes = num_weights * value_bytes
+    if target == "onnxruntime":
+        return GraphPlan(
+            name, num_weights, weights_bytes, activation_bytes, 0, weights_bytes + _ORT_BASE_BYTES
+        )
+    if name == "vision":
+        build_ram_bytes = int(_RAM_PER_VISION_WEIGHT_BYTE * weights_bytes)
+    else:
+        copied_bytes = copied_decoder_weights(config) * value_bytes
+        build_ram_bytes = weights_bytes + copied_bytes + min(weights_bytes, _MOST_MAPPED_BYTES)
+    return GraphPlan(
+        name,
+        num_weights,
+        weights_bytes,
+        activation_bytes,
+        engine_bytes=weights_bytes + _ENGINE_OVERHEAD_BYTES,
+        build_ram_bytes=build_ram_bytes + _RAM_BASE_BYTES,
+    )
+
+
+def vision_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: int) -> int:
+    """Device memory of the largest vision call.
+
+    The native attention pads every segment to the longest: q, k, v and the result have N * M rows each, beside their
+    index arrays (48 bytes a row). That, with the residual stream around it, or an unpadded block's ten tensors of
+    P rows, whichever is more.
+    TensorRT-RTX 1.7 reports 10 to 12 percent less (`EngineFacts.activation_bytes`, both graphs, two sizes).
+    """
+    width = config.vision.embed_dim * value_bytes
+    padded_rows = limits.max_segments * limits.max_patches
+    padded = padded_rows * (4 * width + 48) + 2 * limits.max_patches * width
+    return max(padded, 10 * limits.max_patches * width) + _SCRATCH_BYTES
+
+
+def decoder_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: int) -> int:
+    """Device memory of the largest prefill.
+
+    For each of B * S tokens the gated MLP's three tensors, four of the residual stream's width, queries, keys and
+    values; and the logits that are asked for.
+    """
+    decoder = config.decoder
+    heads = decoder.num_attention_heads + 2 * decoder.num_key_value_heads
+    values = 3 * decoder.intermediate_size + 4 * decoder.hidden_size + heads * decoder.head_dim
+    tokens = limits.max_batch * limits.prompt_tokens
+    logits = limits.max_batch * limits.max_logits_tokens * decoder.vocab_size * 4
+    return tokens * values * value_bytes + logits + _SCRATCH_BYTES
+
+
+def _compute_bytes(target: TargetName, dtype: str) -> int:
+    """Bytes of one value as it is computed: ONNX Runtime computes in float32 on CPU."""
+    return 4 if target == "onnxruntime" else ELEMENT_BYTES[dtype]
+
+
+def vision_weights(config: ModelConfig) -> int:
+    """Number of weights of the vision encoder: patch embedding, blocks, merger."""
+    vision = config.vision
+    width, hidden = vision.embed_dim, vision.intermediate_size
+    block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+    merged = width * vision.patches_per_token
+    merger = 2 * width + merged * merged + merged + merged * vision.hidden_size + vision.hidden_size
+    return vision.patch_values * width + vision.depth * block + merger
+
+
+def decoder_weights(config: ModelConfig) -> int:
+    """Number of weights of the decoder; tied embeddings count once, as the graph holds them."""
+    decoder = config.decoder
+    width, hidden = decoder.hidden_size, decoder.intermediate_size
+    queries = decoder.num_attention_heads * decoder.head_dim
+    keys = decoder.num_key_value_heads * decoder.head_dim
+    attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
+    layer = attention + 3 * width * hidden + 2 * width
+    tables = decoder.vocab_size * width * (1 if decoder.tie_word_embeddings else 2)
+    return tables + decoder.num_hidden_layers * layer + width
+
+
+def copied_decoder_weights(config: ModelConfig) -> int:
+    """Number of weights of which TensorRT's builder holds a copy beside the engine.
+
+    It joins products of the same input, so query, key and value, and gate and up; and holds a tied table twice more.
+    Measured: anonymous memory before the engine is put together, 7B shapes with 4, 6 and 28 layers, 2B.
+    """
+    decoder = config.decoder
+    projections = (decoder.num_attention_heads + 2 * decoder.num_key_value_heads) * decoder.head_dim
+    joined = decoder.hidden_size * (projections + 2 * decoder.intermediate_size)
+    tied = 2 * decoder.vocab_size * decoder.hidden_size if decoder.tie_word_embeddings else 0
+    return decoder.num_hidden_layers * joined + tied
+
+
+def shortages(
+    plan: Plan, free_ram_bytes: int, free_disk_bytes: int, device_bytes: int | None
+) -> list[Shortage]:
+    """What does not fit.
+
+    Args:
+        plan: the plan.
+        free_ram_bytes: memory that the build may take.
+        free_disk_bytes: where the engine is written.
+        device_bytes: memory of the GPU that will run it; None: not known, nothing to compare.
+    """
+    found = []
+    if plan.build_ram_bytes > free_ram_bytes:
+        found.append(Shortage("memory to build", plan.build_ram_bytes, free_ram_bytes, _ram_advice(plan)))
+    if plan.disk_bytes > free_disk_bytes:
+        disk_advice = ("free some space, or move the bundle to a larger disk",)
+        found.append(Shortage("disk for the engines", plan.disk_bytes, free_disk_bytes, disk_advice))
+    if device_bytes is not None and plan.device_bytes > device_bytes:
+        advice = tuple(_limit_advice(plan, device_bytes)) or (
+            "no single limit is enough: the weights alone leave too little; halve several, or use a larger GPU",
+        )
+        found.append(Shortage("GPU memory to run", plan.device_bytes, device_bytes, advice))
+    return found
+
+
+def _ram_advice(plan: Plan) -> tuple[str, ...]:
+    largest = max(graph.build_ram_bytes for graph in plan.graphs)
+    one_job = (f"--jobs 1 builds one graph at a time: {largest / 1e9:.1f} GB",) if plan.jobs > 1 else ()
+    return (
+        *one_job,
+        f"build on a machine with {largest / 1e9:.1f} GB free; the engine runs elsewhere all the same",
+    )
+
+
+_LEAST = {"max_segments": 1, "max_patches": 256, "max_batch": 1, "max_context": 256, "max_prompt_tokens": 64}
+
+
+def _limit_advice(plan: Plan, device_bytes: int) -> Iterator[str]:
+    """Each limit that alone makes it fit when it is halved often enough."""
+    for name in _LEAST:
+        limits = plan.limits
+        while (smaller := _halved(limits, name)) is not None:
+            limits = smaller
+            shrunk = make_plan(plan.target, plan.config, plan.dtype, limits)
+            if shrunk.device_bytes <= device_bytes:
+                yield f"--{name.replace('_', '-')} {getattr(limits, name)}: {shrunk.device_bytes / 1e9:.1f} GB"
+                break
+
+
+def _halved(limits: Limits, name: str) -> Limits | None:
+    """Half of one limit, and of those that may not exceed it; None where it gets too small to be of use."""
+    value = getattr(limits, name) // 2
+    if value < _LEAST[name]:
+        return None
+    changes = {name: value}
+    if name == "max_context":
+        changes["max_prompt_tokens"] = min(limits.prompt_tokens, value)
+    if name == "max_patches":
+        changes["max_segments"] = min(limits.max_segments, value // _PATCHES_PER_TOKEN)
+    return replace(limits, **changes)
+
+
+def free_ram_bytes() -> int:
+    """Memory that a new process can have: what the kernel calls available, within this container's limit."""
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    )
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
+    except OSError:
+        return available
+    return min(available, int(limit) - int(used)) if limit.isdigit() else available
+
+
+def free_disk_bytes(bundle: Path) -> int:
+    return shutil.disk_usage(bundle).free

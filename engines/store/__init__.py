@@ -1,0 +1,1 @@
+"""Engines by key inside a bundle: build, record, compatibility, known issues."""

@@ -1,0 +1,197 @@
+"""Which engines of a bundle are there, and how does a new one get in whole?
+
+`BUNDLE/engines/<key>/` holds `engine.json` and what was built. Reuse is by key, a hash over everything that could
+change the bytes, and never because a file exists.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engines.backends.tensorrt.options import BuildOptions
+from engines.sizing.limits import Limits
+from engines.store.record import EngineRecord, read_record
+from engines.targets import TARGETS, TargetName, sources_digest, tool_versions
+from export.bundle import ENGINES_DIRECTORY
+from export.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
+from export.errors import UserError
+from export.manifest import content_key
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What the user wants built."""
+
+    target: TargetName
+    limits: Limits
+    options: BuildOptions | None = None
+    """How TensorRT compiles; None for ONNX Runtime, which compiles when it loads."""
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        """Architectures, compute capability x 10; none for ONNX Runtime."""
+        return self.options.sm if self.options else ()
+
+
+def key_inputs(bundle_key: str, request: EngineRequest) -> dict[str, str]:
+    """Everything that could change an engine's bytes, by name.
+
+    `bundle_key` covers graphs and weights. A timing cache is left out: it spares TensorRT its measurements, which
+    differ from one build to the next without one.
+    """
+    target = TARGETS[request.target]
+    options = asdict(request.options) if request.options else {}
+    return {
+        "bundle": bundle_key,
+        "target": request.target,
+        "sm": ",".join(map(str, request.sms)),
+        "code": sources_digest(target),
+        **{f"limit {name}": str(value) for name, value in asdict(request.limits).items()},
+        **{
+            f"option {name}": str(options[name])
+            for name in options.keys() - {"flavour", "sm", "timing_cache"}
+        },
+        **tool_versions(target),
+    }
+
+
+def engines_directory(bundle: Path) -> Path:
+    return bundle / ENGINES_DIRECTORY
+
+
+def cached_engine(bundle: Path, key: str) -> EngineRecord | None:
+    """The engine of this key, if it is there and its files have their recorded sizes."""
+    directory = engines_directory(bundle) / key
+    try:
+        record = read_record(directory)
+    except UserError:
+        return None
+    return record if record.key == key and not any(record.changed_files(directory, read=False)) else None
+
+
+def built_engines(bundle: Path) -> dict[str, EngineRecord | UserError]:
+    """Every engine of a bundle by its directory's name; the reason for one that cannot be read."""
+    found: dict[str, EngineRecord | UserError] = {}
+    for directory in sorted(engines_directory(bundle).glob("[!.]*")):
+        try:
+            found[directory.name] = read_record(directory)
+        except UserError as error:
+            found[directory.name] = error
+    return found
+
+
+def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
+    """Why an engine with these inputs must be built, compared with the likest one there is; None if it is there."""
+    key = content_key(inputs)
+    if cached_engine(bundle, key):
+        return None
+    directory = engines_directory(bundle) / key
+    if directory.exists():
+        try:
+            return (
+                "; ".join(read_record(directory).changed_files(directory, read=False)) or "another key inside"
+            )
+        except UserError as error:
+            return str(error)
+    records = [record for record in built_engines(bundle).values() if isinstance(record, EngineRecord)]
+    same_target = [record for record in records if record.target == inputs["target"]]
+    differences = [_differences(record.inputs, inputs) for record in same_target]
+    if not differences:
+        return f"no engine for {inputs['target']} yet"
+    nearest = min(differences, key=len)
+    return "; ".join(nearest)
+
+
+def stale_reasons(directory: Path, record: EngineRecord, bundle_key: str) -> list[str]:
+    """Why the very same request would be built anew today; empty for an engine that is up to date.
+
+    Args:
+        directory: the engine's.
+        record: what it says about itself.
+        bundle_key: key of the bundle as it is now.
+    """
+    target = TARGETS[record.target]
+    today = {
+        **{name: value for name, value in record.inputs.items() if name not in target.distributions},
+        "bundle": bundle_key,
+        "code": sources_digest(target),
+        **tool_versions(target),
+    }
+    return [*record.changed_files(directory, read=False), *_differences(record.inputs, today)]
+
+
+def _differences(built: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name}: built {built.get(name, 'without')}, wanted {wanted.get(name, 'without')}"
+        for name in sorted({*built, *wanted})
+        if built.get(name) != wanted.get(name)
+    ]
+
+
+@contextmanager
+def writing_engine(bundle: Path, key: str) -> Iterator[Path | None]:
+    """Give a directory to fill, which becomes the engine of `key` when the body ends well, else nothing changes.
+
+    Gives None where another process built this very engine while we waited for its lock.
+
+    Raises:
+        UserError: no space or no permission, or the bundle was replaced meanwhile.
+    """
+    engines = engines_directory(bundle)
+    with _locked(engines, key):
+        if cached_engine(bundle, key):
+            yield None
+            return
+        for name in unfinished(engines):  # of other keys as well: a killed build may have left gigabytes
+            settle_leftovers(engines / name)
+        scratch: Path | None = None
+        try:
+            with replacing_directory(engines / key, _ENGINE) as scratch:
+                yield scratch
+        except FileNotFoundError as error:
+            if scratch is not None and scratch.exists():
+                raise
+            raise UserError(
+                f"{bundle} was exported anew while its engine was built. Build it again."
+            ) from error
+
+
+_ENGINE = DirectoryKind(
+    "an engine",
+    is_one=lambda _directory: True,  # a name that is a key is ours
+    space_advice="Free some: `qv-export build --plan` says how much is needed",
+)
+
+
+@contextmanager
+def _locked(engines: Path, key: str) -> Iterator[None]:
+    """Let one process at a time build an engine; the kernel drops the lock of a killed one."""
+    path = engines / f".{key}.lock"
+    lock = -1
+    try:
+        while True:
+            engines.mkdir(exist_ok=True)
+            # Another process may remove the lock meanwhile, and `engines` if it built nothing.
+            with suppress(FileNotFoundError):
+                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    break
+            if lock >= 0:
+                os.close(lock)
+                lock = -1
+    except OSError as error:
+        raise UserError(
+            f"{engines} cannot be written ({error.strerror}): engines are kept inside the bundle. "
+            "Check its owner, mode and free space, or copy the bundle elsewhere."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+        with suppress(OSError):
+            engines.rmdir()  # only if nothing was built

@@ -1,0 +1,1 @@
+"""Function bodies of the ops, and the native layers of TensorRT."""

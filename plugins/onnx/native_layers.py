@@ -1,0 +1,83 @@
+"""What do TensorRT's native attention and cache layers compute, said in standard ONNX?
+
+TensorRT's parser takes a node named `TRT_Attention` or `TRT_KVCacheUpdate` for its own layer, whatever its domain.
+Everyone else runs the function of that name: it makes the file valid ONNX, and lets ONNX Runtime compute what the
+native layer is documented to compute, so that the bodies which call it can be tested without a GPU.
+"""
+
+import onnx
+
+from plugins.onnx.function_body import function_from_body
+from plugins.registry import OpSignature
+
+NATIVE_ATTENTION = OpSignature(
+    "TRT_Attention",
+    inputs=("q", "k", "v", "mask", "query_lengths", "kv_lengths"),
+    outputs=("attended",),
+    attributes=dict.fromkeys(("query_form", "kv_form", "causal_kind"), "") | {"TRT_decomposable": 0},
+)
+KV_CACHE_UPDATE = OpSignature(
+    "TRT_KVCacheUpdate",
+    inputs=("past", "update", "write_indices"),
+    outputs=("present",),
+    attributes={"mode": "linear"},
+)
+
+
+def native_attention(*, is_causal: bool) -> onnx.FunctionProto:
+    """Padded attention: q [B, H, S, D], k and v [B, K, L, D], of which `kv_lengths` [B] are valid; no scaling inside.
+
+    Args:
+        is_causal: what calls with `causal_kind = "lower_right"` need: query S-1 sees all valid keys, each query
+            before it one less. Calls with "none" need the other function, so a graph has only one kind.
+    """
+    statements = """
+    zero = Constant<value_int = 0>()
+    one = Constant<value_int = 1>()
+    zero_1d = Constant<value_ints = [0]>()
+    last_axes = Constant<value_ints = [1, 2, 3]>()
+    capacity_1d = Shape<start = 2, end = 3>(k)
+    capacity = Squeeze(capacity_1d, zero_1d)
+    column = Range(zero, capacity, one)
+    kv_lengths_64 = Cast<to = 7>(kv_lengths)
+    valid = Unsqueeze(kv_lengths_64, last_axes)
+    """
+    if is_causal:
+        statements += """
+    num_queries_1d = Shape<start = 2, end = 3>(q)
+    num_queries = Squeeze(num_queries_1d, zero_1d)
+    second_axis = Constant<value_ints = [1]>()
+    query = Range(zero, num_queries, one)
+    query_column = Unsqueeze(query, second_axis)
+    first_row = Sub(valid, num_queries)
+    row = Add(first_row, query_column)
+    visible = LessOrEqual(column, row)
+    """
+    else:
+        statements += """
+    # ONNX Runtime wants a row of the mask for each query.
+    ones = Constant<value_ints = [1, 1]>()
+    num_queries_1d = Shape<start = 2, end = 3>(q)
+    mask_shape = Concat<axis = 0>(ones, num_queries_1d, capacity_1d)
+    is_valid = Less(column, valid)
+    visible = Expand(is_valid, mask_shape)
+    """
+    statements += """
+    q_float = Cast<to = 1>(q)
+    k_float = Cast<to = 1>(k)
+    v_float = Cast<to = 1>(v)
+    attended_float = Attention<scale = 1.0>(q_float, k_float, v_float, visible)
+    attended = CastLike(attended_float, q)
+    """
+    return function_from_body(NATIVE_ATTENTION, statements)
+
+
+def kv_cache_update() -> onnx.FunctionProto:
+    """Past [B, K, L, D] with update [B, K, S, D] written at `write_indices` [B]."""
+    return function_from_body(
+        KV_CACHE_UPDATE,
+        """
+    indices = Cast<to = 7>(write_indices)
+    present = TensorScatter(past, update, indices)
+    """,
+    )

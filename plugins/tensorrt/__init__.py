@@ -1,0 +1,1 @@
+"""The ops as TensorRT plugins: PTX, registration, the CUDA driver."""

@@ -1,0 +1,85 @@
+"""How are a bundle's manifest and a graph shown?"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qv_export.show.console import size_text
+from qv_export.show.tables import Table, numbered_families
+
+if TYPE_CHECKING:
+    from export.manifest import Manifest
+    from qv_export.show.engine import ShownEngine
+    from qv_export.show.graph import FunctionFacts, GraphFacts, TensorFacts
+
+
+def bundle_tables(manifest: "Manifest", engines: "Sequence[ShownEngine]") -> list[Table]:
+    """What the manifest says, and the engines that were built."""
+    weights_bytes = sum(record.bytes for record in manifest.weights)
+    rows = (
+        ("source", f"{manifest.source.name} (config sha256 {manifest.source.config_sha256[:16]})"),
+        ("dtype", manifest.dtype),
+        ("key", manifest.key),
+        ("weights", f"{len(manifest.weights)} files, {size_text(weights_bytes)}, {manifest.weights_mode}"),
+        ("verdict", verdict_text(manifest)),
+        ("created", manifest.created),
+        ("qv-export", manifest.qv_export_version),
+        *manifest.tools.items(),
+    )
+    tables = [Table("Bundle", ("what", "value"), rows)]
+    if engines:
+        built = tuple(
+            (engine.record.key, engine.record.target, engine.architectures, engine.size_text, engine.state)
+            for engine in engines
+        )
+        tables.append(Table("Engines", ("key", "target", "architectures", "size", "state"), built))
+    return tables
+
+
+def verdict_text(manifest: "Manifest") -> str:
+    if manifest.verdict is None:
+        return "not validated"
+    return ", ".join(f"{name} {value}" for name, value in manifest.verdict.items())
+
+
+def graph_tables(facts: "GraphFacts") -> list[Table]:
+    """Inputs and outputs, operators, weights."""
+    opsets = ", ".join(f"{domain} {number}" for domain, number in facts.opsets.items())
+    title = f"{Path(facts.path).name}: {facts.producer or 'unknown producer'}; opsets {opsets}; IR {facts.ir_version}"
+    functions = {function.name: function for function in facts.functions}
+    operators = tuple(
+        (name, str(count), body_text(functions[name]) if name in functions else "")
+        for name, count in facts.operators.items()
+    )
+    weights = tuple(
+        (kind.dtype, str(kind.num_tensors), f"{kind.num_values:,}", size_text(kind.bytes))
+        for kind in facts.weights
+    )
+    files = facts.weight_files
+    place = "" if not files else f", in {files[0]}" if len(files) == 1 else f", in {len(files)} files"
+    return [
+        Table(
+            title,
+            ("", "name", "dtype", "shape", "what"),
+            (*tensor_rows("in", facts.inputs), *tensor_rows("out", facts.outputs)),
+        ),
+        Table("Operators", ("operator", "count", "body"), operators),
+        Table(f"Weights{place}", ("dtype", "tensors", "values", "size"), weights),
+    ]
+
+
+def body_text(function: "FunctionFacts") -> str:
+    """Who computes a call of the function."""
+    body = f"function of {function.num_nodes} nodes"
+    return f"plugin where TensorRT has one, else {body}" if function.takes_plugin else body
+
+
+def tensor_rows(direction: str, tensors: "Iterable[TensorFacts]") -> list[tuple[str, ...]]:
+    """One row a tensor, numbered ones of one kind together."""
+    families = numbered_families(
+        tensors, lambda tensor: tensor.name, lambda tensor: (tensor.dtype, tensor.shape)
+    )
+    return [
+        (direction, name, tensor.dtype, f"[{', '.join(map(str, tensor.shape))}]", tensor.doc)
+        for name, tensor in families
+    ]

@@ -1,0 +1,84 @@
+"""What did `qv-export inspect` find at a path: a bundle with its engines, a graph, or an engine?"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from qv_export.show.bundle import bundle_tables, graph_tables
+from qv_export.show.engine import ShownEngine, engine_tables, shown_engine
+from qv_export.show.graph import GraphFacts, graph_facts_from_file
+from qv_export.show.tables import Table
+
+if TYPE_CHECKING:
+    from export.manifest import Manifest
+
+_ENGINE_FILES = ("engine.json", "vision.engine", "decoder.engine")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found."""
+
+    path: Path
+    kind: Literal["bundle", "graph", "engine"]
+    manifest: "Manifest | None"
+    graphs: tuple[GraphFacts, ...]
+    """Of an engine: those that it was built from, where its bundle is around it."""
+    engines: tuple[ShownEngine, ...]
+
+    def tables(self) -> list[Table]:
+        """For a person, in order."""
+        if self.kind == "engine":
+            return engine_tables(self.engines[0])
+        tables = [table for facts in self.graphs for table in graph_tables(facts)]
+        return [*bundle_tables(self.manifest, self.engines), *tables] if self.manifest else tables
+
+    def to_json(self) -> dict[str, Any]:
+        """For a machine. A bundle lists its engines without their layers: inspect one for those."""
+        if self.kind == "engine":
+            return {"engine": self.engines[0].to_json()}
+        graphs = {"graphs": [asdict(facts) for facts in self.graphs]}
+        if self.manifest is None:
+            return graphs
+        engines = [engine.to_json() for engine in self.engines]
+        for engine in engines:
+            del engine["facts"]
+        return {"manifest": asdict(self.manifest), **graphs, "engines": engines}
+
+
+def inspect_path(path: Path) -> Inspection:
+    """Look at a bundle, a graph or an engine.
+
+    Raises:
+        UserError: it is none of them, or differs from what was recorded of it.
+    """
+    if path.name in _ENGINE_FILES:
+        path = path.parent
+    if (path / "engine.json").is_file():
+        return _inspect_engine(path)
+    if path.is_dir():
+        return _inspect_bundle(path)
+    return Inspection(path, "graph", None, (graph_facts_from_file(path),), ())
+
+
+def _inspect_engine(directory: Path) -> Inspection:
+    engine = shown_engine(directory)
+    bundle = directory.resolve().parents[1]
+    paths = [bundle / f"{graph}.onnx" for graph in engine.record.facts]
+    graphs = tuple(graph_facts_from_file(path) for path in paths if path.is_file())
+    return Inspection(directory, "engine", None, graphs, (engine,))
+
+
+def _inspect_bundle(directory: Path) -> Inspection:
+    from engines.store.cache import built_engines, engines_directory
+    from engines.store.record import EngineRecord
+    from export.bundle import open_bundle
+
+    bundle = open_bundle(directory)
+    graphs = tuple(graph_facts_from_file(path) for path in (bundle.vision_graph, bundle.decoder_graph))
+    engines = tuple(
+        shown_engine(engines_directory(directory) / name)
+        for name, record in built_engines(directory).items()
+        if isinstance(record, EngineRecord)
+    )
+    return Inspection(directory, "bundle", bundle.manifest, graphs, engines)

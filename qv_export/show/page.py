@@ -1,0 +1,50 @@
+"""How does an inspection become a page that needs nothing from outside?"""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import qv_export.pages
+import validate.report
+from export.errors import UserError
+from qv_export.show.inspection import Inspection
+from qv_export.show.treemap import treemap
+
+_TEMPLATES = tuple(Path(str(package.__file__)).parent for package in (qv_export.pages, validate.report))
+"""Ours, and the validator's: its report has the style that every page of qv-export shares."""
+
+
+def write_page(inspection: Inspection, path: Path) -> None:
+    """Write the page; a reader sees the old one or the whole new one.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    page = page_from_inspection(inspection)
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        scratch.write_text(page, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}. Choose another place for --html."
+        ) from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def page_from_inspection(inspection: Inspection) -> str:
+    """Render HTML: the picture of each graph first, then the tables of the terminal."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pictures = [
+        (name, treemap(graph.modules, f"Weights of {name} by layer"))
+        for graph in inspection.graphs
+        for name in [Path(graph.path).name]
+    ]
+    return environment.get_template("inspect.html.jinja").render(
+        inspection=inspection,
+        pictures=[(name, picture) for name, picture in pictures if picture],
+        tables=inspection.tables(),
+    )

@@ -1,0 +1,204 @@
+"""TensorRT-RTX builds both graphs on the CPU, and says of them what the contract says.
+
+Names, dtypes and shapes are read back from TensorRT's network, shapes of profiles from its optimization profiles: a CPU
+deserializes no engine, so the engine itself is only asked on a GPU (`test_gpu`).
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import onnx
+import psutil
+import pytest
+
+from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
+from engines.backends.tensorrt.build.profiles import graph_contract
+from engines.backends.tensorrt.facts import EngineFacts, ShapeRange
+from engines.session import EngineError
+from engines.sizing.limits import Limits
+from export.bundle import open_bundle
+from export.config import load_config
+from export.errors import UserError
+from tests.engines.backends.tensorrt.conftest import ARCHITECTURES, LIMITS
+
+by_dtype = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+pytestmark = pytest.mark.tensorrt
+
+
+@by_dtype
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_an_engine_for_three_architectures_has_the_contracts_inputs_and_outputs(
+    built, bundle_of, dtype, graph
+):
+    engine = built(dtype, graph)
+    facts = engine.facts
+    assert facts.sm == ARCHITECTURES
+    assert engine.path.stat().st_size == facts.engine_bytes > 100_000
+    contract = graph_contract(graph, load_config(bundle_of(dtype)), dtype)
+    for tensors, specs in ((facts.inputs, contract.inputs), (facts.outputs, contract.outputs)):
+        assert [(tensor.name, tensor.dtype) for tensor in tensors] == [
+            (spec.name, spec.dtype) for spec in specs
+        ]
+        for tensor, spec in zip(tensors, specs, strict=True):
+            expected = [
+                LIMITS.max_context if dim == "L" else dim if isinstance(dim, int) else -1
+                for dim in spec.shape
+            ]
+            assert list(tensor.shape) == expected, tensor.name
+
+
+def test_the_decoder_has_a_profile_for_prefill_and_one_for_decode(built, bundle_of):
+    inputs = {tensor.name: tensor for tensor in built("bfloat16", "decoder").facts.inputs}
+    width = load_config(bundle_of("bfloat16")).decoder.hidden_size
+    assert inputs["token_ids"].profiles == (
+        ShapeRange((1, 1), (1, 512), (4, 512)),
+        ShapeRange((1, 1), (4, 1), (4, 1)),
+    )
+    assert inputs["visual_embeds"].profiles == (
+        ShapeRange((0, width), (256, width), (2048, width)),
+        ShapeRange((0, width), (0, width), (0, width)),
+    )
+    assert inputs["logits_index"].profiles == (
+        ShapeRange((1, 1), (1, 1), (4, 32)),
+        ShapeRange((1, 1), (4, 1), (4, 1)),
+    )
+    assert [shape.maximum[0] for shape in inputs["past_key.0"].profiles] == [4, 4]
+
+
+def test_the_vision_encoder_has_one_profile_up_to_the_limits(built):
+    inputs = {tensor.name: tensor for tensor in built("float16", "vision").facts.inputs}
+    assert inputs["positions"].profiles == (ShapeRange((2, 4), (2, 1024), (2, 1024)),)
+    assert inputs["cu_seqlens"].profiles == (ShapeRange((2,), (2,), (9,)),)
+    assert inputs["segment_range"].profiles == (ShapeRange((4,), (1024,), (1024,)),)
+
+
+@by_dtype
+def test_every_op_is_computed_by_what_was_chosen_for_it(built, dtype):
+    assert built(dtype, "vision").facts.ops == {"QvPatchAttention": "native", "QvRotary": "decomposed"}
+    assert built(dtype, "decoder").facts.ops == {"QvCachedAttention": "native", "QvRotary": "decomposed"}
+
+
+def test_facts_survive_their_way_through_json(built):
+    facts = built("bfloat16", "decoder").facts
+    assert EngineFacts.from_json_object(json.loads(json.dumps(facts.to_json_object()))) == facts
+
+
+def test_a_build_tells_how_far_it_is_and_what_it_took(built):
+    engine = built("bfloat16", "decoder")
+    fractions = [fraction for _, fraction in engine.progress]
+    assert fractions
+    assert fractions == sorted(fractions)
+    assert fractions[0] >= 0
+    assert fractions[-1] <= 1
+    facts = engine.facts
+    assert 50e6 < facts.peak_rss_bytes < 2e9
+    assert facts.seconds > 0
+    assert facts.weights_bytes
+    assert len(facts.activation_bytes) == 2
+    assert any("Int64 binding" in warning.message and warning.count == 4 for warning in facts.warnings)
+    assert any(layer.op == "QvCachedAttention" and layer.type == "KV_CACHE_UPDATE" for layer in facts.layers)
+
+
+# What goes wrong
+
+
+def build(bundle, output, *, sm=(89,), progress=lambda *_: None, limits=LIMITS):
+    return build_engine(
+        open_bundle(bundle), "decoder", limits, BuildOptions("tensorrt-rtx", sm), output, progress
+    )
+
+
+def building_process() -> psutil.Process:
+    (worker,) = psutil.Process().children()
+    assert "engines.backends.tensorrt.build.worker" in worker.cmdline()
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGABRT, "SIGABRT in phase"), (signal.SIGKILL, "want of memory")]
+)
+def test_a_build_that_dies_is_one_clear_error_and_leaves_no_file(bundle_of, tmp_path, number, words):
+    output = tmp_path / "decoder.engine"
+    with pytest.raises(EngineError, match=words):
+        build(bundle_of("bfloat16"), output, progress=lambda *_: building_process().send_signal(number))
+    assert list(tmp_path.iterdir()) == []
+    assert psutil.Process().children() == []
+
+
+def test_an_interrupted_build_ends_its_process_at_once(bundle_of, tmp_path):
+    processes = []
+
+    def interrupt(phase, fraction):
+        processes.append(building_process())
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle_of("bfloat16"), tmp_path / "decoder.engine", progress=interrupt)
+    assert not processes[0].is_running()
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_is_the_users_to_mend(bundle_of, tmp_path):
+    output = tmp_path / "decoder.engine"
+    output.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left in .* while writing the engine"):
+        build(bundle_of("bfloat16"), output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parsers_errors_are_quoted_with_their_nodes(bundle_of, tmp_path):
+    """A graph that a newer qv-export might write: RTX has no importer for one of its nodes."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_of("bfloat16"), bundle)
+    opened = open_bundle(bundle)
+    model = onnx.load(opened.decoder_graph, load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type in {"Sigmoid", "Swish"})
+    node.op_type, node.name = "BlackmanWindow", "/layers.0/mlp/odd"
+    opened.decoder_graph.write_bytes(model.SerializeToString())
+    record = opened.manifest.graphs["decoder"]
+    graphs = {**opened.manifest.graphs, "decoder": type(record).from_file(opened.decoder_graph)}
+    type(opened.manifest)(**{**vars(opened.manifest), "graphs": graphs}).write(bundle)
+    with pytest.raises(
+        EngineError, match=r"cannot parse the decoder graph:\n- BlackmanWindow /layers.0/mlp/odd: "
+    ):
+        build(bundle, tmp_path / "decoder.engine")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"flavour": "tensorrt-rtx"}, "needs the architectures to build for"),
+        ({"flavour": "tensorrt-rtx", "sm": (90,)}, "SM90: TensorRT-RTX builds for 75, 80"),
+        ({"flavour": "tensorrt-rtx", "sm": (89, 89)}, "each architecture once"),
+        (
+            {"flavour": "tensorrt-rtx", "sm": (89,), "hardware_compatibility": "ampere_plus"},
+            "list the architectures",
+        ),
+        ({"flavour": "tensorrt", "sm": (80, 90)}, "one architecture"),
+        ({"flavour": "tensorrt", "sm": (75,)}, "need SM80 or newer"),
+        ({"flavour": "onnxruntime"}, "flavour must be one of"),
+        ({"flavour": "tensorrt", "optimization_level": 6}, "must be 0 to 5, found 6"),
+    ],
+)
+def test_options_that_no_build_can_have_are_refused(options, problem):
+    with pytest.raises(UserError, match=problem):
+        BuildOptions(**options)
+
+
+def test_limits_beyond_what_a_tensor_can_hold_are_refused_before_the_build(bundle_of, tmp_path):
+    limits = Limits(max_patches=2**21, max_segments=2**10)
+    with pytest.raises(UserError, match="segments of that many patches fit"):
+        build_engine(
+            open_bundle(bundle_of("bfloat16")),
+            "vision",
+            limits,
+            BuildOptions("tensorrt-rtx", (89,)),
+            tmp_path / "vision.engine",
+            lambda *_: None,
+        )

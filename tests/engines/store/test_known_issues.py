@@ -1,0 +1,84 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engines.store.known_issues import KNOWN_ISSUES, Situation, known_issues, situation_of
+from engines.store.record import EngineRecord
+
+FINE = Situation(
+    target="tensorrt",
+    version="11.4.0.106",
+    sms=(89,),
+    limits={"max_batch": 8, "max_context": 4096},
+    dtype="bfloat16",
+    has_plugins=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"version": "11.1.0.5"}, "ahead-of-time-plugins-leak"),
+        ({"version": "11.2.1.2"}, "ahead-of-time-plugins-leak"),
+        (
+            {"version": "10.13.3.9", "sms": (110,), "limits": {"max_batch": 1, "max_context": 4096}},
+            "horizontal-fusion-at-batch-1",
+        ),
+        ({"sms": (121,), "limits": {"max_batch": 8, "max_context": 16384}}, "kv-decode-at-16384"),
+        (
+            {
+                "target": "tensorrt-rtx",
+                "version": "1.7",
+                "sms": (121,),
+                "limits": {"max_batch": 8, "max_context": 32768},
+            },
+            "kv-decode-at-16384",
+        ),
+        ({"version": "10.16.1", "sms": (89, 120)}, "fused-attention-on-sm120"),
+        ({"target": "tensorrt-rtx", "version": "1.7", "sms": (90,)}, "rtx-on-data-center-gpus"),
+    ],
+)
+def test_a_known_issue_is_found_by_name(changes: dict[str, Any], name: str) -> None:
+    [issue] = known_issues(replace(FINE, **changes))
+    assert issue.name == name
+    assert issue.source in issue.sentence()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"version": "11.1", "has_plugins": False},
+        {"version": "11.3"},
+        {"version": "10.13.3.9", "sms": (110,)},
+        {"sms": (121,)},
+        {"version": "10.16.1", "sms": (120,), "dtype": "float32"},
+    ],
+)
+def test_a_situation_that_differs_in_one_condition_is_not_warned_about(changes: dict[str, Any]) -> None:
+    assert known_issues(replace(FINE, **changes)) == []
+
+
+def test_every_issue_has_a_name_of_its_own_and_a_source() -> None:
+    assert len({issue.name for issue in KNOWN_ISSUES}) == len(KNOWN_ISSUES)
+    assert all(issue.source.startswith("https://") for issue in KNOWN_ISSUES)
+
+
+def test_an_engine_is_judged_by_what_it_was_built_with() -> None:
+    record = EngineRecord(
+        key="k",
+        inputs={"tensorrt-cu13": "11.2.1.2"},
+        target="tensorrt",
+        sms=(89,),
+        limits={"max_batch": 8, "max_context": 4096},
+        plugins=("qv::QvRotary/1",),
+        driver=None,
+        created="now",
+        seconds=1.0,
+        files=(),
+        facts={},
+    )
+    situation = situation_of(record, "bfloat16")
+    assert situation == replace(FINE, version="11.2.1.2")
+    assert [issue.name for issue in known_issues(situation)] == ["ahead-of-time-plugins-leak"]

@@ -1,0 +1,43 @@
+"""On a GPU: engines built there, through the validator's cases, with the CUDA graph and the cache in place."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from engines.backends.tensorrt.flavour import FLAVOURS
+from engines.backends.tensorrt.options import BuildOptions
+from engines.gpus import gpu_facts
+from engines.sizing.limits import Limits
+from engines.store.build import build_engine_directory, resolve_sms
+from engines.store.cache import EngineRequest
+from engines.targets import TARGETS, serves_sm, target_version
+from export.bundle import open_bundle
+from tests.validate.conftest import PROFILE
+from validate.run import validate
+from validate.targets import open_target
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("target", FLAVOURS)
+def test_the_validators_cases_pass_on_an_engine_built_here(exported, tmp_path, progress, target):
+    gpus = gpu_facts()
+    if target_version(TARGETS[target]) is None:
+        pytest.skip(f"needs {target}: {TARGETS[target].install}")
+    if not serves_sm(target, gpus[0].sm):
+        pytest.skip(f"{target} builds no engine for {gpus[0].name}, SM{gpus[0].sm}")
+    shutil.copytree(exported.bundle, tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    limits = Limits(
+        max_patches=PROFILE.max_patches,
+        max_segments=16,
+        max_batch=PROFILE.max_batch + 1,  # the slot that slot reuse is compared with
+        max_context=PROFILE.max_context_tokens,
+    )
+    request = EngineRequest(target, limits, BuildOptions(target, resolve_sms(target, (), gpus)))
+    build_engine_directory(bundle, request, gpus, 1, lambda *_: None)
+    subject = open_target(target, bundle, PROFILE)
+    plan = replace(exported.plan, engine=subject.engine, taps=subject.taps)
+    report = validate(plan, exported.workspace(tmp_path), progress)
+    assert report.passed

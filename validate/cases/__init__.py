@@ -1,0 +1,1 @@
+"""What is asked: built-in cases, case files, prompts as tensors."""

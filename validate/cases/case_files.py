@@ -1,0 +1,92 @@
+"""Which cases does a user bring: a JSON file of conversations, or a folder of pictures?"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from export.errors import UserError
+from export.processor.processor import Processor
+from validate.cases.prompts import PreparedCase
+from validate.tasks.quality import user_message
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+DEFAULT_PROMPT = "Describe this picture."
+
+
+def load_cases(path: Path, processor: Processor) -> list[PreparedCase]:
+    """One case for each conversation or picture, prompts as the processor makes them.
+
+    Args:
+        path: a JSON list of objects with `name` and `messages` (the Hugging Face chat format; relative paths start at
+            the file), or a folder of pictures, each with its prompt in a `.txt` of the same name if there is one.
+        processor: the bundle's.
+
+    Raises:
+        UserError: nothing usable there, or a conversation or picture that cannot be used, named.
+    """
+    conversations = list(_folder(path) if path.is_dir() else _file(path))
+    if not conversations:
+        raise UserError(
+            f"{path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}). Give another --cases."
+        )
+    names = [name for name, _ in conversations]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"{path}: case names must differ, found {', '.join(sorted(repeated))} more than once."
+        )
+    return [_prepared(path, name, messages, processor) for name, messages in conversations]
+
+
+def _prepared(path: Path, name: str, messages: Any, processor: Processor) -> PreparedCase:
+    try:
+        return PreparedCase(name, (processor.inputs_from_messages(messages),))
+    except UserError as error:
+        raise UserError(f"{path}, case {name!r}: {error}") from None
+
+
+def _folder(path: Path) -> Iterator[tuple[str, Any]]:
+    for picture in sorted(path.iterdir()):
+        if picture.suffix.lower() in PICTURE_SUFFIXES:
+            text = picture.with_suffix(".txt")
+            prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else DEFAULT_PROMPT
+            yield _safe_name(picture.stem), [user_message(prompt, [picture])]
+
+
+def _file(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, list):
+        raise UserError(f"{path} must hold a JSON list of cases, found {type(content).__name__}.")
+    for number, case in enumerate(content):
+        if (
+            not isinstance(case, dict)
+            or case.keys() != {"name", "messages"}
+            or not isinstance(case["name"], str)
+        ):
+            raise UserError(
+                f'{path}, case {number}: must be an object with "name" and "messages" and nothing else.'
+            )
+        yield _safe_name(case["name"]), _from_here(case["messages"], path.parent)
+
+
+def _from_here(messages: Any, directory: Path) -> Any:
+    """Relative paths of pictures and videos, seen from the file."""
+    if isinstance(messages, list):
+        return [_from_here(item, directory) for item in messages]
+    if isinstance(messages, dict):
+        return {
+            key: str(directory / value)
+            if key in {"image", "video"} and isinstance(value, str)
+            else _from_here(value, directory)
+            for key, value in messages.items()
+        }
+    return messages
+
+
+def _safe_name(name: str) -> str:
+    """A name that is also a file's: records are kept under it. Apart from the built-in cases by its prefix."""
+    return "my_" + (re.sub(r"[^\w.-]+", "_", name).strip("._") or "case")

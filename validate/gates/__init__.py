@@ -1,0 +1,1 @@
+"""What an engine must hold: limits by case, and invariants."""

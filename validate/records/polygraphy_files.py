@@ -1,0 +1,63 @@
+"""How does NVIDIA's own tool check an engine against the reference, on a machine that has nothing of ours?
+
+`polygraphy run` compares an engine's outputs with recorded ones. These are the recorded ones for the vision encoder:
+a case's packed pictures, and what the reference makes of them. The decoder's cache has the engine's own size, and so
+has no file of its own.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import UserError
+from export.processor.positions import segment_range
+from export.processor.processor import ModelInputs
+from validate.cases.prompts import pack_patches
+from validate.records.records import ExpectedPrompt
+
+INPUTS_NAME, OUTPUTS_NAME = "vision_inputs.json", "vision_outputs.json"
+REFERENCE = "qv-export reference"
+
+
+def require_polygraphy() -> None:
+    """Before anything takes long.
+
+    Raises:
+        UserError: Polygraphy is not installed.
+    """
+    if find_spec("polygraphy") is None:
+        raise UserError("--polygraphy needs Polygraphy: pip install 'qv-export[polygraphy]'")
+
+
+def write_polygraphy_files(
+    directory: Path, prompts: Sequence[ModelInputs], expected: Sequence[ExpectedPrompt]
+) -> None:
+    """Write a case as Polygraphy's `--load-inputs` and `--load-outputs` read it.
+
+    Args:
+        directory: made if missing.
+        prompts: of one case; their pictures are packed in one call.
+        expected: the reference's answers to them.
+
+    Raises:
+        UserError: Polygraphy is not installed.
+    """
+    require_polygraphy()
+    from polygraphy.comparator import IterationResult, RunResults  # noqa: PLC0415 - optional
+    from polygraphy.json import save_json  # noqa: PLC0415
+
+    patches, positions, cu_seqlens = pack_patches(prompts)
+    feeds = {
+        "patches": patches,
+        "positions": positions,
+        "cu_seqlens": cu_seqlens,
+        "segment_range": segment_range(cu_seqlens),
+    }
+    visual_embeds = np.concatenate([one.answer.visual_embeds for one in expected])
+    results, answer = RunResults(), IterationResult({"visual_embeds": visual_embeds}, runner_name=REFERENCE)
+    results.add([answer], runner_name=REFERENCE)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_json([feeds], str(directory / INPUTS_NAME))
+    save_json(results, str(directory / OUTPUTS_NAME))

@@ -1,0 +1,1 @@
+"""The PyTorch reference, one precision above the engine or on a device."""

@@ -1,0 +1,1 @@
+"""A validation as HTML, JSON, JUnit and Markdown."""

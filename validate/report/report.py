@@ -1,0 +1,143 @@
+"""What does a validation say? One object, from which JSON, HTML, JUnit XML and Markdown are rendered."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from export.directory_swap import DirectoryKind
+from validate.bisect.search import Divergence
+from validate.gates.gates import GateResult, GateSettings, failed
+from validate.records.records import Measurement
+from validate.tasks.quality import TaskQuality
+
+FORMAT = "qv-export validation"
+FORMAT_VERSION = 2
+REPORT_NAME = "report.json"
+REPORT_DIRECTORY = DirectoryKind(
+    "a report", lambda path: (path / REPORT_NAME).is_file(), "Free some, and go on with --resume"
+)
+
+Status = Literal["pass", "fail", "outside_profile"]
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """One case: what was measured, what noise allows, what the gates say."""
+
+    name: str
+    status: Status
+    problem: str
+    """Why it is outside of the profile, or what the engine raised; empty otherwise."""
+    prompt_tokens: tuple[int, ...]
+    num_patches: int
+    measured: Measurement | None
+    noise: Measurement | None
+    gates: tuple[GateResult, ...]
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The largest share of an allowed error; above 1 fails."""
+        ratios = [gate.ratio for gate in self.gates if gate.ratio is not None]
+        return max(ratios, default=None)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was validated, against what."""
+
+    bundle: str
+    bundle_key: str
+    source: str
+    graph_dtype: str
+    engine: str
+    engine_dtype: str
+    reference: str
+    level: str
+    num_decode_steps: int
+    profile: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how long: the only part that differs when a run is repeated."""
+
+    created: str
+    seconds: float
+    peak_memory_bytes: int
+    versions: Mapping[str, str]
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole result."""
+
+    subject: Subject
+    gate_settings: GateSettings
+    noise_floors: Mapping[str, float]
+    cases: tuple[CaseReport, ...]
+    properties: tuple[GateResult, ...]
+    depth: tuple[GateResult, ...]
+    divergence: Divergence | None
+    """Error by depth on a failing case, or on the probe where none failed; None where the engine cannot be looked into,
+    or where the golden set does not know its inside."""
+    task_quality: TaskQuality | None
+    machine: Machine
+
+    @property
+    def gates(self) -> tuple[GateResult, ...]:
+        quality = () if self.task_quality is None else (self.task_quality.gate,)
+        of_cases = tuple(gate for case in self.cases for gate in case.gates)
+        return (*of_cases, *self.properties, *self.depth, *quality)
+
+    @property
+    def failures(self) -> list[GateResult]:
+        return failed(self.gates)
+
+    @property
+    def passed(self) -> bool:
+        """Something was judged, and nothing failed."""
+        return bool(self.gates) and not self.failures
+
+    def verdict(self) -> dict[str, Any]:
+        """What the bundle's manifest keeps."""
+        return {
+            "result": "pass" if self.passed else "fail",
+            "engine": self.subject.engine,
+            "level": self.subject.level,
+            "gates": len(self.gates),
+            "failed": len(self.failures),
+            "multiple": self.gate_settings.multiple,
+            "bundle_key": self.subject.bundle_key,
+            "created": self.machine.created,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Standard JSON: numbers that are not finite become strings."""
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "verdict": self.verdict(),
+            "failures": [asdict(gate) for gate in self.failures],
+            "first_divergence": self._first_divergence(),
+            **asdict(self),
+        }
+        finite: dict[str, Any] = _finite(content)
+        return finite
+
+    def _first_divergence(self) -> dict[str, Any] | None:
+        if self.divergence is None or self.divergence.first is None:
+            return None
+        stage, error = self.divergence.first
+        return {"case": self.divergence.case, "stage": stage, **asdict(error)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Faults put in on purpose, which the gates must catch."""

@@ -1,0 +1,110 @@
+"""How does a mutation get into an engine? Into its bundle's graph, or between the validator and its sessions."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from engines.session import DecoderInputs, DecoderSession, VisionSession
+from export.bundle import FileRecord, open_bundle
+from export.config import ModelConfig
+from validate.bisect.probes import Tap, TapSession, Values
+from validate.execution import Engine
+from validate.selftest.mutations import Mutation, VisionFeeds
+
+
+def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
+    """Write the bundle with the edited graph beside hard links to everything else; returns the bundle to open."""
+    if mutation.edit is None or mutation.graph is None:
+        return directory
+    bundle = open_bundle(directory)
+    target.mkdir()
+    for record in bundle.manifest.records():
+        _link_or_copy(directory / record.name, target / record.name)
+    path = target / bundle.manifest.graphs[mutation.graph].name
+    model = onnx.load(path, load_external_data=False)
+    mutation.edit(model.graph)
+    path.unlink()  # a hard link: writing into it would change the bundle itself
+    onnx.save(model, path)
+    graphs = {**bundle.manifest.graphs, mutation.graph: FileRecord.from_file(path)}
+    replace(bundle.manifest, graphs=graphs).write(target)
+    return target
+
+
+def mutate_engine(engine: Engine, mutation: Mutation, config: ModelConfig) -> Engine:
+    """The engine behind mutated feeds."""
+
+    def open_mutated(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
+        vision, decoder = engine.open(num_slots, capacity)
+        return MutatedVision(vision, mutation), MutatedDecoder(decoder, mutation, config)
+
+    return replace(engine, name=f"{engine.name} with {mutation.name}", open=open_mutated)
+
+
+class MutatedVision:
+    """A `VisionSession` fed wrongly."""
+
+    def __init__(self, session: VisionSession, mutation: Mutation) -> None:
+        self._session = session
+        self._mutation = mutation
+
+    def encode(self, patches: Any, positions: Any, cu_seqlens: Any) -> npt.NDArray[np.float32]:
+        return self._session.encode(*vision_feeds(self._mutation, (patches, positions, cu_seqlens)))
+
+
+class MutatedDecoder:
+    """A `DecoderSession` fed wrongly."""
+
+    def __init__(self, session: DecoderSession, mutation: Mutation, config: ModelConfig) -> None:
+        self._session = session
+        self._mutation = mutation
+        self._config = config
+
+    @property
+    def num_slots(self) -> int:
+        return self._session.num_slots
+
+    @property
+    def capacity(self) -> int:
+        return self._session.capacity
+
+    def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+        return self._session.forward(first_slot, decoder_feeds(self._mutation, inputs, self._config))
+
+
+class MutatedTaps:
+    """A `TapSession` fed wrongly."""
+
+    def __init__(self, session: TapSession, mutation: Mutation, config: ModelConfig) -> None:
+        self._session = session
+        self._mutation = mutation
+        self._config = config
+
+    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
+        patches, positions, cu_seqlens = feeds
+        return self._session.vision(vision_feeds(self._mutation, (patches, positions, cu_seqlens)), taps)
+
+    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
+        changed = [decoder_feeds(self._mutation, call, self._config) for call in calls]
+        return self._session.decoder(changed, taps)
+
+
+def vision_feeds(mutation: Mutation, feeds: VisionFeeds) -> VisionFeeds:
+    return mutation.vision_feeds(feeds) if mutation.vision_feeds else feeds
+
+
+def decoder_feeds(mutation: Mutation, inputs: DecoderInputs, config: ModelConfig) -> DecoderInputs:
+    return mutation.decoder_feeds(inputs, config) if mutation.decoder_feeds else inputs
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
