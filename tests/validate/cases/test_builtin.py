@@ -27,16 +27,17 @@ def problem(case, level, profile):
 
 def test_cases_metrics_gates_and_report_import_no_torch():
     modules = (
-        "answers",
-        "cases",
-        "divergence",
-        "gates",
-        "golden",
-        "metrics",
-        "mutations",
-        "render",
+        "bisect.probes",
+        "bisect.search",
+        "cases.builtin",
+        "gates.gates",
+        "records.golden",
+        "records.metrics",
+        "records.records",
+        "report.render",
+        "report.report",
         "run",
-        "taps",
+        "selftest.mutations",
     )
     code = (
         "".join(f"import validate.{module}\n" for module in modules)
