@@ -44,9 +44,9 @@ def run_ours(bundle: str, capacity: int) -> dict[str, Any]:
 
     from engines.backends.onnxruntime.session import OnnxRuntimeDecoder
     from engines.runtime.generate import generate
-    from engines.runtime.generation_config import GenerationConfig
     from export.bundle import open_bundle
     from export.config import load_config
+    from export.generation_config import GenerationConfig
     from export.processor.processor import ModelInputs
 
     model = load_config(Path(bundle))

@@ -97,7 +97,7 @@ def open_service(bundle: str, num_slots: int, limits: "SchedulerLimits | None" =
 
 def prepared_requests(bundle: str, num_requests: int, num_new_tokens: int) -> "list[Request]":
     from engines.runtime.answer import Request
-    from engines.runtime.generation_config import GenerationConfig
+    from export.generation_config import GenerationConfig
     from export.processor.processor import Processor
 
     processor = Processor.from_directory(bundle)

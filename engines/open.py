@@ -6,9 +6,9 @@ from engines.session import DecoderSession, VisionSession
 from engines.store.build import known_plugins
 from engines.store.cache import built_engines, engines_directory
 from engines.store.compatibility import Machine, differences, require_loadable, this_machine
-from engines.store.record import EngineRecord
 from engines.targets import TargetName
 from export.bundle import Bundle, open_bundle
+from export.engine_record import EngineRecord
 from export.errors import UserError
 
 

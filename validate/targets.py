@@ -11,9 +11,9 @@ from engines.session import DecoderSession, VisionSession
 from engines.store.build import known_plugins
 from engines.store.cache import built_engines
 from engines.store.compatibility import require_loadable, this_machine
-from engines.store.record import EngineRecord
 from export.bundle import Bundle
 from export.config import DTYPES, load_config
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from validate.bisect.probes import OnnxRuntimeTaps, TapSession
 from validate.bisect.tensorrt_probes import TensorRtTaps, open_tools

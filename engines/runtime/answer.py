@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.sampling import next_token
 from export.config import ModelConfig
 from export.errors import UserError
+from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
     from export.processor.processor import ModelInputs

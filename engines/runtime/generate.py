@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from engines.runtime.answer import Answer, FinishReason, Request, Timings, TokenEvent, timed, visual_offsets
 from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.pictures import check_visual_embeds
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
+from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
     from export.processor.processor import ModelInputs

@@ -8,8 +8,8 @@ softmax.
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.generation_config import GenerationConfig
 from engines.session import EngineError
+from export.generation_config import GenerationConfig
 
 Logits = npt.NDArray[np.float32]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from engines.backends.tensorrt.facts import GRAPH_NAMES, GraphName
+from engines.backends.facts import GRAPH_NAMES, GraphName
 from engines.gpus import GpuFacts
 from engines.store.cache import EngineRequest, cached_engine, engines_directory, key_inputs, writing_engine
-from engines.store.record import RECORD_NAME, EngineRecord
 from engines.targets import TargetName, require_target, serves_sm
 from export.bundle import Bundle
+from export.engine_record import RECORD_NAME, EngineRecord
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from plugins.registry import SIGNATURES

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from engines.backends.tensorrt.options import BuildOptions
 from engines.sizing.limits import Limits
-from engines.store.record import EngineRecord, read_record
 from engines.targets import TARGETS, TargetName, sources_digest, tool_versions
 from export.bundle import ENGINES_DIRECTORY
 from export.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
+from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
 from export.manifest import content_key
 

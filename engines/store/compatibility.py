@@ -14,8 +14,8 @@ from packaging.version import Version
 from engines.backends.tensorrt.flavour import FLAVOURS
 from engines.gpus import GpuFacts, gpu_facts
 from engines.sizing.choose_limits import options_text
-from engines.store.record import EngineRecord
 from engines.targets import TARGETS, TargetName, serves_sm, target_version
+from export.engine_record import EngineRecord
 from export.errors import UserError
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
-from engines.runtime.generation_config import checkpoint_generation_config
 from engines.session import DecoderSession, VisionSession
 from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import ServerTensor
 from engines.triton_server.requests import ChatRequest, parse_request
 from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.errors import UserError
+from export.generation_config import checkpoint_generation_config
 from export.processor.processor import Processor
 
 BUNDLE_DIRECTORY = "bundle"

@@ -26,14 +26,14 @@ from typing import Any
 from google.protobuf.message import Message
 
 from engines.store.cache import cached_engine, engines_directory
-from engines.store.record import RECORD_NAME as ENGINE_RECORD_NAME
-from engines.store.record import EngineRecord
 from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.settings import ServerSettings
 from export.bundle import ENGINES_DIRECTORY, Bundle
 from export.config import load_config
 from export.directory_swap import DirectoryKind, replacing_directory
+from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.manifest import MANIFEST_NAME

@@ -17,9 +17,9 @@ from typing import Any
 import numpy.typing as npt
 
 from engines.runtime.answer import Request
-from engines.runtime.generation_config import GenerationConfig, override_generation_config
 from engines.triton_server.fetching import Fetcher
 from export.errors import UserError
+from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.images import open_image
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize

@@ -6,8 +6,8 @@ import time
 from PIL import Image
 
 from engines.runtime.answer import Event, FailureEvent, Request
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.service import SchedulerService
+from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 _NUM_TOKENS = 2  # a prefill and a decode

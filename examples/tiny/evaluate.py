@@ -15,12 +15,12 @@ from typing import Any
 
 from engines.runtime.answer import Request
 from engines.runtime.generate import collect_generations, generate_batch
-from engines.runtime.generation_config import load_generation_config
 from engines.session import DecoderSession, VisionSession
 from examples.tiny.checkpoint import checkpoint_argument
 from examples.tiny.reference_sessions import CAPACITY, open_reference
 from examples.tiny.scoring import is_right
 from examples.tiny.tasks import TASKS, Sample, make_sample
+from export.generation_config import load_generation_config
 from export.processor.processor import ModelInputs, Processor
 
 HELD_OUT_SEED = 1_000_003

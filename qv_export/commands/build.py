@@ -240,7 +240,7 @@ def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> boo
 
 
 def warn_of_known_issues(bundle: "Bundle", request: "EngineRequest") -> None:
-    from engines.store.known_issues import Situation, known_issues
+    from engines.backends.known_issues import Situation, known_issues
     from engines.targets import TARGETS, target_version
     from plugins.registry import SIGNATURES
 

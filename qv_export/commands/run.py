@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from engines.runtime.answer import TokenEvent
-    from engines.runtime.generation_config import GenerationConfig
     from engines.session import DecoderSession, VisionSession
     from engines.targets import TargetName
     from export.bundle import Bundle
     from export.config import ModelConfig
+    from export.generation_config import GenerationConfig
     from export.processor.processor import ModelInputs
 
 _MEDIA = {"images": "image", "videos": "video"}
@@ -147,9 +147,9 @@ def answer(
     from importlib.metadata import version
 
     from engines.runtime.generate import generate
-    from engines.runtime.generation_config import checkpoint_generation_config, override_generation_config
     from export.bundle import open_bundle
     from export.config import load_config
+    from export.generation_config import checkpoint_generation_config, override_generation_config
     from export.processor.processor import Processor
 
     clock = Clock()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engines.sizing.images import PictureSizes
     from engines.sizing.limits import Limits
     from engines.store.build import Built
-    from engines.store.record import EngineRecord
+    from export.engine_record import EngineRecord
 
 _BAR_WIDTH = 40
 

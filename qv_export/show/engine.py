@@ -10,7 +10,7 @@ from qv_export.show.console import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:
-    from engines.store.record import EngineRecord
+    from export.engine_record import EngineRecord
 
 Row = tuple[str, ...]
 Facts = Mapping[str, Any]
@@ -57,8 +57,8 @@ def shown_engine(directory: Path) -> ShownEngine:
         UserError: no engine there, or an invalid record.
     """
     from engines.store.cache import stale_reasons
-    from engines.store.record import read_record
     from export.bundle import recorded_key
+    from export.engine_record import read_record
 
     record = read_record(directory)
     key = recorded_key(directory.resolve().parents[1])

@@ -71,8 +71,8 @@ def _inspect_engine(directory: Path) -> Inspection:
 
 def _inspect_bundle(directory: Path) -> Inspection:
     from engines.store.cache import built_engines, engines_directory
-    from engines.store.record import EngineRecord
     from export.bundle import open_bundle
+    from export.engine_record import EngineRecord
 
     bundle = open_bundle(directory)
     graphs = tuple(graph_facts_from_file(path) for path in (bundle.vision_graph, bundle.decoder_graph))

@@ -8,8 +8,8 @@ from engines.gpus import GpuFacts
 from engines.open import choose_engine
 from engines.sizing.limits import Limits
 from engines.store.compatibility import Machine
-from engines.store.record import EngineRecord
 from export.bundle import Bundle
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from tests.engines.store.test_cache import REQUEST, write_engine
 from tests.export.bundle_samples import make_weights, write_bundle

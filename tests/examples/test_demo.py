@@ -5,9 +5,9 @@ import pytest
 
 from engines.runtime.answer import Request
 from engines.runtime.generate import collect_generations, generate_batch
-from engines.runtime.generation_config import load_generation_config
 from examples.demo import demo_questions
 from examples.tiny.reference_sessions import open_reference
+from export.generation_config import load_generation_config
 from export.processor.processor import Processor
 
 CHECKPOINT = Path("models/qwen2-vl-tiny")

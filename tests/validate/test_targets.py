@@ -4,8 +4,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from engines.store.record import EngineRecord
 from export.bundle import open_bundle
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from validate.cases.builtin import Profile
 from validate.reference.sessions import ReferenceTaps

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
-from engines.backends.tensorrt.facts import TensorFacts
 from engines.backends.tensorrt.run.cuda import Device
 from engines.backends.tensorrt.run.execution import Buffers, Execution, engine_tensors, numpy_dtype
 from engines.backends.tensorrt.run.session import is_step, upload_feeds
 from engines.session import DecoderInputs
 from engines.sizing.limits import Limits
-from engines.store.record import EngineRecord
 from export.bundle import Bundle
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
+from export.engine_record import EngineRecord
 from export.processor.positions import segment_range
 from validate.bisect.probes import GraphName, Tap, Values, cache_rows
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.runtime.generate import collect_generations, generate
-from engines.runtime.generation_config import GenerationConfig, load_generation_config
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
+from export.generation_config import GenerationConfig, load_generation_config
 from export.json_object import read_json_object
 from export.processor.processor import ModelInputs, Processor
 from validate.tasks.quality import is_right, load_tasks

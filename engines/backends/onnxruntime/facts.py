@@ -22,7 +22,7 @@ from plugins.registry import OP_DOMAIN
 
 
 def graph_facts(bundle: Bundle, graph: str, limits: Limits) -> dict[str, Any]:
-    """Open one graph as `run` does and describe it under the names of `engines.backends.tensorrt.facts.EngineFacts`.
+    """Open one graph as `run` does and describe it under the names of `engines.backends.facts.EngineFacts`.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph.

@@ -7,8 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from engines.backends.facts import Implementation, LayerFacts, ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import ILayer, INetworkDefinition, ITensor, Named
-from engines.backends.tensorrt.facts import Implementation, LayerFacts, ShapeRange, TensorFacts
 from plugins.registry import SIGNATURES
 
 _DTYPES = {

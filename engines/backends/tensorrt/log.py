@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from engines.backends.facts import WarningFacts
 from engines.backends.tensorrt.api import Bindings, ILogger, Severity
-from engines.backends.tensorrt.facts import WarningFacts
 
 Progress = Callable[[str, float], None]
 """Called with what TensorRT does now and the done fraction, 0 to 1, which never falls."""

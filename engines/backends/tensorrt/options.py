@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from engines.backends.tensorrt.facts import GraphName
+from engines.backends.facts import GraphName
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
 from engines.sizing.limits import Limits
 from export.errors import UserError

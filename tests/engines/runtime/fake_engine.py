@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.sampling import next_token
 from engines.session import DecoderInputs
 from export.config import DecoderConfig, ModelConfig, VisionConfig
+from export.generation_config import GenerationConfig
 from export.processor.processor import ModelInputs
 
 VOCAB, HIDDEN, PATCH_VALUES = 61, 12, 6

@@ -9,7 +9,7 @@ from engines.runtime.decoder_inputs import (
     padding_token_id,
     prefill_inputs,
 )
-from engines.runtime.generation_config import GenerationConfig
+from export.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import HIDDEN, IMAGE, MODEL, VIDEO, make_inputs
 
 PROMPTS = [[11, IMAGE, IMAGE, 12, VIDEO], [13, 14, 15], [16, VIDEO, 17, 18]]

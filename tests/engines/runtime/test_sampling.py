@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.sampling import (
     apply_repetition_penalty,
     apply_temperature,
@@ -20,6 +19,7 @@ from engines.runtime.sampling import (
     softmax,
 )
 from engines.session import EngineError
+from export.generation_config import GenerationConfig
 
 VOCAB = 1000
 SEEDS = range(20)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request, TokenEvent
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits
 from engines.session import EngineError
 from export.errors import UserError
+from export.generation_config import GenerationConfig
 from export.processor.processor import ModelInputs
 from tests.engines.runtime.fake_engine import (
     IMAGE,

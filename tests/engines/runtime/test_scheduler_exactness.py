@@ -12,12 +12,12 @@ from engines.backends.onnxruntime.session import open_sessions
 from engines.runtime import answer as answer_module
 from engines.runtime.answer import Event, Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.sampling import next_token
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerLimits
 from export.config import load_config
 from export.exporter import export_checkpoint
+from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 TINY = Path(__file__).parents[3] / "models" / "qwen2-vl-tiny"

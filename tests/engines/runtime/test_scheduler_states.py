@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engines.runtime.answer import Event, FailureEvent, Request, TokenEvent
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.job import Ticket
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import QueueFullError, SchedulerLimits
+from export.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import (
     IMAGE,
     KEY,

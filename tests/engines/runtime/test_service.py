@@ -3,10 +3,10 @@ import threading
 import pytest
 
 from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request, TokenEvent
-from engines.runtime.generation_config import GenerationConfig
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError
 from engines.runtime.service import SchedulerService
+from export.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import (
     MODEL,
     FakeDecoder,

@@ -18,8 +18,8 @@ from engines.store.cache import (
     reason_to_build,
     writing_engine,
 )
-from engines.store.record import RECORD_NAME, EngineRecord
 from export.bundle import Bundle
+from export.engine_record import RECORD_NAME, EngineRecord
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from tests.export.bundle_samples import make_weights, write_bundle

@@ -6,8 +6,8 @@ import pytest
 from engines.gpus import GpuFacts
 from engines.store.build import known_plugins
 from engines.store.compatibility import Machine, require_loadable, serves
-from engines.store.record import EngineRecord
 from engines.targets import TARGETS
+from export.engine_record import EngineRecord
 from export.errors import UserError
 
 BUNDLE = Path("my bundle")

@@ -8,7 +8,6 @@ pytest.importorskip("tritonclient", reason="needs Triton's protobuf classes: pip
 
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.store.cache import cached_engine
-from engines.store.record import EngineRecord
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository
@@ -17,6 +16,7 @@ from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.bundle import FileRecord, open_bundle
 from export.config import load_config
 from export.contract import vision_contract
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from tests.support.bundles import shared_bundle
 

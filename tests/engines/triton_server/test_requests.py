@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.runtime.generation_config import GenerationConfig
 from engines.triton_server.interface import CHAT_INPUTS
 from engines.triton_server.requests import RequestLimits, parse_request
 from export.errors import UserError
+from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 from tests.support.pictures import picture
 

@@ -14,8 +14,8 @@ from PIL import Image
 from engines import targets
 from engines.gpus import GpuFacts
 from engines.store.build import resolve_sms
-from engines.store.record import read_record
 from examples.random_checkpoint import write_checkpoint
+from export.engine_record import read_record
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from qv_export.cli import run_command_line

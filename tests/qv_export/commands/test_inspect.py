@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from engines.sizing.limits import Limits
 from engines.store import cache
 from engines.store.cache import EngineRequest, key_inputs, writing_engine
-from engines.store.record import EngineRecord
 from export.bundle import open_bundle, place_weights, writing_bundle
+from export.engine_record import EngineRecord
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from qv_export.commands.inspect import inspect

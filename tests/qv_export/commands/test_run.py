@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models
 
 from engines.runtime.answer import Timings, TokenEvent
-from engines.runtime.generation_config import GenerationConfig
 from export.config import DecoderConfig, ModelConfig, VisionConfig
 from export.errors import UserError
+from export.generation_config import GenerationConfig
 from qv_export.commands import run as module
 from qv_export.commands.run import (
     Prompt,

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from engines.backends.tensorrt.facts import EngineFacts, GraphName
+from engines.backends.facts import EngineFacts, GraphName
 from engines.backends.tensorrt.flavour import Flavour, require_installed
 from engines.backends.tensorrt.log import Progress
 from engines.backends.tensorrt.options import BuildOptions, BuildRequest

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from engines.backends.facts import EngineFacts
 from engines.backends.tensorrt.build.configuration import (
     add_profiles,
     apply_options,
@@ -17,7 +18,6 @@ from engines.backends.tensorrt.build.network import MappedWeights, load_graph, p
 from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, require_small_padding
 from engines.backends.tensorrt.build.registration import register_plugins
 from engines.backends.tensorrt.description import describe_layers, describe_tensors, ops_of
-from engines.backends.tensorrt.facts import EngineFacts
 from engines.backends.tensorrt.flavour import load_bindings, tool_versions
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
 from engines.backends.tensorrt.options import BuildRequest

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import (
     Bindings,
     Builder,
@@ -15,7 +16,6 @@ from engines.backends.tensorrt.api import (
     RtxBuilderConfig,
 )
 from engines.backends.tensorrt.build.profiles import Profile, shape_ranges
-from engines.backends.tensorrt.facts import ShapeRange
 from engines.backends.tensorrt.log import BuildLog
 from engines.backends.tensorrt.options import BuildOptions
 from engines.session import EngineError

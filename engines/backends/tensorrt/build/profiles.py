@@ -7,7 +7,7 @@ than a chunk of thousands.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from engines.backends.tensorrt.facts import GraphName, ShapeRange
+from engines.backends.facts import GraphName, ShapeRange
 from engines.sizing.limits import Limits
 from export.config import ModelConfig
 from export.contract import GraphContract, TensorSpec, decoder_contract, vision_contract

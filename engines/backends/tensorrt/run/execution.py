@@ -6,9 +6,9 @@ from typing import cast
 import ml_dtypes
 import numpy as np
 
+from engines.backends.facts import ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, RtxExecutionContext
 from engines.backends.tensorrt.description import dtype_name
-from engines.backends.tensorrt.facts import ShapeRange, TensorFacts
 from engines.backends.tensorrt.flavour import is_rtx
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.session import EngineError

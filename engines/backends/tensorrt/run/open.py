@@ -4,6 +4,7 @@ import logging
 import mmap
 from pathlib import Path
 
+from engines.backends.known_issues import known_issues, situation_of
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.flavour import load_bindings
 from engines.backends.tensorrt.log import BuildLog, make_logger
@@ -13,7 +14,6 @@ from engines.session import EngineError
 from engines.store.build import known_plugins
 from engines.store.cache import cached_engine, engines_directory
 from engines.store.compatibility import rebuild_command, require_loadable, this_machine
-from engines.store.known_issues import known_issues, situation_of
 from export.bundle import open_bundle
 from export.config import load_config
 from export.errors import UserError

@@ -6,9 +6,9 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
+from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL, fits
-from engines.backends.tensorrt.facts import TensorFacts
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.backends.tensorrt.run.execution import Buffers, Execution, Shapes, engine_tensors, numpy_dtype
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls

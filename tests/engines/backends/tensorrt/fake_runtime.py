@@ -16,9 +16,9 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
+from engines.backends.facts import GraphName, ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
 from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
-from engines.backends.tensorrt.facts import GraphName, ShapeRange
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.sizing.limits import Limits
 from export.config import ModelConfig

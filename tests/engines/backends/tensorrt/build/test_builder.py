@@ -14,9 +14,9 @@ import onnx
 import psutil
 import pytest
 
+from engines.backends.facts import EngineFacts, ShapeRange
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.backends.tensorrt.build.profiles import graph_contract
-from engines.backends.tensorrt.facts import EngineFacts, ShapeRange
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from engines.store.known_issues import KNOWN_ISSUES, Situation, known_issues, situation_of
-from engines.store.record import EngineRecord
+from engines.backends.known_issues import KNOWN_ISSUES, Situation, known_issues, situation_of
+from export.engine_record import EngineRecord
 
 FINE = Situation(
     target="tensorrt",

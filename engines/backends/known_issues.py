@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
 
-from engines.store.record import EngineRecord
 from engines.targets import TARGETS, TargetName
+from export.engine_record import EngineRecord
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.runtime.generation_config import (
+from export.errors import UserError
+from export.generation_config import (
     DEFAULT_MAX_NEW_TOKENS,
     GenerationConfig,
     checkpoint_generation_config,
@@ -13,7 +14,6 @@ from engines.runtime.generation_config import (
     load_generation_config,
     override_generation_config,
 )
-from export.errors import UserError
 
 # As the 2B checkpoint on the hub has it.
 PUBLISHED = {
