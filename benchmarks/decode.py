@@ -45,12 +45,12 @@ def run_ours(bundle: str, capacity: int) -> dict[str, Any]:
     from engines.backends.onnxruntime.session import OnnxRuntimeDecoder
     from engines.runtime.generate import generate
     from export.bundle import open_bundle
-    from export.config import load_config
     from export.generation_config import GenerationConfig
-    from export.processor.processor import ModelInputs
+    from export.inputs import ModelInputs
 
-    model = load_config(Path(bundle))
-    decoder = OnnxRuntimeDecoder(open_bundle(Path(bundle)), model, num_slots=1, capacity=capacity)
+    opened = open_bundle(Path(bundle))
+    model = opened.config
+    decoder = OnnxRuntimeDecoder(opened, num_slots=1, capacity=capacity)
     inputs = ModelInputs(
         token_ids=np.array(prompt_ids(model.decoder.vocab_size), np.int64),
         position_ids=np.broadcast_to(np.arange(NUM_PROMPT_TOKENS, dtype=np.int32), (3, NUM_PROMPT_TOKENS)),

@@ -83,16 +83,16 @@ def grow(bundle: str, num_clients: int, num_requests: int) -> dict[str, Any]:
 
 
 def open_service(bundle: str, num_slots: int, limits: "SchedulerLimits | None" = None) -> "SchedulerService":
-    from engines.backends.onnxruntime.session import open_sessions
+    from engines.open import open_engine
     from engines.runtime.scheduler import Scheduler
     from engines.runtime.service import SchedulerService
-    from export.config import load_config
+    from export.bundle import open_bundle
 
-    directory = Path(bundle)
-    vision, decoder = open_sessions(
-        directory, num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS
+    opened = open_bundle(Path(bundle))
+    vision, decoder = open_engine(
+        opened, None, num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS
     )
-    return SchedulerService(Scheduler(vision, decoder, load_config(directory), limits))
+    return SchedulerService(Scheduler(vision, decoder, opened.config, limits))
 
 
 def prepared_requests(bundle: str, num_requests: int, num_new_tokens: int) -> "list[Request]":

@@ -71,11 +71,13 @@ def run_ours(bundle: str, grids: Grids, repeats: int, answer: str) -> float:
     """Median seconds of a call."""
     import numpy as np
 
-    from engines.backends.onnxruntime.session import open_vision_session
+    from engines.backends.onnxruntime.session import OnnxRuntimeVision
+    from export.bundle import open_bundle
+    from export.inputs import VisionInputs
 
-    session = open_vision_session(Path(bundle))
-    inputs = our_inputs(grids)
-    seconds, visual_embeds = time_calls(lambda: session.encode(*inputs), repeats)
+    session = OnnxRuntimeVision(open_bundle(Path(bundle)))
+    inputs = VisionInputs.of(*our_inputs(grids))
+    seconds, visual_embeds = time_calls(lambda: session.encode(inputs), repeats)
     np.save(answer, visual_embeds)
     return seconds
 
@@ -84,19 +86,21 @@ def run_ours_packed_and_alone(bundle: str, grids: Grids, repeats: int) -> dict[s
     """Median seconds of one packed call and of one call per picture all together; how far the answers differ."""
     import numpy as np
 
-    from engines.backends.onnxruntime.session import open_vision_session
+    from engines.backends.onnxruntime.session import OnnxRuntimeVision
+    from export.bundle import open_bundle
+    from export.inputs import VisionInputs
 
-    session = open_vision_session(Path(bundle))
+    session = OnnxRuntimeVision(open_bundle(Path(bundle)))
     patches, positions, cu_seqlens = our_inputs(grids)
     ranges = [slice(start, stop) for start, stop in pairwise(cu_seqlens.tolist())]
     alone = [
-        (patches[one], positions[:, one], np.array([0, one.stop - one.start], np.int32)) for one in ranges
+        VisionInputs.of(patches[one], positions[:, one], np.array([0, one.stop - one.start], np.int32))
+        for one in ranges
     ]
-    session.encode(*alone[0])
-    packed_seconds, packed_answer = time_calls(
-        lambda: session.encode(patches, positions, cu_seqlens), repeats
-    )
-    alone_seconds, answers = time_calls(lambda: [session.encode(*inputs) for inputs in alone], repeats)
+    packed = VisionInputs.of(patches, positions, cu_seqlens)
+    session.encode(alone[0])
+    packed_seconds, packed_answer = time_calls(lambda: session.encode(packed), repeats)
+    alone_seconds, answers = time_calls(lambda: [session.encode(inputs) for inputs in alone], repeats)
     difference = np.abs(packed_answer - np.concatenate(answers)).max() / np.abs(packed_answer).max()
     return {"packed": packed_seconds, "alone": alone_seconds, "difference": float(difference)}
 

@@ -1,88 +1,183 @@
-"""Which of a bundle's engines answers for a target on this machine?"""
+"""The one opener: which engine of a bundle answers, by one rule for every command, and its sessions."""
 
-from pathlib import Path
+import logging
+import shlex
+from dataclasses import dataclass
 
-from engines.session import DecoderSession, VisionSession
-from engines.store.build import known_plugins
-from engines.store.cache import built_engines, engines_directory
-from engines.store.compatibility import Machine, differences, require_loadable, this_machine
-from engines.targets import TargetName
-from export.bundle import Bundle, open_bundle
-from export.engine_record import EngineRecord
+from engines.backends import BACKENDS, default_backend
+from engines.backends.base import Backend
+from engines.backends.known_issues import KnownIssue, Situation
+from engines.machine import Machine
+from engines.session import Engine
+from engines.store.compatibility import differences, rebuild_command, require_loadable, this_machine
+from export.bundle import Bundle
+from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
+from plugins.registry import known_plugins
+
+_LOGGER = logging.getLogger(__name__)
 
 
-def open_target(
-    path: Path, target: TargetName, *, num_slots: int, capacity: int
-) -> tuple[VisionSession, DecoderSession]:
-    """Open both sessions of a bundle for a target.
+@dataclass(frozen=True)
+class Choice:
+    """What will answer: a backend, and the engine that it loads, if it needs one."""
+
+    backend: Backend
+    record: EngineRecord | None
+    """None where the backend opens the graphs themselves."""
+
+
+def open_engine(
+    bundle: Bundle, choice: str | None, *, num_slots: int, capacity: int, num_threads: int | None = None
+) -> Engine:
+    """Open what answers.
 
     Args:
-        path: the bundle's directory.
-        target: ONNX Runtime opens the graphs themselves; TensorRT an engine that was built.
+        bundle: opened.
+        choice: a backend's name, an engine's key, or None for the default backend; see `choose_engine`.
         num_slots: KV slots.
         capacity: tokens that a slot must hold; an engine may have room for more.
+        num_threads: CPU threads of each graph; None takes every core.
 
     Raises:
         UserError: no engine that this machine can load and that is large enough, and how to build one.
-        EngineError: the target refuses what it is given.
+        EngineError: the backend's library refuses what it is given.
     """
-    # Each target brings its own libraries.
-    if target == "onnxruntime":
-        from engines.backends.onnxruntime import session as onnxruntime_session  # noqa: PLC0415
+    chosen = choose_engine(bundle, choice, num_slots=num_slots, capacity=capacity, machine=this_machine())
+    return open_chosen(bundle, chosen, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
 
-        return onnxruntime_session.open_sessions(path, num_slots=num_slots, capacity=capacity)
-    from engines.backends.tensorrt.run import open as tensorrt_opening  # noqa: PLC0415
 
-    record = choose_engine(open_bundle(path), target, num_slots, capacity, this_machine())
-    return tensorrt_opening.open_sessions(path, record.key, num_slots=num_slots)
+def open_chosen(
+    bundle: Bundle, chosen: Choice, *, num_slots: int, capacity: int, num_threads: int | None = None
+) -> Engine:
+    """Open what was chosen before. Args and errors as `open_engine`."""
+    if missing := chosen.backend.missing():
+        raise UserError(missing)
+    if chosen.record is not None:
+        for issue in known_issues_of(chosen.record, bundle.manifest.dtype):
+            _LOGGER.warning(issue.sentence())
+        _require_whole(bundle, chosen.record)
+    return chosen.backend.open(
+        bundle, chosen.record, num_slots=num_slots, capacity=capacity, num_threads=num_threads
+    )
 
 
 def choose_engine(
-    bundle: Bundle, target: TargetName, num_slots: int, capacity: int, machine: Machine
-) -> EngineRecord:
-    """The engine to load: of those that fit, the one with the least cache for what is asked.
+    bundle: Bundle, choice: str | None, *, num_slots: int, capacity: int, machine: Machine
+) -> Choice:
+    """The engine to load.
+
+    A key means that very engine. A backend's name means the graphs themselves where the backend opens them, else of its
+    engines that fit the one with the least cache for what is asked. None means the default backend.
 
     Raises:
         UserError: none fits; what is wrong with each, and how to build one.
     """
-    records = [
-        record
-        for record in built_engines(bundle.directory).values()
-        if isinstance(record, EngineRecord) and record.target == target
-    ]
-    command = f"qv-export build {bundle.directory} --target {target} --max-batch {num_slots} --max-context {capacity}"
+    if choice is None:
+        return Choice(default_backend(), None)
+    if choice not in BACKENDS:
+        return _engine_of_key(bundle, choice, num_slots, capacity, machine)
+    backend = BACKENDS[choice]
+    if not backend.needs_engine:
+        return Choice(backend, None)
+    return Choice(backend, _smallest_that_fits(bundle, backend, num_slots, capacity, machine))
+
+
+def find_engine(bundle: Bundle, key: str) -> EngineRecord:
+    """The whole engine of a key.
+
+    Raises:
+        UserError: there is none; or its files are not what was recorded.
+    """
+    directory = bundle.engine_directory(key)
+    try:
+        record = read_record(directory)
+        problems = (
+            list(record.changed_files(directory, read=False)) if record.key == key else ["another key inside"]
+        )
+    except UserError as error:
+        problems = [str(error)]
+    if problems:
+        raise UserError(
+            f"{bundle.directory} has no whole engine {key}: {'; '.join(problems)}. "
+            f"`qv-export inspect {bundle.directory}` lists what it has, and `qv-export build` makes one."
+        )
+    if record.target not in BACKENDS:
+        raise UserError(
+            f"The engine {key} was built for {record.target!r}, which this qv-export does not know."
+        )
+    return record
+
+
+def known_issues_of(record: EngineRecord, dtype: str) -> list[KnownIssue]:
+    """What is known to go wrong with an engine, in the version that it was built with, which must be the one here."""
+    backend = BACKENDS[record.target]
+    versions = [record.inputs[name] for name in backend.distributions if name in record.inputs]
+    situation = Situation(
+        version=next(iter(versions), "0"),
+        sms=record.sms,
+        limits=record.limits,
+        dtype=dtype,
+        has_plugins=bool(record.plugins),
+    )
+    return backend.known_issues(situation)
+
+
+def _engine_of_key(bundle: Bundle, key: str, num_slots: int, capacity: int, machine: Machine) -> Choice:
+    record = find_engine(bundle, key)
+    backend = BACKENDS[record.target]
+    require_loadable(record, bundle.directory, bundle.manifest.key, machine, known_plugins())
+    if too_small := _too_small(record, num_slots, capacity) if backend.needs_engine else []:
+        raise UserError(f"The engine {key} is too small:\n- " + "\n- ".join(too_small))
+    return Choice(backend, record if backend.needs_engine else None)
+
+
+def _smallest_that_fits(
+    bundle: Bundle, backend: Backend, num_slots: int, capacity: int, machine: Machine
+) -> EngineRecord:
+    records = [record for record in bundle.engines() if record.target == backend.name]
+    command = (
+        f"qv-export build {shlex.quote(str(bundle.directory))} --target {backend.name} "
+        f"--max-batch {num_slots} --max-context {capacity}"
+    )
     if not records:
-        raise UserError(f"{bundle.directory} has no engine for {target}. Build one: {command}")
-    plugins = frozenset(known_plugins())
-    unfit = {record.key: _unfit(record, bundle, machine, plugins, num_slots, capacity) for record in records}
+        raise UserError(f"{bundle.directory} has no engine for {backend.name}. Build one: {command}")
+    unfit = {record.key: _unfit(record, bundle, machine, num_slots, capacity) for record in records}
     fitting = [record for record in records if not unfit[record.key]]
     if fitting:
         return min(fitting, key=lambda record: (record.limits["max_context"], record.limits["max_batch"]))
     if len(records) == 1:
-        require_loadable(records[0], bundle.directory, bundle.manifest.key, machine, plugins)
+        require_loadable(records[0], bundle.directory, bundle.manifest.key, machine, known_plugins())
     reasons = "".join(f"\n- {key}: {'; '.join(found)}" for key, found in unfit.items())
     raise UserError(
-        f"No engine for {target} in {bundle.directory} fits:{reasons}\nBuild one that does: {command}"
+        f"No engine for {backend.name} in {bundle.directory} fits:{reasons}\nBuild one that does: {command}"
     )
 
 
 def _unfit(
-    record: EngineRecord,
-    bundle: Bundle,
-    machine: Machine,
-    plugins: frozenset[str],
-    num_slots: int,
-    capacity: int,
+    record: EngineRecord, bundle: Bundle, machine: Machine, num_slots: int, capacity: int
 ) -> list[str]:
-    directory = engines_directory(bundle.directory) / record.key
+    return [
+        *differences(record, bundle.manifest.key, machine, known_plugins()),
+        *record.changed_files(bundle.engine_directory(record.key), read=False),
+        *_too_small(record, num_slots, capacity),
+    ]
+
+
+def _too_small(record: EngineRecord, num_slots: int, capacity: int) -> list[str]:
     asked = {"max_batch": num_slots, "max_context": capacity}
     return [
-        *differences(record, bundle.manifest.key, machine, plugins),
-        *record.changed_files(directory, read=False),
-        *(
-            f"its {name} is {record.limits[name]}, asked are {value}"
-            for name, value in asked.items()
-            if record.limits[name] < value
-        ),
+        f"its {name} is {record.limits[name]}, asked are {value}"
+        for name, value in asked.items()
+        if record.limits[name] < value
     ]
+
+
+def _require_whole(bundle: Bundle, record: EngineRecord) -> None:
+    """A broken engine may crash the process that loads it; reading all of it once costs less than loading it."""
+    directory = bundle.engine_directory(record.key)
+    if changed := list(record.changed_files(directory, read=True)):
+        raise UserError(
+            f"The engine {directory} is damaged: {'; '.join(changed)}. Remove that directory and build it again: "
+            f"{rebuild_command(record, bundle.directory, this_machine())}"
+        )

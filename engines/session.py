@@ -1,15 +1,16 @@
-"""What must an engine offer so that the runtime and the validator can drive it?
+"""What an engine offers, so that the runtime and the validator can drive it without knowing which one it is.
 
-One interface for every target, with NumPy at the border: the scheduler, the generation loop and the gates
-never learn whether ONNX Runtime or TensorRT is below. Letters are the contract's: P patches, N segments, V
-visual tokens, B batch, S query tokens, C hidden.
+Letters are the contract's: V visual tokens, B batch, Q query tokens to project, C hidden.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from export.inputs import DecoderInputs, VisionInputs
 
 
 class EngineError(RuntimeError):
@@ -20,37 +21,11 @@ class EngineError(RuntimeError):
     """
 
 
-@dataclass(frozen=True, eq=False)
-class DecoderInputs:
-    """One call of the decoder graph, prefill (S = n) and decode (S = 1) alike, without the cache.
-
-    A batch of unequal rows is padded on the right: row b has `kv_lengths[b] - write_index[b]` valid tokens.
-    Token s of row b sits at cache position `write_index[b] + s` and attends to the positions up to its own.
-    Padding is written past the row's end, so `write_index[b] + S` must stay within the slot's capacity for
-    every row.
-
-    Image and video pad ids in `token_ids`, row after row, take the rows of `visual_embeds` one by one. One that
-    finds no row left is embedded as the plain token it is: a model may write such an id itself, in decode.
-    """
-
-    token_ids: npt.NDArray[np.int64]  # [B, S]
-    visual_embeds: npt.NDArray[np.float32]  # [V, C], the rows of this call's pictures only
-    position_ids: npt.NDArray[np.int32]  # [3, B, S] temporal, height, width
-    write_index: npt.NDArray[np.int64]  # [B]
-    kv_lengths: npt.NDArray[np.int64]  # [B] valid cache length after this call
-    logits_index: npt.NDArray[np.int64]  # [B, K'] query tokens to project onto the vocabulary
-
-
 class VisionSession(Protocol):
     """The vision graph, ready to run."""
 
-    def encode(
-        self,
-        patches: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int32],
-        cu_seqlens: npt.NDArray[np.int32],
-    ) -> npt.NDArray[np.float32]:
-        """Patches [P, patch_values], positions [2, P], cu_seqlens [N+1] to visual tokens [V, C] in CPU memory."""
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
+        """All patches of one call to visual tokens [V, C] in CPU memory."""
         ...
 
 
@@ -66,11 +41,55 @@ class DecoderSession(Protocol):
         ...
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
-        """Run row b of `inputs` on slot `first_slot + b`; returns logits [B, K', vocab] in CPU memory.
+        """Run row b of `inputs` on slot `first_slot + b`; returns logits [B, Q, vocab] in CPU memory.
 
         The returned array may be reused by the next call: read or copy it before.
         """
         ...
+
+
+class Engine(NamedTuple):
+    """Both sessions of an engine that is loaded."""
+
+    vision: VisionSession
+    decoder: DecoderSession
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One value inside a graph, and the module of the reference that computes the same."""
+
+    scope: str
+    """Block and module in the graph, e.g. `layers.3/self_attn/q_proj`."""
+    reference: str
+    """The module in the reference and its side, e.g. `model.layers.3.self_attn.q_proj:out`."""
+    value: str
+    """Name of the graph's value."""
+    node: str
+    """The node that computes it."""
+    op_type: str
+
+
+Values = dict[str, npt.NDArray[Any]]
+"""What probes showed, by `Probe.value`."""
+
+
+class ProbeSession(Protocol):
+    """An engine that shows what it computes on the way."""
+
+    def vision(self, inputs: VisionInputs, probes: Sequence[Probe]) -> Values:
+        """Values [P or V, C] by `Probe.value`."""
+        ...
+
+    def decoder(self, calls: Sequence[DecoderInputs], probes: Sequence[Probe]) -> Values:
+        """Values [tokens, C] of one slot's calls in a row, joined; `present_*` as the last call leaves them."""
+        ...
+
+
+def cache_rows(cache: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One slot's keys or values by token: [1, K, L, D] to [L, K * D]."""
+    by_token: npt.NDArray[Any] = cache[0].transpose(1, 0, 2)
+    return by_token.reshape(len(by_token), -1)
 
 
 def require_slots(decoder: DecoderSession, first_slot: int, inputs: DecoderInputs) -> None:

@@ -1,4 +1,4 @@
-"""How is a bundle written so that a killed run leaves the last good one, and opened so that a changed one is noticed?
+"""Bundles: written so that a killed run leaves the last good one, opened so that a changed one is noticed.
 
 A bundle is a directory: `manifest.json`, `vision.onnx`, `decoder.onnx`, the weight files that the graphs point into,
 the checkpoint's configuration, tokenizer and processor files, and `engines/` once some were built.
@@ -11,10 +11,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from export.config import ModelConfig, load_config
+from export.contract import GraphName
 from export.directory_swap import DirectoryKind, replacing_directory
+from export.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
 from export.errors import UserError
+from export.generation_config import GenerationConfig, checkpoint_generation_config
 from export.manifest import (
     CHUNK_BYTES,
     FORMAT,
@@ -42,24 +48,62 @@ __all__ = [
     "writing_bundle",
 ]
 
-ENGINES_DIRECTORY = "engines"
-"""Where a bundle keeps what was built from it, one directory a key (`engines.store.cache`)."""
+if TYPE_CHECKING:
+    from export.processor.processor import Processor
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files are the ones that its manifest records."""
+    """A bundle on disk whose files are the ones that its manifest records.
+
+    Opened and checked once, then handed on: what hangs on it is read when it is first asked for, and once.
+    """
 
     directory: Path
     manifest: Manifest
 
-    @property
-    def vision_graph(self) -> Path:
-        return self.directory / self.manifest.graphs["vision"].name
+    def graph(self, name: GraphName) -> Path:
+        """A graph's file."""
+        return self.directory / self.manifest.graphs[name].name
 
-    @property
-    def decoder_graph(self) -> Path:
-        return self.directory / self.manifest.graphs["decoder"].name
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's.
+
+        Raises:
+            UserError: `config.json` is missing, broken or of another model.
+        """
+        return load_config(self.directory)
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """How the checkpoint wants its tokens chosen.
+
+        Raises:
+            UserError: `generation_config.json` holds values out of range.
+        """
+        return checkpoint_generation_config(self.directory)
+
+    @cached_property
+    def processor(self) -> "Processor":
+        """Tokenizer, chat template, image and video settings.
+
+        Raises:
+            UserError: a file is missing or broken, or two files contradict each other.
+        """
+        from export.processor.processor import Processor  # noqa: PLC0415 - Pillow, PyAV, Jinja2, tokenizers
+
+        return Processor.from_directory(self.directory, self.config)
+
+    def engine_directory(self, key: str) -> Path:
+        """Where the engine of a key stands, or would."""
+        return self.directory / ENGINES_DIRECTORY / key
+
+    def engines(self) -> list[EngineRecord]:
+        """The record of every engine that was built from it and can be read."""
+        return [
+            record for record in engine_records(self.directory).values() if isinstance(record, EngineRecord)
+        ]
 
 
 def open_bundle(path: Path) -> Bundle:

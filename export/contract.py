@@ -1,4 +1,4 @@
-"""What goes into the two graphs and what comes out? Names, shapes and dtypes, declared once.
+"""What goes into the two graphs and what comes out: names, shapes and dtypes, declared once.
 
 ONNX inputs, engine profiles, the validator's feeds and the Triton configuration all read this. No torch.
 
@@ -7,8 +7,12 @@ Q query tokens to project. Numbers come from the model's configuration.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from export.config import ModelConfig
+
+GraphName = Literal["vision", "decoder"]
+GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
 
 Dim = int | str
 """A fixed size, or the letter of a dynamic one."""

@@ -1,4 +1,4 @@
-"""What does a built engine write down about itself, and what of it is checked when it is read?
+"""What a built engine writes down about itself, and what of it is checked when it is read.
 
 `engine.json` stands beside the engine files and is the only thing that `build --check`, `inspect` and the check before
 loading read: no engine has to be deserialized, which a machine without a GPU could not do.
@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from engines.targets import TARGET_NAMES, TargetName
 from export.errors import UserError
 from export.json_object import parse_json_object
 from export.manifest import FileRecord, sha256_of
@@ -18,6 +17,8 @@ from export.manifest import FileRecord, sha256_of
 FORMAT = "qv-export engine"
 FORMAT_VERSION = 1
 RECORD_NAME = "engine.json"
+ENGINES_DIRECTORY = "engines"
+"""Where a bundle keeps what was built from it, one directory a key."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class EngineRecord:
     """Hash of `inputs`; the directory's name."""
     inputs: Mapping[str, str]
     """Everything that could change the bytes, by name."""
-    target: TargetName
+    target: str
+    """Name of the backend that built it."""
     sms: tuple[int, ...]
     """Architectures it runs on, compute capability x 10; none for ONNX Runtime."""
     limits: Mapping[str, int]
@@ -84,8 +86,8 @@ class EngineRecord:
 
 def _typed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that JSON has no type for, and a check of the others that are read without a look."""
-    if content["target"] not in TARGET_NAMES:
-        raise ValueError(f"target {content['target']!r} is none of {', '.join(TARGET_NAMES)}")
+    if not isinstance(content["target"], str):
+        raise ValueError(f"target must be a name, found {content['target']!r}")
     if not all(isinstance(content[name], dict) for name in ("inputs", "limits", "facts")):
         raise ValueError("inputs, limits and facts must be objects")
     files = tuple(FileRecord(**entry) for entry in content["files"])
@@ -114,3 +116,14 @@ def read_record(directory: Path) -> EngineRecord:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def engine_records(bundle: Path) -> dict[str, EngineRecord | UserError]:
+    """Every engine of a bundle by its directory's name; the reason for one that cannot be read."""
+    found: dict[str, EngineRecord | UserError] = {}
+    for directory in sorted((bundle / ENGINES_DIRECTORY).glob("[!.]*")):
+        try:
+            found[directory.name] = read_record(directory)
+        except UserError as error:
+            found[directory.name] = error
+    return found

@@ -52,3 +52,12 @@ CACHED_ATTENTION = OpSignature(
     attributes={},
 )
 SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)
+
+
+def known_plugins() -> frozenset[str]:
+    """Every plugin that this qv-export makes, as `namespace::Name/version`."""
+    return frozenset(
+        f"{signature.attributes['plugin_namespace']}::{signature.name}/{signature.attributes['plugin_version']}"
+        for signature in SIGNATURES
+        if signature.attributes
+    )

@@ -1,1 +1,51 @@
-"""The roof: the `qv-export` command line."""
+"""Qwen2-VL from a checkpoint to ONNX graphs and engines, proved against PyTorch and served.
+
+    import qv_export
+
+    bundle = qv_export.export("path/to/checkpoint", "bundle")
+    model = qv_export.load(bundle)
+    print(model.generate("What is in this image?", images=["street.png"]).text)
+
+Names are loaded when they are first used: importing this package loads nothing heavy, and PyTorch only comes with
+`export` and `validate`.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.bundle import Bundle
+    from export.errors import UserError
+    from qv_export.api import Answer, Chat, Model, build, export, load, validate
+
+    __version__: str
+
+__all__ = [
+    "Answer",
+    "Bundle",
+    "Chat",
+    "Model",
+    "UserError",
+    "__version__",
+    "build",
+    "export",
+    "load",
+    "validate",
+]
+
+_HOMES = {"Bundle": "export.bundle", "UserError": "export.errors"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qv-export")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES.get(name, "qv_export.api")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""How does an engine go through a case: encode, prefill, decode what the reference said?"""
+"""An engine goes through a case: encode, prefill, decode what the reference said."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderSession, VisionSession
+from engines.session import DecoderSession, Engine, VisionSession
 from export.config import ModelConfig
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from validate.cases.builtin import Profile
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, pack_patches
@@ -20,14 +20,14 @@ Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineUnderTest:
     """An engine to validate, not yet open: it takes memory from `open` until its sessions are dropped."""
 
     name: str
     dtype: str
     """What it computes in, which is the noise it is allowed."""
     profile: Profile
-    open: Callable[[int, int], tuple[VisionSession, DecoderSession]]
+    open: Callable[[int, int], Engine]
     """(num_slots, capacity) to sessions."""
 
 
@@ -61,7 +61,7 @@ class OpenEngine:
         sizes = [len(prompt.patches) // self.config.vision.patches_per_token for prompt in prompts]
         if not any(sizes):
             return [np.zeros((0, self.config.decoder.hidden_size), np.float32) for _ in prompts]
-        return np.split(self.vision.encode(*pack_patches(prompts)), np.cumsum(sizes)[:-1])
+        return np.split(self.vision.encode(pack_patches(prompts)), np.cumsum(sizes)[:-1])
 
     def prefill(
         self,

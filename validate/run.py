@@ -15,22 +15,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.session import ProbeSession
 from export.bundle import Bundle
 from export.config import ModelConfig
 from export.errors import UserError
 from export.processor.settings import ImageSettings
 from validate.bisect.expected import (
-    OracleWitness,
-    RecordedWitness,
-    Witness,
-    sketch,
-    sketches_path,
-    write_sketches,
+    ExpectedSource,
+    RecordedValues,
+    ReferenceValues,
+    projection,
+    projections_path,
+    write_projections,
 )
-from validate.bisect.probes import TapSession, canonical_graphs
-from validate.bisect.search import ORACLE_DTYPE, Divergence, DivergenceSearch, all_questions
+from validate.bisect.probes import canonical_graphs
+from validate.bisect.search import HIGH_PRECISION_DTYPE, Divergence, DivergenceSearch, all_questions
 from validate.cases.prompts import PreparedCase
-from validate.execution import Engine, OpenEngine
+from validate.execution import EngineUnderTest, OpenEngine
 from validate.gates.gates import GateResult, GateSettings, judge_case, noise_floors
 from validate.gates.invariants import check_properties
 from validate.records.golden import create_golden, model_identity, open_golden, open_workspace
@@ -51,7 +52,7 @@ from validate.tasks.quality import compare_quality
 from validate.tasks.runs import TaskSet, reference_answers
 
 if TYPE_CHECKING:  # torch loads when the reference does, and not at all with a golden set
-    from validate.reference.high_precision import Oracle
+    from validate.reference.high_precision import HighPrecisionReference
 
 Progress = Callable[[str, float, float], None]
 """Told what runs now, the work done so far and all of it."""
@@ -67,8 +68,8 @@ class Plan:
     bundle: Bundle
     config: ModelConfig
     image_settings: ImageSettings
-    engine: Engine
-    taps: TapSession | None
+    engine: EngineUnderTest
+    probes: ProbeSession | None
     """None: the engine cannot show what it computes on the way."""
     level: str
     cases: tuple[PreparedCase, ...]
@@ -119,7 +120,7 @@ def record_golden(plan: Plan, directory: Path, progress: Progress) -> int:
     reference, work = _Reference(plan), sum(map(cost, cases))
     reference.record(cases, directory, progress, 0, work)
     probe = probe_of(cases)
-    if not sketches_path(directory, probe.name).is_file():
+    if not projections_path(directory, probe.name).is_file():
         progress(f"Reference: inside {probe.name}", work, work)
         _record_inside(plan, reference, probe, directory)
     return len(cases)
@@ -143,16 +144,18 @@ def record_for_polygraphy(plan: Plan, golden: Path) -> Path:
 
 def _record_inside(plan: Plan, reference: "_Reference", case: PreparedCase, directory: Path) -> None:
     """Keep what a search may ask about the probe, so that a machine without the reference also finds the op."""
-    witness = OracleWitness(reference, (ORACLE_DTYPE[plan.engine.dtype], plan.engine.dtype), look=sketch)
-    graphs = canonical_graphs(plan.bundle.directory)
+    source = ReferenceValues(
+        reference, (HIGH_PRECISION_DTYPE[plan.engine.dtype], plan.engine.dtype), look=projection
+    )
+    graphs = canonical_graphs(plan.bundle)
     answers = []
     for row, (prompt, expected) in enumerate(
         zip(case.prompts, read_record(directory, case.name).prompts, strict=True)
     ):
         questions = all_questions(graphs, plan.config, prompt)
-        said = witness.ask(row, prompt, expected, questions)
+        said = source.ask(row, prompt, expected, questions)
         answers += [(row, question, answer) for question, answer in zip(questions, said, strict=True)]
-    write_sketches(directory, case.name, answers)
+    write_projections(directory, case.name, answers)
 
 
 def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = False) -> Report:
@@ -187,9 +190,9 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
     opened.drop()
     cases = tuple(_case_report(plan, case, noise.get(case.name), outcomes, floors) for case in plan.cases)
     divergence = None
-    if plan.taps is not None:
+    if plan.probes is not None:
         progress("Looking inside", 2 * work, 2 * work)
-        divergence = _look_inside(plan, plan.taps, reference, cases, records)
+        divergence = _look_inside(plan, plan.probes, reference, cases, records)
     return Report(
         subject=_subject(plan),
         gate_settings=plan.gates,
@@ -209,21 +212,21 @@ def cost(case: PreparedCase) -> float:
 
 
 class _Reference:
-    """The oracle, loaded when first needed and dropped before the engine opens."""
+    """The high_precision, loaded when first needed and dropped before the engine opens."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._oracle: Oracle | None = None
+        self._high_precision: HighPrecisionReference | None = None
 
-    def load(self) -> "Oracle":
-        if self._oracle is None:
-            from validate.reference.high_precision import Oracle  # noqa: PLC0415 - torch, which a golden set does not need
+    def load(self) -> "HighPrecisionReference":
+        if self._high_precision is None:
+            from validate.reference.high_precision import HighPrecisionReference  # noqa: PLC0415 - torch, which a golden set does not need
 
-            self._oracle = Oracle.from_directory(self._plan.bundle.directory)
-        return self._oracle
+            self._high_precision = HighPrecisionReference.from_directory(self._plan.bundle.directory)
+        return self._high_precision
 
     def drop(self) -> None:
-        self._oracle = None
+        self._high_precision = None
         gc.collect()
 
     def record(
@@ -234,7 +237,7 @@ class _Reference:
             progress(f"Reference: {case.name}", done, total)
             if not _fits(read_summary(directory, case.name), case):
                 record = self.load().record(case, self._plan.num_decode_steps, self._plan.engine.dtype)
-                sketches_path(directory, case.name).unlink(missing_ok=True)  # of other inputs
+                projections_path(directory, case.name).unlink(missing_ok=True)  # of other inputs
                 write_record(directory, case.name, record)
             done += cost(case)
 
@@ -340,7 +343,7 @@ def _case_report(
 
 
 def _look_inside(
-    plan: Plan, taps: TapSession, reference: _Reference, cases: Sequence[CaseReport], records: Path
+    plan: Plan, probes: ProbeSession, reference: _Reference, cases: Sequence[CaseReport], records: Path
 ) -> Divergence | None:
     """Search the smallest failing case, prompt by prompt; the probe where none fails.
 
@@ -348,18 +351,20 @@ def _look_inside(
     """
     failing = {report.name for report in cases if report.status == "fail"}
     known = [
-        case for case in plan.inside if plan.golden is None or sketches_path(plan.golden, case.name).is_file()
+        case
+        for case in plan.inside
+        if plan.golden is None or projections_path(plan.golden, case.name).is_file()
     ]
     if not known:
         return None
     case = min((case for case in known if case.name in failing), key=cost, default=probe_of(known))
-    witness: Witness
+    source: ExpectedSource
     if plan.golden is None:
-        witness = OracleWitness(reference, (ORACLE_DTYPE[plan.engine.dtype], plan.engine.dtype))
+        source = ReferenceValues(reference, (HIGH_PRECISION_DTYPE[plan.engine.dtype], plan.engine.dtype))
     else:
-        witness = RecordedWitness(plan.golden, case.name)
-    graphs = canonical_graphs(plan.bundle.directory)
-    search = DivergenceSearch(taps, witness, plan.config, graphs, plan.engine.dtype, plan.gates.multiple)
+        source = RecordedValues(plan.golden, case.name)
+    graphs = canonical_graphs(plan.bundle)
+    search = DivergenceSearch(probes, source, plan.config, graphs, plan.engine.dtype, plan.gates.multiple)
     expected = read_record(records, case.name).prompts
     found = [search.search(case.name, row, prompt, expected[row]) for row, prompt in enumerate(case.prompts)]
     return next((divergence for divergence in found if divergence.first is not None), found[0])
@@ -390,7 +395,7 @@ def depth_gates(divergence: Divergence) -> tuple[GateResult, ...]:
 
 def _subject(plan: Plan) -> Subject:
     manifest = plan.bundle.manifest
-    dtype = ORACLE_DTYPE[plan.engine.dtype]
+    dtype = HIGH_PRECISION_DTYPE[plan.engine.dtype]
     return Subject(
         bundle=plan.bundle.directory.name,
         bundle_key=manifest.key,

@@ -1,43 +1,34 @@
-"""Which engine does a target's name mean, can it run here, and whose noise is it allowed?"""
+"""What `validate --target` names: a backend's engine or the reference itself, and the way to look inside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
-import onnxruntime as ort
-
-from engines.backends.onnxruntime.session import open_sessions as open_onnxruntime
-from engines.session import DecoderSession, VisionSession
-from engines.store.build import known_plugins
-from engines.store.cache import built_engines
-from engines.store.compatibility import require_loadable, this_machine
+from engines.backends import BACKENDS
+from engines.open import Choice, choose_engine, open_chosen
+from engines.session import Engine, ProbeSession
+from engines.store.compatibility import this_machine
 from export.bundle import Bundle
-from export.config import DTYPES, load_config
 from export.engine_record import EngineRecord
 from export.errors import UserError
-from validate.bisect.probes import OnnxRuntimeTaps, TapSession
-from validate.bisect.tensorrt_probes import TensorRtTaps, open_tools
 from validate.cases.builtin import Profile
-from validate.execution import Engine
-
-TargetName = Literal["onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", "tensorrt-rtx", "tensorrt"]
-TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+from validate.execution import EngineUnderTest
+from validate.reference.targets import REFERENCE_TARGETS, ReferenceTarget
 
 
 @dataclass(frozen=True)
 class Subject:
     """An engine to validate, and the way to look inside it."""
 
-    engine: Engine
-    taps: TapSession | None
+    engine: EngineUnderTest
+    probes: ProbeSession | None
     """None: it cannot show what it computes on the way."""
 
 
-def open_target(name: TargetName, bundle: Bundle, profile: Profile, dtype: str | None = None) -> Subject:
+def open_target(name: str, bundle: Bundle, profile: Profile, dtype: str | None = None) -> Subject:
     """A target's engine for a bundle, not yet in memory.
 
     Args:
-        name: of the target.
+        name: of a backend, a key of an engine, or a target of the reference.
         bundle: whose graphs, engines or weights it runs.
         profile: the shapes to ask of it; a built engine narrows them to its own limits.
         dtype: what to compute in; None: what the target takes for this bundle.
@@ -45,91 +36,45 @@ def open_target(name: TargetName, bundle: Bundle, profile: Profile, dtype: str |
     Raises:
         UserError: the target cannot run here, or cannot compute in `dtype`.
     """
-    match name:
-        case "onnxruntime":
-            return _onnxruntime(bundle, profile, dtype)
-        case "onnxruntime-cuda":
-            raise UserError(_no_onnxruntime_cuda())
-        case "torch":
-            return _torch(bundle, profile, dtype, "cpu")
-        case "torch-cuda":
-            return _torch(bundle, profile, dtype, "cuda")
-        case "tensorrt-rtx" | "tensorrt":
-            return _tensorrt(name, bundle, profile, dtype)
+    if name in REFERENCE_TARGETS:
+        return _reference(REFERENCE_TARGETS[name], bundle, profile, dtype)
+    if name in BACKENDS:
+        _require_dtype(BACKENDS[name].name, dtype, *_dtypes(name, bundle))
+    chosen = choose_engine(bundle, name, num_slots=1, capacity=1, machine=this_machine())
+    return _backend(chosen, bundle, profile, dtype)
 
 
-def _onnxruntime(bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:
-    _require_dtype("onnxruntime", dtype, ["float32"], "ONNX Runtime on a CPU has no products of half types")
-    directory = bundle.directory
+def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:
+    backend, record = chosen.backend, chosen.record
+    if missing := backend.missing():
+        raise UserError(missing)
+    possible, reason = _dtypes(backend.name, bundle)
+    _require_dtype(backend.name, dtype, possible, reason)
 
-    def open_engine(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
-        return open_onnxruntime(directory, num_slots=num_slots, capacity=capacity)
+    def open_engine(num_slots: int, capacity: int) -> Engine:
+        return open_chosen(bundle, chosen, num_slots=num_slots, capacity=capacity)
 
-    engine = Engine("onnxruntime-cpu", "float32", profile, open_engine)
-    return Subject(engine, OnnxRuntimeTaps(directory))
-
-
-def _no_onnxruntime_cuda() -> str:
-    reason = (
-        f"its providers here are {', '.join(ort.get_available_providers())}"
-        if "CUDAExecutionProvider" not in ort.get_available_providers()
-        else "qv-export opens ONNX Runtime on the CPU only"
-    )
-    return (
-        f"--target onnxruntime-cuda cannot run: {reason}. Use --target onnxruntime, or torch-cuda for the "
-        "reference on a GPU."
-    )
+    narrowed = profile if record is None else profile_of_engine(record, profile)
+    engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine)
+    return Subject(engine, backend.probe(bundle, record))
 
 
-def _torch(bundle: Bundle, profile: Profile, dtype: str | None, device: str) -> Subject:
+def _dtypes(name: str, bundle: Bundle) -> tuple[tuple[str, ...], str]:
+    backend = BACKENDS[name]
+    return backend.compute_dtypes(bundle.manifest.dtype), backend.dtype_reason
+
+
+def _reference(target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:
     """The reference itself, weights in `dtype`: shows what a sound engine of that dtype does."""
-    import torch  # noqa: PLC0415 - no other target needs it
+    if missing := target.missing():
+        raise UserError(missing)
+    _require_dtype(target.name, dtype, target.dtypes, "the reference computes in these")
+    chosen = dtype or bundle.manifest.dtype
 
-    from validate.reference.sessions import ReferenceTaps, open_reference  # noqa: PLC0415 - torch
+    def open_engine(num_slots: int, capacity: int) -> Engine:
+        return target.open(bundle, chosen, num_slots, capacity)
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--target torch-cuda needs an NVIDIA GPU and a PyTorch for CUDA. Use --target torch.")
-    _require_dtype("torch", dtype, DTYPES, "the reference computes in these")
-    chosen, directory = dtype or bundle.manifest.dtype, bundle.directory
-
-    def open_engine(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
-        return open_reference(directory, chosen, device, num_slots, capacity)
-
-    engine = Engine(f"torch-{device}", chosen, profile, open_engine)
-    return Subject(engine, ReferenceTaps(directory, chosen, device))
-
-
-def _tensorrt(
-    name: Literal["tensorrt-rtx", "tensorrt"], bundle: Bundle, profile: Profile, dtype: str | None
-) -> Subject:
-    graph_dtype = bundle.manifest.dtype
-    _require_dtype(
-        name, dtype, [graph_dtype], "its engines compute in the graphs' dtype; export the bundle anew"
-    )
-    record = _newest_engine(name, bundle)
-    require_loadable(
-        record, bundle.directory, bundle.manifest.key, this_machine(), frozenset(known_plugins())
-    )
-
-    def open_engine(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
-        del capacity  # a constant of the engine, which the profile took over
-        from engines.backends.tensorrt.run.open import open_sessions  # noqa: PLC0415 - CUDA
-
-        return open_sessions(bundle.directory, record.key, num_slots=num_slots)
-
-    taps = TensorRtTaps(load_config(bundle.directory), lambda: open_tools(bundle, record))
-    return Subject(Engine(name, graph_dtype, profile_of_engine(record, profile), open_engine), taps)
-
-
-def _newest_engine(name: str, bundle: Bundle) -> EngineRecord:
-    found = built_engines(bundle.directory).values()
-    sound = [record for record in found if isinstance(record, EngineRecord) and record.target == name]
-    if not sound:
-        raise UserError(
-            f"{bundle.directory} has no {name} engine. Build one: "
-            f"`qv-export build {bundle.directory} --target {name}`."
-        )
-    return max(sound, key=lambda record: record.created)
+    return Subject(EngineUnderTest(target.name, chosen, profile, open_engine), target.probe(bundle, chosen))
 
 
 def profile_of_engine(record: EngineRecord, asked: Profile) -> Profile:

@@ -1,16 +1,13 @@
-"""What is known about an engine once it was built?
+"""What is known about an engine once it was built.
 
-`EngineFacts` travels from the building process to its parent, and stands beside the engine as JSON.
+`EngineFacts` may travel from a building process to its parent, and stands in the engine's record as JSON.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from engines.backends.tensorrt.flavour import Flavour
-
-GraphName = Literal["vision", "decoder"]
-GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
+from export.contract import GraphName
 
 Implementation = Literal["plugin", "native", "decomposed"]
 
@@ -33,15 +30,15 @@ class TensorFacts:
     name: str
     dtype: str
     """As `export.contract` names it."""
-    shape: Shape
-    """-1 where it is dynamic."""
+    shape: tuple[Any, ...]
+    """-1, or the contract's letter, where it is dynamic."""
     profiles: tuple[ShapeRange, ...] = ()
     """Of an input, in the engine's order of profiles; empty for an output."""
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer of TensorRT's network, before its optimizer fuses layers."""
+    """One layer of the library's network, before its optimizer fuses layers; or one node of a graph."""
 
     name: str
     type: str
@@ -55,7 +52,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class WarningFacts:
-    """Warnings of TensorRT that differ in names and numbers alone."""
+    """Warnings of the library that differ in names and numbers alone."""
 
     message: str
     """The first of them."""
@@ -67,7 +64,8 @@ class EngineFacts:
     """One built engine."""
 
     graph: GraphName
-    flavour: Flavour
+    target: str
+    """The backend that built it."""
     tools: Mapping[str, str]
     """Version of every package that shapes the engine's bytes."""
     sm: tuple[int, ...]
@@ -82,10 +80,10 @@ class EngineFacts:
     peak_rss_bytes: int
     """Of the building process, mapped weights included."""
     engine_bytes: int
-    weights_bytes: int | None
-    """Device memory for weights, as TensorRT's log says; None where it does not."""
-    activation_bytes: tuple[int, ...]
-    """Device memory for activations in each profile, as TensorRT's log says."""
+    weights_bytes: int | None = None
+    """Device memory for weights, as the library's log says; None where it does not."""
+    activation_bytes: tuple[int, ...] = ()
+    """Device memory for activations in each profile, as the library's log says."""
 
     def to_json_object(self) -> dict[str, Any]:
         return asdict(self)

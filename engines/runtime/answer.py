@@ -19,7 +19,7 @@ from export.errors import UserError
 from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
-    from export.processor.processor import ModelInputs
+    from export.inputs import ModelInputs
 
 FinishReason = Literal["stop", "length", "capacity", "cancelled", "deadline"]
 """An end-of-sequence token came; `max_new_tokens` are there; the KV slot is full; given up; out of time."""

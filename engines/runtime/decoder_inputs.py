@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import Answer
-from engines.session import DecoderInputs
 from export.config import ModelConfig
+from export.inputs import DecoderInputs
 
 
 def prefill_inputs(answers: Sequence[Answer], model: ModelConfig, max_tokens: int) -> DecoderInputs:

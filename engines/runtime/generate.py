@@ -20,7 +20,7 @@ from export.errors import UserError
 from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
-    from export.processor.processor import ModelInputs
+    from export.inputs import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def encode_visuals(
     Raises:
         EngineError: the engine's answer has another shape.
     """
-    visual_embeds = vision.encode(inputs.patches, inputs.positions, inputs.cu_seqlens)
+    visual_embeds = vision.encode(inputs.vision)
     check_visual_embeds(visual_embeds, len(inputs.patches), model)
     return visual_embeds
 

@@ -7,16 +7,13 @@ around it; pictures of any prompts can be packed into one call of the vision eng
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.session import EngineError, VisionSession
 from export.config import ModelConfig
-
-if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
-    from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs, VisionInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Picture:
         return len(self.patches)
 
 
-def pictures_from_inputs(inputs: "ModelInputs", model: ModelConfig) -> tuple[Picture, ...]:
+def pictures_from_inputs(inputs: ModelInputs, model: ModelConfig) -> tuple[Picture, ...]:
     """The pictures and videos of a prompt in order of appearance.
 
     Hashes all patches, about a second per gigabyte, with the interpreter's lock released: call it where the prompt
@@ -81,11 +78,12 @@ def encode_pictures(
         EngineError: the engine's answer has another shape.
     """
     segments = [length for picture in pictures for length in picture.segment_patches]
-    embeds = vision.encode(
+    packed = VisionInputs.of(
         np.concatenate([picture.patches for picture in pictures]),
         np.concatenate([picture.positions for picture in pictures], axis=1),
         np.cumsum([0, *segments], dtype=np.int32),
     )
+    embeds = vision.encode(packed)
     num_patches = [picture.num_patches for picture in pictures]
     check_visual_embeds(embeds, sum(num_patches), model)
     stops = np.cumsum(num_patches) // model.vision.patches_per_token

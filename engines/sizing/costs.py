@@ -1,16 +1,15 @@
-"""What will an engine of these limits cost, to build and to run, and what to change where it does not fit?
+"""What an engine of given limits costs, to build and to run, and what to change where it does not fit.
 
 Arithmetic on the model's sizes: it takes no time and loads nothing. What it says is an upper bound with a stated
-formula, or a figure calibrated on builds (docs/performance.md); `engine.json` holds what a build really took.
+formula; what a backend's builds add to it is calibrated beside the backend. `engine.json` holds what a build took.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.sizing.limits import Limits
-from engines.targets import TargetName
 from export.config import ModelConfig
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -18,20 +17,9 @@ _PATCHES_PER_TOKEN = 4
 _SCRATCH_BYTES = 16_000_000
 """Added to what tensors take: workspace and alignment; small builds report 6 to 8 MB."""
 
-# TensorRT-RTX 1.7 on a CPU, bfloat16: upper bounds of the peak RSS of builds. The serialized engine counts once; mapped
-# weights are given back as they are read.
-_RAM_BASE_BYTES = 400_000_000
-_RAM_PER_VISION_WEIGHT_BYTE = 2.6
-"""Builds of 5 MB to 1.4 GB of weights took 78 to 93 percent of what this says."""
-_MOST_MAPPED_BYTES = 600_000_000
-"""Of weights read and not yet given back, on busy machines."""
-_ENGINE_OVERHEAD_BYTES = 20_000_000
-"""Kernels and names beside the weights; small builds have 5 to 16 MB, and more architectures add nothing."""
-_ORT_BASE_BYTES = 400_000_000
-
 
 @dataclass(frozen=True)
-class GraphPlan:
+class GraphCosts:
     """One graph's share."""
 
     name: str
@@ -43,6 +31,22 @@ class GraphPlan:
     engine_bytes: int
     """Of the file."""
     build_ram_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """What a backend's engines take for one set of limits."""
+
+    graphs: tuple[GraphCosts, ...]
+    kv_bytes_per_token: int
+    """Keys and values of one token in every layer."""
+
+
+CostsOf = Callable[[Limits], ModelCosts]
+"""A backend's costs as a function of the limits alone."""
+
+BuildCosts = Callable[[str, int], tuple[int, int]]
+"""From a graph's name and its weights' bytes to (bytes of the engine file, peak memory of its build)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Shortage:
 class Plan:
     """From pixels to bytes."""
 
-    target: TargetName
+    target: str
     config: ModelConfig
     dtype: str
     limits: Limits
@@ -76,8 +80,10 @@ class Plan:
     kv_bytes_per_token: int
     kv_cache_bytes: int
     """All slots."""
-    graphs: tuple[GraphPlan, ...]
+    graphs: tuple[GraphCosts, ...]
     jobs: int
+    costs_of: CostsOf
+    """For other limits of the same model and backend."""
 
     @property
     def device_bytes(self) -> int:
@@ -96,28 +102,20 @@ class Plan:
         return sum(graph.engine_bytes for graph in self.graphs)
 
 
-def make_plan(target: TargetName, config: ModelConfig, dtype: str, limits: Limits, jobs: int = 1) -> Plan:
+def make_plan(
+    target: str, config: ModelConfig, dtype: str, limits: Limits, costs_of: CostsOf, jobs: int = 1
+) -> Plan:
     """Work out what an engine takes.
 
     Args:
-        target: what it is built for.
+        target: name of the backend that it is built for.
         config: the model's sizes.
         dtype: the graphs'.
         limits: the engine's.
+        costs_of: the backend's costs for this model and dtype.
         jobs: graphs built at once.
     """
-    kv_bytes_per_token = (
-        2  # keys and values
-        * config.decoder.num_hidden_layers
-        * config.decoder.num_key_value_heads
-        * config.decoder.head_dim
-        * _compute_bytes(target, dtype)
-    )
-    weights = {"vision": vision_weights(config), "decoder": decoder_weights(config)}
-    activations = {
-        "vision": vision_activation_bytes(config, limits, _compute_bytes(target, dtype)),
-        "decoder": decoder_activation_bytes(config, limits, _compute_bytes(target, dtype)),
-    }
+    costs = costs_of(limits)
     return Plan(
         target=target,
         config=config,
@@ -125,37 +123,39 @@ def make_plan(target: TargetName, config: ModelConfig, dtype: str, limits: Limit
         limits=limits,
         max_pixels=limits.max_patches * config.vision.patch_size**2,
         max_visual_tokens=limits.max_patches // config.vision.patches_per_token,
-        kv_bytes_per_token=kv_bytes_per_token,
-        kv_cache_bytes=kv_bytes_per_token * limits.max_context * limits.max_batch,
-        graphs=tuple(
-            _graph_plan(name, target, dtype, weights[name], activations[name], config) for name in weights
-        ),
+        kv_bytes_per_token=costs.kv_bytes_per_token,
+        kv_cache_bytes=costs.kv_bytes_per_token * limits.max_context * limits.max_batch,
+        graphs=costs.graphs,
         jobs=jobs,
+        costs_of=costs_of,
     )
 
 
-def _graph_plan(
-    name: str, target: TargetName, dtype: str, num_weights: int, activation_bytes: int, config: ModelConfig
-) -> GraphPlan:
-    value_bytes = _compute_bytes(target, dtype)
-    weights_bytes = num_weights * value_bytes
-    if target == "onnxruntime":
-        return GraphPlan(
-            name, num_weights, weights_bytes, activation_bytes, 0, weights_bytes + _ORT_BASE_BYTES
+def model_costs(config: ModelConfig, limits: Limits, value_bytes: int, build_costs: BuildCosts) -> ModelCosts:
+    """Both graphs of a model whose weights, activations and cache are computed in one width.
+
+    Args:
+        config: the model's sizes.
+        limits: the engine's.
+        value_bytes: of one value as it is computed.
+        build_costs: what the backend's build adds.
+    """
+    decoder = config.decoder
+    weights = {"vision": vision_weights(config), "decoder": decoder_weights(config)}
+    activations = {
+        "vision": vision_activation_bytes(config, limits, value_bytes),
+        "decoder": decoder_activation_bytes(config, limits, value_bytes),
+    }
+    graphs = []
+    for name, num_weights in weights.items():
+        engine_bytes, build_ram_bytes = build_costs(name, num_weights * value_bytes)
+        graphs.append(
+            GraphCosts(
+                name, num_weights, num_weights * value_bytes, activations[name], engine_bytes, build_ram_bytes
+            )
         )
-    if name == "vision":
-        build_ram_bytes = int(_RAM_PER_VISION_WEIGHT_BYTE * weights_bytes)
-    else:
-        copied_bytes = copied_decoder_weights(config) * value_bytes
-        build_ram_bytes = weights_bytes + copied_bytes + min(weights_bytes, _MOST_MAPPED_BYTES)
-    return GraphPlan(
-        name,
-        num_weights,
-        weights_bytes,
-        activation_bytes,
-        engine_bytes=weights_bytes + _ENGINE_OVERHEAD_BYTES,
-        build_ram_bytes=build_ram_bytes + _RAM_BASE_BYTES,
-    )
+    keys_and_values = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim
+    return ModelCosts(tuple(graphs), keys_and_values * value_bytes)
 
 
 def vision_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: int) -> int:
@@ -186,11 +186,6 @@ def decoder_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: i
     return tokens * values * value_bytes + logits + _SCRATCH_BYTES
 
 
-def _compute_bytes(target: TargetName, dtype: str) -> int:
-    """Bytes of one value as it is computed: ONNX Runtime computes in float32 on CPU."""
-    return 4 if target == "onnxruntime" else ELEMENT_BYTES[dtype]
-
-
 def vision_weights(config: ModelConfig) -> int:
     """Number of weights of the vision encoder: patch embedding, blocks, merger."""
     vision = config.vision
@@ -211,19 +206,6 @@ def decoder_weights(config: ModelConfig) -> int:
     layer = attention + 3 * width * hidden + 2 * width
     tables = decoder.vocab_size * width * (1 if decoder.tie_word_embeddings else 2)
     return tables + decoder.num_hidden_layers * layer + width
-
-
-def copied_decoder_weights(config: ModelConfig) -> int:
-    """Number of weights of which TensorRT's builder holds a copy beside the engine.
-
-    It joins products of the same input, so query, key and value, and gate and up; and holds a tied table twice more.
-    Measured: anonymous memory before the engine is put together, 7B shapes with 4, 6 and 28 layers, 2B.
-    """
-    decoder = config.decoder
-    projections = (decoder.num_attention_heads + 2 * decoder.num_key_value_heads) * decoder.head_dim
-    joined = decoder.hidden_size * (projections + 2 * decoder.intermediate_size)
-    tied = 2 * decoder.vocab_size * decoder.hidden_size if decoder.tie_word_embeddings else 0
-    return decoder.num_hidden_layers * joined + tied
 
 
 def shortages(
@@ -269,7 +251,7 @@ def _limit_advice(plan: Plan, device_bytes: int) -> Iterator[str]:
         limits = plan.limits
         while (smaller := _halved(limits, name)) is not None:
             limits = smaller
-            shrunk = make_plan(plan.target, plan.config, plan.dtype, limits)
+            shrunk = make_plan(plan.target, plan.config, plan.dtype, limits, plan.costs_of)
             if shrunk.device_bytes <= device_bytes:
                 yield f"--{name.replace('_', '-')} {getattr(limits, name)}: {shrunk.device_bytes / 1e9:.1f} GB"
                 break

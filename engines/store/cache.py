@@ -1,4 +1,4 @@
-"""Which engines of a bundle are there, and how does a new one get in whole?
+"""Engines by key inside a bundle: found again, compared with today, and written whole.
 
 `BUNDLE/engines/<key>/` holds `engine.json` and what was built. Reuse is by key, a hash over everything that could
 change the bytes, and never because a file exists.
@@ -8,15 +8,15 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engines.backends.tensorrt.options import BuildOptions
+from engines.backends import backend_of
+from engines.backends.base import Backend, Options
+from engines.packages import sources_digest, tool_versions
 from engines.sizing.limits import Limits
-from engines.targets import TARGETS, TargetName, sources_digest, tool_versions
-from export.bundle import ENGINES_DIRECTORY
 from export.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
-from export.engine_record import EngineRecord, read_record
+from export.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records, read_record
 from export.errors import UserError
 from export.manifest import content_key
 
@@ -25,36 +25,34 @@ from export.manifest import content_key
 class EngineRequest:
     """What the user wants built."""
 
-    target: TargetName
+    backend: Backend
     limits: Limits
-    options: BuildOptions | None = None
-    """How TensorRT compiles; None for ONNX Runtime, which compiles when it loads."""
+    sms: tuple[int, ...] = ()
+    """Architectures, compute capability x 10; none for a backend without them."""
+    options: Options = field(default_factory=dict)
+    """The backend's own, by name; checked when the request is made."""
 
-    @property
-    def sms(self) -> tuple[int, ...]:
-        """Architectures, compute capability x 10; none for ONNX Runtime."""
-        return self.options.sm if self.options else ()
+    def __post_init__(self) -> None:
+        self.backend.check_options(self.sms, self.options)
 
 
 def key_inputs(bundle_key: str, request: EngineRequest) -> dict[str, str]:
     """Everything that could change an engine's bytes, by name.
 
-    `bundle_key` covers graphs and weights. A timing cache is left out: it spares TensorRT its measurements, which
-    differ from one build to the next without one.
+    `bundle_key` covers graphs and weights. Options that only change how long a build takes are left out.
     """
-    target = TARGETS[request.target]
-    options = asdict(request.options) if request.options else {}
+    backend = request.backend
     return {
         "bundle": bundle_key,
-        "target": request.target,
+        "target": backend.name,
         "sm": ",".join(map(str, request.sms)),
-        "code": sources_digest(target),
+        "code": sources_digest(backend.sources),
         **{f"limit {name}": str(value) for name, value in asdict(request.limits).items()},
         **{
-            f"option {name}": str(options[name])
-            for name in options.keys() - {"flavour", "sm", "timing_cache"}
+            f"option {name}": value
+            for name, value in backend.key_options(request.sms, request.options).items()
         },
-        **tool_versions(target),
+        **tool_versions(backend.distributions),
     }
 
 
@@ -72,17 +70,6 @@ def cached_engine(bundle: Path, key: str) -> EngineRecord | None:
     return record if record.key == key and not any(record.changed_files(directory, read=False)) else None
 
 
-def built_engines(bundle: Path) -> dict[str, EngineRecord | UserError]:
-    """Every engine of a bundle by its directory's name; the reason for one that cannot be read."""
-    found: dict[str, EngineRecord | UserError] = {}
-    for directory in sorted(engines_directory(bundle).glob("[!.]*")):
-        try:
-            found[directory.name] = read_record(directory)
-        except UserError as error:
-            found[directory.name] = error
-    return found
-
-
 def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
     """Why an engine with these inputs must be built, compared with the likest one there is; None if it is there."""
     key = content_key(inputs)
@@ -96,7 +83,7 @@ def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
             )
         except UserError as error:
             return str(error)
-    records = [record for record in built_engines(bundle).values() if isinstance(record, EngineRecord)]
+    records = [record for record in engine_records(bundle).values() if isinstance(record, EngineRecord)]
     same_target = [record for record in records if record.target == inputs["target"]]
     differences = [_differences(record.inputs, inputs) for record in same_target]
     if not differences:
@@ -113,12 +100,12 @@ def stale_reasons(directory: Path, record: EngineRecord, bundle_key: str) -> lis
         record: what it says about itself.
         bundle_key: key of the bundle as it is now.
     """
-    target = TARGETS[record.target]
+    backend = backend_of(record.target)
     today = {
-        **{name: value for name, value in record.inputs.items() if name not in target.distributions},
+        **{name: value for name, value in record.inputs.items() if name not in backend.distributions},
         "bundle": bundle_key,
-        "code": sources_digest(target),
-        **tool_versions(target),
+        "code": sources_digest(backend.sources),
+        **tool_versions(backend.distributions),
     }
     return [*record.changed_files(directory, read=False), *_differences(record.inputs, today)]
 

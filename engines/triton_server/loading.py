@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
-from engines.session import DecoderSession, VisionSession
+from engines.open import open_engine
+from engines.session import Engine
 from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import ServerTensor
 from engines.triton_server.requests import ChatRequest, parse_request
 from engines.triton_server.settings import PARAMETER, ServerSettings
+from export.bundle import open_bundle
 from export.errors import UserError
 from export.generation_config import checkpoint_generation_config
 from export.processor.processor import Processor
@@ -41,25 +43,20 @@ def bundle_directory(args: Arguments) -> Path:
     return Path(args["model_repository"]) / args["model_version"] / BUNDLE_DIRECTORY
 
 
-def open_engine(directory: Path, settings: ServerSettings) -> tuple[VisionSession, DecoderSession]:
-    """The sessions that compute: the TensorRT engine that the settings name, or ONNX Runtime.
+def open_served_engine(directory: Path, settings: ServerSettings) -> Engine:
+    """What computes: the engine that the settings name, or the default backend.
 
     Raises:
         UserError: the bundle changed since it was written, or this machine cannot load the engine; what differs.
         EngineError: the engine's own library refuses it.
     """
-    if settings.engine is None:
-        from engines.backends.onnxruntime.session import open_sessions  # noqa: PLC0415 - each brings its own libraries
-
-        return open_sessions(
-            directory,
-            num_slots=settings.num_slots,
-            capacity=settings.capacity,
-            num_threads=settings.num_threads,
-        )
-    from engines.backends.tensorrt.run.open import open_sessions as open_tensorrt  # noqa: PLC0415
-
-    return open_tensorrt(directory, settings.engine, num_slots=settings.num_slots)
+    return open_engine(
+        open_bundle(directory),
+        settings.engine,
+        num_slots=settings.num_slots,
+        capacity=settings.capacity,
+        num_threads=settings.num_threads,
+    )
 
 
 def read_tensors(request: Any, inputs: Sequence[ServerTensor]) -> dict[str, npt.NDArray[Any]]:

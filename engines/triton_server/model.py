@@ -28,7 +28,7 @@ from engines.triton_server.loading import (
     RequestReader,
     bundle_directory,
     log_fault,
-    open_engine,
+    open_served_engine,
     read_settings,
     read_tensors,
 )
@@ -54,7 +54,7 @@ class TritonPythonModel:
         model = load_config(directory)
         self._settings = settings
         self._reader = RequestReader(directory, settings)
-        vision, decoder = open_engine(directory, settings)
+        vision, decoder = open_served_engine(directory, settings)
         scheduler = Scheduler(vision, decoder, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()

@@ -16,7 +16,6 @@ from engines.triton_server.loading import (
     read_tensors,
     respond_to_each,
 )
-from export.processor.positions import segment_range
 
 
 class TritonPythonModel:
@@ -34,10 +33,7 @@ class TritonPythonModel:
         """By the names of the graphs' contract."""
         inputs = self._reader.read(read_tensors(request, PREPROCESS_INPUTS)).request.inputs
         return {
-            "patches": inputs.patches,
-            "positions": inputs.positions,
-            "cu_seqlens": inputs.cu_seqlens,
-            "segment_range": segment_range(inputs.cu_seqlens),
+            **vars(inputs.vision),
             "token_ids": inputs.token_ids[None],
             "position_ids": inputs.position_ids[:, None],
         }

@@ -25,12 +25,12 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from engines.store.cache import cached_engine, engines_directory
+from engines.backends import backend_of, default_backend
+from engines.open import find_engine
 from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.settings import ServerSettings
 from export.bundle import ENGINES_DIRECTORY, Bundle
-from export.config import load_config
 from export.directory_swap import DirectoryKind, replacing_directory
 from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
 from export.engine_record import EngineRecord
@@ -52,8 +52,6 @@ sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 from engines.triton_server.{module} import TritonPythonModel  # noqa: E402, F401
 '''
 _MODULES = {MODEL_NAME: "model", PREPROCESS_NAME: "preprocess", VISION_ENCODER_NAME: "vision_encoder"}
-_ONNXRUNTIME_VERDICT = "onnxruntime-cpu"
-"""What the validator calls the engine that computes where the settings name none."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def write_repository(
             small for the settings or that the parts cannot use; `output` is no place for it.
     """
     engine = None if settings.engine is None else _engine(bundle, settings, has_parts=has_parts)
-    judged = _ONNXRUNTIME_VERDICT if engine is None else engine.target
+    judged = default_backend().name if engine is None else engine.target
     verdict = bundle.manifest.verdict or {}
     is_validated = verdict.get("result") == "pass" and verdict.get("engine") == judged
     if not (is_validated or allow_unvalidated):
@@ -111,7 +109,7 @@ def write_repository(
         qv_export_version=version("qv-export"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    config = load_config(bundle.directory)
+    config = bundle.config
     with replacing_directory(output, _REPOSITORY) as scratch:
         _write_python_model(scratch, chat_config(settings), bundle, engine)
         if has_parts:
@@ -121,7 +119,7 @@ def write_repository(
                 _write_python_model(scratch, vision, bundle, None)
             else:
                 version_directory = _write_config(scratch, vision)
-                plan = engines_directory(bundle.directory) / engine.key / "vision.engine"
+                plan = bundle.engine_directory(engine.key) / "vision.engine"
                 _link_or_copy(plan, version_directory / "model.plan")
         (scratch / RECORD_NAME).write_text(deployment.to_json(), encoding="utf-8")
         (scratch / "README.md").write_text(_readme(deployment), encoding="utf-8")
@@ -130,11 +128,11 @@ def write_repository(
 
 def _engine(bundle: Bundle, settings: ServerSettings, *, has_parts: bool) -> EngineRecord:
     """The engine that the settings name, if it can do what they ask."""
-    record = cached_engine(bundle.directory, str(settings.engine))
-    if record is None or record.target == "onnxruntime":
+    record = find_engine(bundle, str(settings.engine))
+    if not backend_of(record.target).needs_engine:
         raise UserError(
-            f"{bundle.directory} has no whole TensorRT engine {settings.engine}. "
-            f"`qv-export inspect {bundle.directory}` lists what it has, and `qv-export build` makes one."
+            f"The engine {record.key} is a record of limits alone: {record.target} opens the graphs themselves. "
+            "Leave --engine out, and give its limits as --slots and --max-context."
         )
     problems = [
         f"{settings_name} {asked} is more than its {limit} {record.limits[limit]}"
@@ -144,7 +142,7 @@ def _engine(bundle: Bundle, settings: ServerSettings, *, has_parts: bool) -> Eng
         )
         if asked > record.limits[limit]
     ]
-    if has_parts and record.target != "tensorrt":
+    if has_parts and backend_of(record.target).triton_platform is None:
         problems.append(f"--parts: Triton's TensorRT backend loads no engine of {record.target}")
     if problems:
         raise UserError(f"The engine {record.key} cannot serve that:\n- " + "\n- ".join(problems))
@@ -208,7 +206,7 @@ def _place_bundle(bundle: Bundle, directory: Path, engine: EngineRecord | None, 
     if engine is not None:
         names = (ENGINE_RECORD_NAME, *(record.name for record in engine.files))
         for name in names:
-            source = engines_directory(bundle.directory) / engine.key / name
+            source = bundle.engine_directory(engine.key) / name
             _link_or_copy(source, directory / ENGINES_DIRECTORY / engine.key / name)
 
 

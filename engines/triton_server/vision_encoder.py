@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.backends.onnxruntime.session import open_vision_session
+from engines.backends import default_backend
 from engines.triton_server.interface import vision_inputs
 from engines.triton_server.loading import (
     Arguments,
@@ -18,8 +18,9 @@ from engines.triton_server.loading import (
     read_tensors,
     respond_to_each,
 )
-from export.config import load_config
+from export.bundle import open_bundle
 from export.errors import UserError
+from export.inputs import VisionInputs
 
 
 class TritonPythonModel:
@@ -28,10 +29,13 @@ class TritonPythonModel:
     def initialize(self, args: Arguments) -> None:
         """Open the bundle's vision graph."""
         directory = bundle_directory(args)
-        config = load_config(directory)
+        bundle = open_bundle(directory)
+        config = bundle.config
         self._patches_per_token = config.vision.patches_per_token
         self._inputs = vision_inputs(config, "float32")
-        self._vision = open_vision_session(directory, read_settings(args).num_threads)
+        self._vision = default_backend().open_vision(
+            bundle, None, num_threads=read_settings(args).num_threads
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; a request that is wrong has an error of its own."""
@@ -41,7 +45,7 @@ class TritonPythonModel:
         tensors = read_tensors(request, self._inputs)
         patches, positions, cu_seqlens = (tensors[name] for name in ("patches", "positions", "cu_seqlens"))
         require_sound(patches, positions, cu_seqlens, self._patches_per_token)
-        return {"visual_embeds": self._vision.encode(patches, positions, cu_seqlens)}
+        return {"visual_embeds": self._vision.encode(VisionInputs.of(patches, positions, cu_seqlens))}
 
 
 def require_sound(

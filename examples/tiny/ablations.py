@@ -23,7 +23,8 @@ from examples.tiny.evaluate import BATCH, HELD_OUT_SEED, accuracy, answers, held
 from examples.tiny.pictures import FACES, load_font, text_scene
 from examples.tiny.reference_sessions import open_reference
 from examples.tiny.tasks import Medium, Sample, Turn, random_code
-from export.processor.processor import ModelInputs, Processor
+from export.inputs import ModelInputs
+from export.processor.processor import Processor
 from export.reference import decoder as reference_decoder
 
 Change = Callable[[Sample, ModelInputs], ModelInputs]

@@ -21,7 +21,8 @@ from examples.tiny.reference_sessions import CAPACITY, open_reference
 from examples.tiny.scoring import is_right
 from examples.tiny.tasks import TASKS, Sample, make_sample
 from export.generation_config import load_generation_config
-from export.processor.processor import ModelInputs, Processor
+from export.inputs import ModelInputs
+from export.processor.processor import Processor
 
 HELD_OUT_SEED = 1_000_003
 """First number of every held-out sample's seed; training runs use small ones."""
@@ -67,9 +68,10 @@ def report(checkpoint: Path, bundle: Path | None, number: int) -> dict[str, Any]
     processor = Processor.from_directory(checkpoint)
     engines: dict[str, Sessions] = {"pytorch": open_reference(checkpoint, BATCH)}
     if bundle is not None:
-        from engines.backends.onnxruntime.session import open_sessions
+        from engines.open import open_engine
+        from export.bundle import open_bundle
 
-        engines["onnxruntime"] = open_sessions(bundle, num_slots=BATCH, capacity=CAPACITY)
+        engines["onnxruntime"] = open_engine(open_bundle(bundle), None, num_slots=BATCH, capacity=CAPACITY)
     result: dict[str, Any] = {"samples": number, "tasks": {}}
     for task in TASKS:
         samples = held_out(task, number)

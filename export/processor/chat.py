@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from export.config import ModelConfig
 from export.errors import UserError
-from export.processor.patches import Grid
+from export.inputs import Grid
 from export.processor.template import ChatTemplate
 from export.processor.tokenizer import SpecialTokens
 

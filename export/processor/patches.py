@@ -11,10 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from export.inputs import Grid
 from export.processor.settings import ImageSettings
-
-Grid = tuple[int, int, int]
-"""Temporal steps, patch rows, patch columns."""
 
 
 def grid_of_frames(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> Grid:

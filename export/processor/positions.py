@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export.config import ModelConfig
 from export.errors import UserError
-from export.processor.patches import Grid
+from export.inputs import Grid
 
 
 def patch_positions(grids: Sequence[Grid], spatial_merge_size: int = 2) -> NDArray[np.int32]:
@@ -48,11 +48,6 @@ def cu_seqlens_from_grids(grids: Sequence[Grid]) -> NDArray[np.int32]:
     """
     lengths = [height * width for steps, height, width in grids for _ in range(steps)]
     return np.cumsum([0, *lengths], dtype=np.int32)
-
-
-def segment_range(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The vision graph's input that carries the longest segment's length M as its shape: int32 [M], 0 .. M-1."""
-    return np.arange(np.diff(cu_seqlens).max(initial=0), dtype=np.int32)
 
 
 def mrope_position_ids(

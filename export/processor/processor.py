@@ -1,7 +1,6 @@
 """How does a conversation with pictures and videos become everything that the two graphs take?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,16 @@ from tokenizers import Tokenizer
 
 from export.config import ModelConfig, load_config
 from export.errors import UserError
+from export.inputs import Grid, ModelInputs
 from export.processor.chat import Medium, expand_placeholders, media_from_messages, token_ids_from_messages
 from export.processor.images import load_image
-from export.processor.patches import Grid, grid_of_frames, write_patches
+from export.processor.patches import grid_of_frames, write_patches
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
 from export.processor.resize import smart_resize
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
 from export.processor.template import ChatTemplate, load_chat_template
 from export.processor.tokenizer import SpecialTokens, load_tokenizer
 from export.processor.video import load_video
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """One prompt, ready for both graphs. The letters are the contract's."""
-
-    token_ids: NDArray[np.int64]
-    """[S]"""
-    position_ids: NDArray[np.int32]
-    """[3, S]: temporal, height and width."""
-    position_delta: int
-    """A generated token's position id is its place in the cache plus this, on all three axes."""
-    patches: NDArray[np.float32]
-    """[P, patch_values], pictures and videos one after another in order of appearance."""
-    positions: NDArray[np.int32]
-    """[2, P]: row and column of each patch."""
-    cu_seqlens: NDArray[np.int32]
-    """[N + 1]: patch offsets of the segments."""
-    grids: tuple[Grid, ...]
-    """Temporal steps, patch rows and patch columns of each picture and video."""
 
 
 class Processor:
@@ -62,14 +42,18 @@ class Processor:
         self._special_tokens = SpecialTokens(tokenizer)
 
     @classmethod
-    def from_directory(cls, directory: Path | str) -> "Processor":
+    def from_directory(cls, directory: Path | str, config: ModelConfig | None = None) -> "Processor":
         """Read everything from a checkpoint's or bundle's directory.
+
+        Args:
+            directory: the checkpoint's or the bundle's.
+            config: the model's, where it was read already.
 
         Raises:
             UserError: a file is missing or broken, or two files contradict each other.
         """
         directory = Path(directory)
-        config = load_config(directory)
+        config = config or load_config(directory)
         image_settings, video_settings = load_settings(directory)
         tokenizer = load_tokenizer(directory)
         _check_agreement(directory, config, image_settings, tokenizer)

@@ -1,6 +1,6 @@
-"""`qv-export build`: how does a bundle become engines, what will they cost, and is there anything to do?"""
+"""`qv-export build`: a bundle becomes engines; what they will cost, and whether there is anything to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
+from qv_export.parameters import TargetChoice
 from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
     from engines.sizing.images import PictureSizes
     from engines.store.build import Built
     from engines.store.cache import EngineRequest
-    from engines.targets import TargetName
     from export.bundle import Bundle
 
 GATE_FAILED = 1
 LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", "max_context")
-OPTION_NAMES = ("timing_cache", "weight_streaming", "hardware_compatibility", "optimization_level")
 
 
 @click.command(short_help="Compile a bundle into engines.")
@@ -29,7 +28,7 @@ OPTION_NAMES = ("timing_cache", "weight_streaming", "hardware_compatibility", "o
 @click.option(
     "--target",
     required=True,
-    type=click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"]),
+    type=TargetChoice(),
     help="tensorrt-rtx builds on any CPU, tensorrt on the GPU that will run it.",
 )
 @click.option(
@@ -101,7 +100,7 @@ def build(
     ctx: click.Context,
     /,
     bundle: Path,
-    target: "TargetName",
+    target: str,
     sms: tuple[int, ...],
     pictures: Path | None,
     pictures_per_prompt: int,
@@ -126,8 +125,14 @@ def build(
     opened = open_bundle(bundle)
     sizes, proposed = read_pictures(opened, pictures, pictures_per_prompt)
     # Asked only where it matters: nvidia-smi may take a second.
-    gpus = gpu_facts() if target == "tensorrt" or (target == "tensorrt-rtx" and not sms) else ()
-    request = make_request(opened, target, sms, gpus, proposed, choices)
+    asked: list[GpuFacts] = []
+
+    def gpus_here() -> "Sequence[GpuFacts]":
+        asked.extend(gpu_facts())
+        return asked
+
+    request = make_request(opened, target, sms, gpus_here, proposed, choices)
+    gpus = tuple(asked)
     if only_check:
         ctx.exit(GATE_FAILED if show_check(opened, request, as_json) else 0)
     if not only_plan and (built := reusable(opened, request)):
@@ -162,37 +167,32 @@ def read_pictures(
 
 def make_request(
     bundle: "Bundle",
-    target: "TargetName",
+    target: str,
     sms: tuple[int, ...],
-    gpus: "Sequence[GpuFacts]",
+    gpus: "Callable[[], Sequence[GpuFacts]]",
     proposed: dict[str, int],
     choices: dict[str, Any],
 ) -> "EngineRequest":
     """Everything that decides what is built, checked."""
-    from engines.backends.tensorrt.options import BuildOptions
+    from engines.backends import backend_of
     from engines.sizing.choose_limits import choose_limits
-    from engines.store.build import resolve_sms
     from engines.store.cache import EngineRequest
-    from export.config import load_config
 
+    backend = backend_of(target)
     given = {name: choices[name] for name in LIMIT_NAMES if choices[name] is not None}
-    limits = choose_limits(load_config(bundle.directory), given, proposed)
-    options = {name: choices[name] for name in OPTION_NAMES if choices[name]}
-    resolved = resolve_sms(target, sms, gpus)
-    if target == "onnxruntime":
-        if options:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-            raise UserError(f"{named} is for TensorRT: ONNX Runtime compiles when it loads. Leave it out.")
-        return EngineRequest(target, limits)
-    return EngineRequest(target, limits, BuildOptions(target, resolved, **options))
+    limits = choose_limits(bundle.config, given, proposed)
+    options = {name: value for name, value in choices.items() if name not in LIMIT_NAMES and value}
+    return EngineRequest(backend, limits, backend.architectures(sms, gpus), options)
 
 
 def make_plan_of(bundle: "Bundle", request: "EngineRequest", jobs: int) -> "Plan":
-    from engines.sizing.costs import make_plan
-    from export.config import load_config
+    from functools import partial
 
-    config = load_config(bundle.directory)
-    return make_plan(request.target, config, bundle.manifest.dtype, request.limits, jobs)
+    from engines.sizing.costs import make_plan
+
+    dtype = bundle.manifest.dtype
+    costs_of = partial(request.backend.costs, bundle.config, dtype)
+    return make_plan(request.backend.name, bundle.config, dtype, request.limits, costs_of, jobs)
 
 
 def shortages_of(
@@ -225,7 +225,7 @@ def require_room(shortages: "Sequence[Shortage]") -> None:
 
 def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> bool:
     """Say what would be built and why; True if anything."""
-    from engines.store.cache import engines_directory, key_inputs, reason_to_build
+    from engines.store.cache import key_inputs, reason_to_build
     from export.manifest import content_key
 
     inputs = key_inputs(bundle.manifest.key, request)
@@ -234,25 +234,23 @@ def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> boo
     if as_json:
         print_json({"key": key, "up_to_date": reason is None, "reason": reason, "inputs": inputs})
     else:
-        directory = engines_directory(bundle.directory) / key
+        directory = bundle.engine_directory(key)
         click.echo(f"{directory}: {'up to date' if reason is None else f'would be built ({reason})'}")
     return reason is not None
 
 
 def warn_of_known_issues(bundle: "Bundle", request: "EngineRequest") -> None:
-    from engines.backends.known_issues import Situation, known_issues
-    from engines.targets import TARGETS, target_version
-    from plugins.registry import SIGNATURES
+    from engines.backends.known_issues import Situation
+    from plugins.registry import known_plugins
 
     situation = Situation(
-        target=request.target,
-        version=target_version(TARGETS[request.target]) or "0",
+        version=request.backend.version() or "0",
         sms=request.sms,
         limits=asdict(request.limits),
         dtype=bundle.manifest.dtype,
-        has_plugins=request.target == "tensorrt" and any(signature.attributes for signature in SIGNATURES),
+        has_plugins=bool(known_plugins()),
     )
-    for issue in known_issues(situation):
+    for issue in request.backend.known_issues(situation):
         note(f"warning: {issue.sentence()}")
 
 

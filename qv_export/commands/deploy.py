@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from export.errors import UserError
+from export.install import install_command
 from qv_export.show.console import note, print_json
 
 
@@ -78,19 +79,18 @@ def triton(
         from engines.triton_server.repository import write_repository
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The configuration is written through Triton's own classes, and {error.name} is missing: "
-            "pip install 'qv-export[triton]'."
+            f"The configuration is written through Triton's own classes, and {error.name} is missing. "
+            f"Install it: {install_command('triton')}"
         ) from None
-    from engines.store.cache import cached_engine
+    from engines.open import find_engine
     from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from export.bundle import open_bundle
-    from export.config import load_config
 
     opened = open_bundle(bundle)
-    longest = load_config(bundle).decoder.max_position_embeddings
+    longest = opened.config.decoder.max_position_embeddings
     if max_context is not None and max_context > longest:
         raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
-    record = cached_engine(bundle, engine) if engine else None
+    record = find_engine(opened, engine) if engine else None
     built_for = record.limits if record else {}
     settings = ServerSettings(
         num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
+from qv_export.parameters import TargetChoice, default_target
 from qv_export.show.console import note, print_json, progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from engines.runtime.answer import TokenEvent
-    from engines.session import DecoderSession, VisionSession
-    from engines.targets import TargetName
     from export.bundle import Bundle
     from export.config import ModelConfig
     from export.generation_config import GenerationConfig
-    from export.processor.processor import ModelInputs
+    from export.inputs import ModelInputs
 
 _MEDIA = {"images": "image", "videos": "video"}
 _ORDER = "qv_export.media_order"
@@ -95,16 +94,16 @@ class Prompt:
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
+    type=TargetChoice(),
+    default=default_target,
+    show_default="onnxruntime, on the CPU",
     help="TensorRT: the engine of the bundle that fits this machine's GPU and the prompt.",
 )
 @click.option(
     "--engine",
     "engine_key",
     metavar="KEY",
-    help="This very engine of the bundle, on this machine's GPU, whatever --target says.",
+    help="This very engine of the bundle, in place of a target.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
@@ -121,7 +120,7 @@ def run(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
-    target: "TargetName",
+    target: str,
     engine_key: str | None,
     as_json: bool,
     **sampling: Any,
@@ -138,7 +137,7 @@ def answer(
     seed: int | None,
     max_context: int | None,
     prefill_chunk: int | None,
-    target: "TargetName",
+    target: str,
     engine_key: str | None,
     as_json: bool,
 ) -> None:
@@ -146,26 +145,25 @@ def answer(
     import secrets
     from importlib.metadata import version
 
+    from engines.open import open_engine
     from engines.runtime.generate import generate
     from export.bundle import open_bundle
-    from export.config import load_config
-    from export.generation_config import checkpoint_generation_config, override_generation_config
-    from export.processor.processor import Processor
+    from export.generation_config import override_generation_config
 
     clock = Clock()
     with progress() as step:
         step("Opening the bundle")
         bundle = open_bundle(path)
-        model = load_config(path)
-        generation = override_generation_config(checkpoint_generation_config(path), **sampling)
-        processor = Processor.from_directory(path)
+        model, processor = bundle.config, bundle.processor
+        generation = override_generation_config(bundle.generation_config, **sampling)
         clock.lap("open")
         step("Preparing pictures and text")
         inputs = processor.inputs_from_messages(prompt.messages())
         capacity = context_capacity(inputs, generation, model, max_context)
         clock.lap("process")
         step("Loading the graphs")
-        vision, decoder = open_sessions(path, target, engine_key, capacity)
+        # Only now, so that a mistake in the prompt is told before a backend loads its library.
+        vision, decoder = open_engine(bundle, engine_key or target, num_slots=1, capacity=capacity)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
@@ -188,20 +186,6 @@ def answer(
         print_json(result)
     else:
         note(summary(result))
-
-
-def open_sessions(
-    path: Path, target: "TargetName", engine_key: str | None, capacity: int
-) -> "tuple[VisionSession, DecoderSession]":
-    """One slot of the target, or of the bundle's engine with that key, whose capacity was set when it was built."""
-    # Here, so that a mistake in the prompt is told before ONNX Runtime or TensorRT loads.
-    if engine_key is not None:
-        from engines.backends.tensorrt.run.open import open_sessions as open_tensorrt
-
-        return open_tensorrt(path, engine_key, num_slots=1)
-    from engines.open import open_target
-
-    return open_target(path, target, num_slots=1, capacity=capacity)
 
 
 def read_prompt(prompt: str) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from export.errors import UserError
+from qv_export.parameters import TargetChoice, default_target
 from qv_export.show.console import note, print_json
 
 if TYPE_CHECKING:
     from validate.cases.builtin import LevelName, Profile
     from validate.report.report import Report
     from validate.run import Plan, Progress
-    from validate.targets import TargetName
 
 GATE_FAILED = 1
 MEASURED_STAYS = "What was measured is kept."
@@ -31,9 +31,9 @@ MEASURED_STAYS = "What was measured is kept."
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "torch", "torch-cuda", "tensorrt-rtx", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
+    type=TargetChoice(with_reference=True),
+    default=default_target,
+    show_default="onnxruntime, on the CPU",
     help="The engine under test. torch is the reference itself, in --dtype.",
 )
 @click.option(
@@ -95,7 +95,7 @@ def validate(
     /,
     bundle: Path,
     report_directory: Path | None,
-    target: "TargetName",
+    target: str,
     dtype: str | None,
     level: "LevelName",
     cases: Path | None,
@@ -145,7 +145,7 @@ def make_profile(options: dict[str, int | None]) -> "Profile":
 
 def make_plan(
     path: Path,
-    target: "tuple[TargetName, str | None]",
+    target: tuple[str, str | None],
     level_name: "LevelName",
     profile: "Profile",
     cases: Path | None,
@@ -155,9 +155,6 @@ def make_plan(
 ) -> "Plan":
     """Read everything that can be wrong before anything takes long. Args: target: with the dtype asked for."""
     from export.bundle import open_bundle
-    from export.config import load_config
-    from export.processor.processor import Processor
-    from export.processor.settings import load_settings
     from validate.cases.builtin import make_level
     from validate.cases.case_files import load_cases
     from validate.cases.prompts import prepare_case
@@ -166,16 +163,17 @@ def make_plan(
     from validate.targets import open_target
     from validate.tasks.runs import load_task_set
 
-    bundle, config, (settings, _) = open_bundle(path), load_config(path), load_settings(path)
+    bundle = open_bundle(path)
+    config, settings = bundle.config, bundle.processor.image_settings
     subject = open_target(target[0], bundle, profile, target[1])
     level = make_level(level_name, subject.engine.profile)
-    own = load_cases(cases, Processor.from_directory(path)) if cases else []
+    own = load_cases(cases, bundle.processor) if cases else []
     return Plan(
         bundle=bundle,
         config=config,
         image_settings=settings,
         engine=subject.engine,
-        taps=subject.taps,
+        probes=subject.probes,
         level=level.name,
         cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
         num_decode_steps=level.num_decode_steps,

@@ -70,15 +70,15 @@ def _inspect_engine(directory: Path) -> Inspection:
 
 
 def _inspect_bundle(directory: Path) -> Inspection:
-    from engines.store.cache import built_engines, engines_directory
     from export.bundle import open_bundle
-    from export.engine_record import EngineRecord
+    from export.contract import GRAPH_NAMES
+    from export.engine_record import EngineRecord, engine_records
 
     bundle = open_bundle(directory)
-    graphs = tuple(graph_facts_from_file(path) for path in (bundle.vision_graph, bundle.decoder_graph))
+    graphs = tuple(graph_facts_from_file(bundle.graph(name)) for name in GRAPH_NAMES)
     engines = tuple(
-        shown_engine(engines_directory(directory) / name)
-        for name, record in built_engines(directory).items()
+        shown_engine(bundle.engine_directory(name))
+        for name, record in engine_records(directory).items()
         if isinstance(record, EngineRecord)
     )
     return Inspection(directory, "bundle", bundle.manifest, graphs, engines)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.gpus import GpuFacts, gpu_facts
-from engines.targets import (
-    MIN_TENSORRT_VERSION,
-    TARGETS,
-    installed_version,
-    serves_sm,
-    target_version,
-)
+from engines.packages import installed_version
+from export.errors import UserError
+
+if TYPE_CHECKING:
+    from engines.backends.base import Backend
 
 
 @dataclass(frozen=True)
@@ -115,35 +114,18 @@ def memory_bytes() -> int:
 
 
 def target_facts(gpus: Sequence[GpuFacts]) -> tuple[TargetFacts, ...]:
-    """What each target needs to build and to run, and what is missing for it here."""
-    return (
-        _onnxruntime_facts(),
-        _rtx_facts(gpus),
-        _tensorrt_facts(gpus),
-    )
+    """What each backend can do here, and what is missing for it."""
+    from engines.backends import BACKENDS
+
+    return tuple(_target_facts(backend, gpus) for backend in BACKENDS.values())
 
 
-def _onnxruntime_facts() -> TargetFacts:
-    version = target_version(TARGETS["onnxruntime"])
-    has_library = version is not None
-    return TargetFacts("onnxruntime", version, has_library, has_library, "CPU; CUDA with 'qv-export[gpu]'")
-
-
-def _rtx_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
-    target = TARGETS["tensorrt-rtx"]
-    version = target_version(target)
-    if version is None:
-        return TargetFacts(target.name, None, False, False, f"builds on any CPU: {target.install}")
-    runs = any(serves_sm(target.name, gpu.sm) for gpu in gpus)
-    advice = "" if runs else "builds for any of its GPUs here; runs on NVIDIA GPUs SM75 to SM89 and SM120"
-    return TargetFacts(target.name, version, True, runs, advice)
-
-
-def _tensorrt_facts(gpus: Sequence[GpuFacts]) -> TargetFacts:
-    target = TARGETS["tensorrt"]
-    version = target_version(target)
-    works = version is not None and any(serves_sm(target.name, gpu.sm) for gpu in gpus)
-    advice = (
-        f"needs an NVIDIA GPU (SM80 and up) and TensorRT {MIN_TENSORRT_VERSION} or newer: {target.install}"
-    )
-    return TargetFacts(target.name, version, works, works, "" if works else advice)
+def _target_facts(backend: "Backend", gpus: Sequence[GpuFacts]) -> TargetFacts:
+    version = backend.version()
+    try:
+        backend.architectures((), lambda: gpus)
+        builds = version is not None
+    except UserError:
+        builds = False
+    serves = backend.device == "cpu" or any(backend.serves(gpu.sm) for gpu in gpus)
+    return TargetFacts(backend.name, version, builds, version is not None and serves, backend.advice(gpus))

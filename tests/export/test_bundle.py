@@ -41,8 +41,8 @@ def test_a_written_bundle_opens_with_what_was_recorded(tmp_path: Path, weights: 
         manifest = fill(directory, place_weights([weights], directory, "copy"))
     bundle = open_bundle(output)
     assert bundle.manifest == manifest
-    assert bundle.vision_graph.read_bytes() == b"vision graph"
-    assert bundle.decoder_graph.read_bytes() == b"decoder graph"
+    assert bundle.graph("vision").read_bytes() == b"vision graph"
+    assert bundle.graph("decoder").read_bytes() == b"decoder graph"
     assert siblings(output) == ["bundle"]
 
 
@@ -57,7 +57,7 @@ def test_a_bundle_is_replaced_as_a_whole(tmp_path: Path, weights: Path) -> None:
     output = tmp_path / "bundle"
     write_bundle(output, weights)
     bundle = write_bundle(output, weights, graph=b"second")
-    assert bundle.vision_graph.read_bytes() == b"second"
+    assert bundle.graph("vision").read_bytes() == b"second"
     assert siblings(output) == ["bundle", "checkpoint"]
 
 
@@ -85,7 +85,7 @@ def test_an_output_behind_a_symbolic_link_is_replaced_where_it_is(tmp_path: Path
     link.symlink_to("v1")
     write_bundle(link, weights, graph=b"second")
     assert link.is_symlink()
-    assert open_bundle(tmp_path / "v1").vision_graph.read_bytes() == b"second"
+    assert open_bundle(tmp_path / "v1").graph("vision").read_bytes() == b"second"
 
 
 # What must not be replaced
@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_nothing_else(
     with pytest.raises(type(error)), writing_bundle(output) as directory:
         (directory / "vision.onnx").write_bytes(b"half")
         raise error
-    assert open_bundle(output).vision_graph.read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
     assert siblings(output) == ["bundle", "checkpoint"]
 
 
@@ -172,7 +172,7 @@ def test_a_killed_write_leaves_the_old_bundle_and_the_next_one_cleans_up(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert siblings(output) == [scratch_name, "bundle", "checkpoint"]
-    assert open_bundle(output).vision_graph.read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
     write_bundle(output, weights, graph=b"second")
     assert siblings(output) == ["bundle", "checkpoint"]
 
@@ -196,7 +196,7 @@ def test_a_bundle_set_aside_by_a_killed_two_step_replacement_comes_back(
     output.rename(tmp_path / ".bundle.writing-00000000.old")
     with pytest.raises(RuntimeError), writing_bundle(output):
         raise RuntimeError
-    assert open_bundle(output).vision_graph.read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
 
 
 def test_cleaning_up_follows_no_symbolic_link(tmp_path: Path, weights: Path) -> None:
@@ -344,8 +344,8 @@ def test_two_weight_files_of_one_name_are_refused(tmp_path: Path, weights: Path)
 
 def test_all_differences_are_told_at_once(tmp_path: Path, weights: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", weights)
-    bundle.vision_graph.write_bytes(b"vision grapH")
-    bundle.decoder_graph.write_bytes(b"longer decoder graph")
+    bundle.graph("vision").write_bytes(b"vision grapH")
+    bundle.graph("decoder").write_bytes(b"longer decoder graph")
     (bundle.directory / "config.json").unlink()
     with (bundle.directory / "model.safetensors").open("r+b") as file:
         file.seek(-5000 * 2, os.SEEK_END)

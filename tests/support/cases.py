@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderInputs
 from export.config import ModelConfig
+from export.inputs import DecoderInputs
 from export.processor.positions import cu_seqlens_from_grids, patch_positions
 from tests.support.mrope_rule import position_ids_by_the_paper
 

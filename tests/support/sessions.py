@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.session import DecoderSession, VisionSession
+from export.inputs import VisionInputs
 from tests.support.cases import Batch, decode_step
 
 
@@ -23,7 +24,7 @@ def encode(vision: VisionSession, batch: Batch, width: int) -> npt.NDArray[np.fl
     """All pictures and videos of a batch packed in one call; [0, width] without any."""
     if not batch.grids:
         return np.zeros((0, width), np.float32)
-    return vision.encode(batch.patches, batch.positions, batch.cu_seqlens)
+    return vision.encode(VisionInputs.of(batch.patches, batch.positions, batch.cu_seqlens))
 
 
 def greedy_tokens(

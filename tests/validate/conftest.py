@@ -15,7 +15,7 @@ from validate.cases.builtin import Profile, make_level
 from validate.cases.prompts import prepare_case
 from validate.gates.gates import GateSettings
 from validate.run import Plan, record_golden
-from validate.selftest.mutated import MutatedTaps, mutate_bundle, mutate_engine
+from validate.selftest.mutated import MutatedProbes, mutate_bundle, mutate_engine
 from validate.selftest.mutations import Mutation
 from validate.targets import open_target
 
@@ -43,11 +43,11 @@ class Exported:
         """The plan with a fault in the engine and nowhere else."""
         directory = mutate_bundle(self.bundle, mutation, scratch)
         subject = open_target("onnxruntime", open_bundle(directory), PROFILE)
-        assert subject.taps is not None
+        assert subject.probes is not None
         return replace(
             self.plan,
             engine=mutate_engine(subject.engine, mutation, self.config),
-            taps=MutatedTaps(subject.taps, mutation, self.config),
+            probes=MutatedProbes(subject.probes, mutation, self.config),
         )
 
 
@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         config=config,
         image_settings=settings,
         engine=subject.engine,
-        taps=subject.taps,
+        probes=subject.probes,
         level="quick",
         cases=tuple(prepare_case(case, config, settings) for case in cases),
         num_decode_steps=NUM_DECODE_STEPS,

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.session import Engine
 from export.errors import UserError
 from validate.cases.builtin import Case, Profile, Text
 from validate.cases.prompts import prepare_case
-from validate.execution import Engine
+from validate.execution import EngineUnderTest
 from validate.run import record_golden, validate
 
 INSIDE = "images_of_unequal_size.taps.npz"
@@ -78,9 +79,9 @@ def test_a_golden_set_takes_the_place_of_the_reference(exported, whole, tmp_path
     assert report.divergence is not None
     assert whole.divergence is not None
     # The golden set keeps 64 numbers a token: errors by depth are estimates, of the same values.
-    for sketched, exact in zip(report.divergence.traces, whole.divergence.traces, strict=True):
-        assert [error.node for error in sketched.by_depth] == [error.node for error in exact.by_depth]
-        for estimate, error in zip(sketched.by_depth, exact.by_depth, strict=True):
+    for projected, exact in zip(report.divergence.traces, whole.divergence.traces, strict=True):
+        assert [error.node for error in projected.by_depth] == [error.node for error in exact.by_depth]
+        for estimate, error in zip(projected.by_depth, exact.by_depth, strict=True):
             assert error.noise / 2 <= estimate.noise <= 2 * error.noise
 
 
@@ -149,9 +150,9 @@ class Failing:
 
 def test_an_engine_that_raises_or_answers_in_another_shape_fails(exported, tmp_path, progress):
     def open_failing(num_slots, capacity):
-        return exported.plan.engine.open(num_slots, capacity)[0], Failing()
+        return Engine(exported.plan.engine.open(num_slots, capacity).vision, Failing())
 
-    engine = Engine("failing", "float32", exported.plan.engine.profile, open_failing)
+    engine = EngineUnderTest("failing", "float32", exported.plan.engine.profile, open_failing)
     report = validate(replace(exported.plan, engine=engine), exported.workspace(tmp_path), progress)
     problems = {case.name: case.problem for case in report.cases}
     assert problems["ragged_batch"] == "RuntimeError: out of workspace"

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from engines.session import Probe, ProbeSession, Values
 from export.config import ModelConfig
-from export.processor.processor import ModelInputs
-from validate.bisect.expected import GRAPH_OF, Expected, Question, Stage, Witness, rows_of
-from validate.bisect.probes import GraphName, Tap, TapSession, Values, boundary_taps, inner_taps
+from export.contract import GraphName
+from export.inputs import ModelInputs
+from validate.bisect.expected import GRAPH_OF, Expected, ExpectedSource, Question, Stage, rows_of
+from validate.bisect.probes import boundary_probes, inner_probes
 from validate.cases.feeds import decode_call, prefill_call
 from validate.records.metrics import compare_tensors
 from validate.records.records import ExpectedPrompt
@@ -23,7 +25,7 @@ from validate.records.records import ExpectedPrompt
 if TYPE_CHECKING:
     import onnx
 
-ORACLE_DTYPE = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
+HIGH_PRECISION_DTYPE = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
 """By the engine's dtype: the precision of the reference that it is measured against."""
 
 ROUNDING_FLOOR = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -32,7 +34,7 @@ rotated has almost no noise of its own, while two libraries' sines may differ in
 
 
 @dataclass(frozen=True)
-class TapError:
+class ProbeError:
     """Error of one value against what it must be, worst token, and the noise there."""
 
     place: str
@@ -57,14 +59,14 @@ class Trace:
     """One stage of one prompt by depth, and the inside of the first wrong block."""
 
     stage: Stage
-    by_depth: tuple[TapError, ...]
-    inside: tuple[TapError, ...]
-    kv_cache: tuple[TapError, ...]
+    by_depth: tuple[ProbeError, ...]
+    inside: tuple[ProbeError, ...]
+    kv_cache: tuple[ProbeError, ...]
     """Keys and values of each layer; empty for the vision graph."""
 
     @property
-    def culprit(self) -> TapError | None:
-        """The first wrong value; inside a block where it has taps."""
+    def culprit(self) -> ProbeError | None:
+        """The first wrong value; inside a block where it has probes."""
         wrong = [error for error in (*self.inside, *self.by_depth) if error.is_wrong]
         return wrong[0] if wrong else None
 
@@ -79,30 +81,30 @@ class Divergence:
     """Stages in order, up to and with the first wrong one."""
 
     @property
-    def first(self) -> tuple[Stage, TapError] | None:
+    def first(self) -> tuple[Stage, ProbeError] | None:
         """Stage, block and op where the engine first goes wrong; None where nothing does on this prompt alone."""
         found = [(trace.stage, trace.culprit) for trace in self.traces]
         return next(((stage, culprit) for stage, culprit in found if culprit is not None), None)
 
 
 class DivergenceSearch:
-    """The search on one prompt. The witness speaks before the engine opens: they are never in memory together.
+    """The search on one prompt. The source speaks before the engine opens: they are never in memory together.
 
     The decoder gets the reference's visual embeddings, so that an error of the vision graph is not found there again.
     """
 
     def __init__(
         self,
-        taps: TapSession,
-        witness: Witness,
+        probes: ProbeSession,
+        source: ExpectedSource,
         config: ModelConfig,
         graphs: "Mapping[GraphName, onnx.GraphProto]",
         dtype: str,
         multiple: float,
     ) -> None:
-        """Args: dtype: the engine's. graphs: canonical, whose names the taps have."""
-        self._taps = taps
-        self._witness = witness
+        """Args: dtype: the engine's. graphs: canonical, whose names the probes have."""
+        self._probes = probes
+        self._source = source
         self._graphs = graphs
         self._dtype = dtype
         self._multiple = multiple
@@ -111,11 +113,11 @@ class DivergenceSearch:
     def search(self, case: str, row: int, prompt: ModelInputs, expected: ExpectedPrompt) -> Divergence:
         """Look at vision, prefill and decode in turn, and stop after the first wrong stage."""
         questions = boundary_questions(self._graphs, self._config, prompt)
-        said = self._witness.ask(row, prompt, expected, questions)
+        said = self._source.ask(row, prompt, expected, questions)
         traces: list[Trace] = []
         for question, answer in zip(questions, said, strict=True):
             values = self._engine_values(question, prompt, expected)
-            by_depth = self._errors(question.taps, values, answer)
+            by_depth = self._errors(question.probes, values, answer)
             wrong = next((error for error in by_depth if error.is_wrong), None)
             inside = () if wrong is None else self._inside(question.stage, wrong.place, row, prompt, expected)
             traces.append(Trace(question.stage, by_depth, inside, self._cache_errors(values, answer)))
@@ -125,42 +127,41 @@ class DivergenceSearch:
 
     def _inside(
         self, stage: Stage, place: str, row: int, prompt: ModelInputs, expected: ExpectedPrompt
-    ) -> tuple[TapError, ...]:
-        taps = inner_taps(self._graphs[GRAPH_OF[stage]], place)
-        if not taps:
+    ) -> tuple[ProbeError, ...]:
+        probes = inner_probes(self._graphs[GRAPH_OF[stage]], place)
+        if not probes:
             return ()
-        question = Question(stage, tuple(taps))
-        [answer] = self._witness.ask(row, prompt, expected, [question])
-        return self._errors(question.taps, self._engine_values(question, prompt, expected), answer)
+        question = Question(stage, tuple(probes))
+        [answer] = self._source.ask(row, prompt, expected, [question])
+        return self._errors(question.probes, self._engine_values(question, prompt, expected), answer)
 
     def _engine_values(self, question: Question, prompt: ModelInputs, expected: ExpectedPrompt) -> Values:
         """The stage's tokens only; the engine's cache may be longer than what it holds."""
         if question.stage == "vision":
-            feeds = (prompt.patches, prompt.positions, prompt.cu_seqlens)
-            return self._taps.vision(feeds, question.taps)
+            return self._probes.vision(prompt.vision, question.probes)
         config, embeds, length = self._config, expected.answer.visual_embeds, len(prompt.token_ids)
         calls = [prefill_call([prompt], [embeds], config, [np.arange(length)])]
         if question.stage == "decode":
             forced = expected.continuation[:, None]
             calls += [decode_call(tokens, [prompt], step, config) for step, tokens in enumerate(forced)]
         rows = rows_of(question.stage, prompt, expected)
-        return {name: values[rows] for name, values in self._taps.decoder(calls, question.taps).items()}
+        return {name: values[rows] for name, values in self._probes.decoder(calls, question.probes).items()}
 
     def _errors(
-        self, taps: Sequence[Tap], actual: Values, expected: Mapping[str, Expected]
-    ) -> tuple[TapError, ...]:
-        return tuple(self._error(tap, actual[tap.value], expected[tap.reference]) for tap in taps)
+        self, probes: Sequence[Probe], actual: Values, expected: Mapping[str, Expected]
+    ) -> tuple[ProbeError, ...]:
+        return tuple(self._error(probe, actual[probe.value], expected[probe.reference]) for probe in probes)
 
-    def _cache_errors(self, actual: Values, expected: Mapping[str, Expected]) -> tuple[TapError, ...]:
+    def _cache_errors(self, actual: Values, expected: Mapping[str, Expected]) -> tuple[ProbeError, ...]:
         names = [name for name in actual if name.startswith("present_")]
-        taps = [Tap(name, name, name, name, "QvCachedAttention") for name in names]
-        return self._errors(taps, actual, expected)
+        probes = [Probe(name, name, name, name, "QvCachedAttention") for name in names]
+        return self._errors(probes, actual, expected)
 
-    def _error(self, tap: Tap, actual: npt.NDArray[np.float32], expected: Expected) -> TapError:
+    def _error(self, probe: Probe, actual: npt.NDArray[np.float32], expected: Expected) -> ProbeError:
         num_nonfinite = int((~np.isfinite(actual)).sum())
-        error = compare_tensors(self._witness.look(actual), expected.values).worst_token_error
+        error = compare_tensors(self._source.look(actual), expected.values).worst_token_error
         limit = max(self._multiple * expected.noise, ROUNDING_FLOOR[self._dtype])
-        return TapError(tap.scope, tap.node, tap.op_type, error, expected.noise, limit, num_nonfinite)
+        return ProbeError(probe.scope, probe.node, probe.op_type, error, expected.noise, limit, num_nonfinite)
 
 
 def boundary_questions(
@@ -170,7 +171,7 @@ def boundary_questions(
     stages: list[Stage] = ["prefill", "decode"]
     if prompt.grids:
         stages.insert(0, "vision")
-    borders = {name: tuple(boundary_taps(graph, name, config)) for name, graph in graphs.items()}
+    borders = {name: tuple(boundary_probes(graph, name, config)) for name, graph in graphs.items()}
     return [Question(stage, borders[GRAPH_OF[stage]]) for stage in stages]
 
 
@@ -182,7 +183,14 @@ def all_questions(
     return [
         Question(
             stage,
-            (*taps, *(tap for border in taps for tap in inner_taps(graphs[GRAPH_OF[stage]], border.scope))),
+            (
+                *probes,
+                *(
+                    probe
+                    for border in probes
+                    for probe in inner_probes(graphs[GRAPH_OF[stage]], border.scope)
+                ),
+            ),
         )
-        for stage, taps in ((question.stage, question.taps) for question in questions)
+        for stage, probes in ((question.stage, question.probes) for question in questions)
     ]

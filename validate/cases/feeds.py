@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderInputs
 from export.config import ModelConfig
-from export.processor.processor import ModelInputs
+from export.inputs import DecoderInputs, ModelInputs
 from validate.cases.prompts import visual_token_ids
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from export.config import ModelConfig
+from export.inputs import ModelInputs, VisionInputs
 from export.processor.patches import write_patches
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
-from export.processor.processor import ModelInputs
 from export.processor.settings import ImageSettings
 from validate.cases.builtin import Case, Image, Part, Profile, Prompt, Text, Video, outside_profile
 
@@ -142,12 +142,10 @@ def picture_from_patches(
     return frame_pixels
 
 
-def pack_patches(
-    prompts: Sequence[ModelInputs],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """All pictures and videos of a batch as one packed row: patches, positions, cu_seqlens."""
+def pack_patches(prompts: Sequence[ModelInputs]) -> VisionInputs:
+    """All pictures and videos of a batch as one packed row."""
     grids = [grid for prompt in prompts for grid in prompt.grids]
-    return (
+    return VisionInputs.of(
         np.concatenate([prompt.patches for prompt in prompts]),
         np.concatenate([prompt.positions for prompt in prompts], axis=1),
         cu_seqlens_from_grids(grids),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.config import ModelConfig
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from export.processor.settings import ImageSettings
 from validate.cases.builtin import Image, Prompt, Text, Video
 from validate.cases.prompts import prepare_prompt

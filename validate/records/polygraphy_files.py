@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import UserError
-from export.processor.positions import segment_range
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from validate.cases.prompts import pack_patches
 from validate.records.records import ExpectedPrompt
 
@@ -48,13 +47,7 @@ def write_polygraphy_files(
     from polygraphy.comparator import IterationResult, RunResults  # noqa: PLC0415 - optional
     from polygraphy.json import save_json  # noqa: PLC0415
 
-    patches, positions, cu_seqlens = pack_patches(prompts)
-    feeds = {
-        "patches": patches,
-        "positions": positions,
-        "cu_seqlens": cu_seqlens,
-        "segment_range": segment_range(cu_seqlens),
-    }
+    feeds = vars(pack_patches(prompts))
     visual_embeds = np.concatenate([one.answer.visual_embeds for one in expected])
     results, answer = RunResults(), IterationResult({"visual_embeds": visual_embeds}, runner_name=REFERENCE)
     results.add([answer], runner_name=REFERENCE)

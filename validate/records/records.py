@@ -30,7 +30,7 @@ class PromptAnswer:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedPrompt:
-    """The oracle's answer to one prompt, and what it was asked."""
+    """The high_precision's answer to one prompt, and what it was asked."""
 
     continuation: npt.NDArray[np.int64]  # [T] forced tokens
     prompt_index: npt.NDArray[np.int64]  # [K'] prompt tokens whose logits are compared
@@ -39,7 +39,7 @@ class ExpectedPrompt:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics of a case against the oracle, all prompts together."""
+    """Metrics of a case against the high_precision, all prompts together."""
 
     tensors: Mapping[str, TensorMetrics]
     """By name, see TENSORS. Without pictures there is no `visual_embeds`."""

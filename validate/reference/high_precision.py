@@ -1,7 +1,7 @@
-"""What should an engine answer, and how far may rounding carry it? The PyTorch reference, run at two precisions.
+"""The PyTorch reference at two precisions: what an engine should answer, and how far rounding may carry it.
 
-The oracle computes one precision above the engine: float64 for a float32 engine, float32 for half types. The same
-weights run once more in the engine's dtype; their distance from the oracle is the noise that no engine can avoid.
+It computes one precision above the engine: float64 for a float32 engine, float32 for half types. The same weights run
+once more in the engine's dtype; their distance from the high precision is the noise that no engine can avoid.
 Memory holds the weights once, in float32; each block's weights are converted when the block runs.
 """
 
@@ -16,20 +16,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from engines.session import DecoderInputs
-from export.processor.processor import ModelInputs
+from export.inputs import DecoderInputs, ModelInputs
 from export.reference.model import KvCache, Qwen2VL, load_reference
-from validate.bisect.search import ORACLE_DTYPE
+from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, visual_token_ids
 from validate.records.records import ExpectedPrompt, PromptAnswer, Record, loudest, measure, spread_index
 from validate.reference.probes import (
-    Taps,
+    Captured,
     add_caches,
     add_patch_rotations,
     add_token_rotations,
-    tapped_modules,
-    tapping,
+    capturing,
+    probed_modules,
 )
 
 DTYPES = {
@@ -56,7 +55,7 @@ def jittered(prompt: ModelInputs, dtype: str, seed: int) -> ModelInputs:
     return replace(prompt, patches=(prompt.patches * factors).astype(np.float32))
 
 
-class Oracle:
+class HighPrecisionReference:
     """The reference model, able to run in any precision."""
 
     def __init__(self, model: Qwen2VL) -> None:
@@ -64,7 +63,7 @@ class Oracle:
         self.config = model.config
 
     @classmethod
-    def from_directory(cls, directory: Path, device: str = "cpu") -> "Oracle":
+    def from_directory(cls, directory: Path, device: str = "cpu") -> "HighPrecisionReference":
         """Load the weights of a bundle or checkpoint as float32.
 
         Raises:
@@ -82,7 +81,7 @@ class Oracle:
         for prompt in case.prompts:
             continuation = self.continue_greedily(prompt, num_decode_steps)
             index = spread_index(len(prompt.token_ids))
-            answer = self.answer(prompt, continuation, index, ORACLE_DTYPE[dtype])
+            answer = self.answer(prompt, continuation, index, HIGH_PRECISION_DTYPE[dtype])
             expected.append(ExpectedPrompt(continuation, index, answer))
             for seed, answers in enumerate(rounded):
                 answers.append(self.answer(jittered(prompt, dtype, seed), continuation, index, dtype))
@@ -126,31 +125,31 @@ class Oracle:
         cut = len(prompt_index)
         return PromptAnswer(visual_embeds.float().cpu().numpy(), logits[:cut], logits[cut:])
 
-    def vision_taps(self, prompt: ModelInputs, references: Collection[str], dtype: str) -> Taps:
-        """Values [P or V, C] while pictures are encoded. Args: references: see `Tap.reference`."""
-        with self._computing_in(dtype), tapping(self.model, tapped_modules(references)) as taps:
+    def vision_probes(self, prompt: ModelInputs, references: Collection[str], dtype: str) -> Captured:
+        """Values [P or V, C] while pictures are encoded. Args: references: see `Probe.reference`."""
+        with self._computing_in(dtype), capturing(self.model, probed_modules(references)) as probes:
             self._encode(prompt, DTYPES[dtype])
-        add_patch_rotations(taps, self.model, prompt.positions, DTYPES[dtype])
-        return taps
+        add_patch_rotations(probes, self.model, prompt.positions, DTYPES[dtype])
+        return probes
 
-    def decoder_taps(
+    def decoder_probes(
         self,
         prompt: ModelInputs,
         continuation: npt.NDArray[np.int64],
         visual_embeds: npt.NDArray[np.float32],
         references: Collection[str],
         dtype: str,
-    ) -> Taps:
+    ) -> Captured:
         """The same for the decoder, [tokens, C] over the whole of prompt and continuation; caches as `add_caches`."""
         length = len(prompt.token_ids) + len(continuation)
-        with self._computing_in(dtype), tapping(self.model, tapped_modules(references)) as taps:
+        with self._computing_in(dtype), capturing(self.model, probed_modules(references)) as probes:
             embeds = torch.from_numpy(visual_embeds).to(DTYPES[dtype])
             _, present = self._forward(prompt, continuation, embeds, np.arange(length), dtype)
-        taps = {name: array.reshape(length, -1) for name, array in taps.items()}
+        probes = {name: array.reshape(length, -1) for name, array in probes.items()}
         position_ids = extended(prompt, continuation).position_ids
-        add_token_rotations(taps, self.model, position_ids, DTYPES[dtype])
-        add_caches(taps, present)
-        return taps
+        add_token_rotations(probes, self.model, position_ids, DTYPES[dtype])
+        add_caches(probes, present)
+        return probes
 
     def _encode(self, prompt: ModelInputs, dtype: torch.dtype) -> Tensor:
         if not prompt.grids:

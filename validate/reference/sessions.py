@@ -2,35 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engines.session import DecoderInputs
+from engines.session import Engine, Probe, Values
+from export.inputs import DecoderInputs, VisionInputs
 from export.reference.model import KvCache, Qwen2VL, load_reference
-from validate.bisect.probes import Tap, Values
 from validate.reference.probes import (
-    Taps,
+    Captured,
     add_caches,
     add_patch_rotations,
     add_token_rotations,
-    tapped_modules,
-    tapping,
+    capturing,
+    probed_modules,
 )
 
 
-def open_reference(
-    directory: Path, dtype: str, device: str, num_slots: int, capacity: int
-) -> tuple["ReferenceVision", "ReferenceDecoder"]:
+def open_reference(directory: Path, dtype: str, device: str, num_slots: int, capacity: int) -> Engine:
     """The reference as an engine that computes in `dtype`, weights included.
 
     Raises:
         UserError: no sound Qwen2-VL weights there.
     """
     model = load_reference(directory, getattr(torch, dtype), device)
-    return ReferenceVision(model), ReferenceDecoder(model, num_slots, capacity)
+    return Engine(ReferenceVision(model), ReferenceDecoder(model, num_slots, capacity))
 
 
 class ReferenceVision:
@@ -39,17 +36,12 @@ class ReferenceVision:
     def __init__(self, model: Qwen2VL) -> None:
         self._model = model
 
-    def encode(
-        self,
-        patches: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int32],
-        cu_seqlens: npt.NDArray[np.int32],
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`."""
         weight = self._model.lm_head.weight
         visual_embeds = self._model.encode(
-            torch.from_numpy(patches).to(weight),
-            *(torch.from_numpy(x).to(weight.device) for x in (positions, cu_seqlens)),
+            torch.from_numpy(inputs.patches).to(weight),
+            *(torch.from_numpy(x).to(weight.device) for x in (inputs.positions, inputs.cu_seqlens)),
         )
         result: npt.NDArray[np.float32] = visual_embeds.float().cpu().numpy()
         return result
@@ -79,42 +71,41 @@ class ReferenceDecoder:
         return result
 
 
-class ReferenceTaps:
-    """The reference as an engine that shows what it computes on the way: a `TapSession`."""
+class ReferenceProbes:
+    """The reference as an engine that shows what it computes on the way: a `ProbeSession`."""
 
     def __init__(self, directory: Path, dtype: str, device: str) -> None:
         self._directory = directory
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = device
 
-    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
-        """See `TapSession`."""
+    def vision(self, inputs: VisionInputs, probes: Sequence[Probe]) -> Values:
+        """See `ProbeSession`."""
         model = self._load()
-        patches, positions, cu_seqlens = feeds
-        with tapping(model, tapped_modules({tap.reference for tap in taps})) as found:
-            ReferenceVision(model).encode(patches, positions, cu_seqlens)
-        add_patch_rotations(found, model, positions, self._dtype)
-        return {tap.value: found[tap.reference] for tap in taps}
+        with capturing(model, probed_modules({probe.reference for probe in probes})) as found:
+            ReferenceVision(model).encode(inputs)
+        add_patch_rotations(found, model, inputs.positions, self._dtype)
+        return {probe.value: found[probe.reference] for probe in probes}
 
-    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
-        """See `TapSession`."""
+    def decoder(self, calls: Sequence[DecoderInputs], probes: Sequence[Probe]) -> Values:
+        """See `ProbeSession`."""
         model = self._load()
         capacity = max(int(call.write_index[0]) + call.token_ids.shape[1] for call in calls)
         session = ReferenceDecoder(model, 1, capacity)
-        modules = tapped_modules({tap.reference for tap in taps})
+        modules = probed_modules({probe.reference for probe in probes})
         pieces = []
         for call in calls:
-            with tapping(model, modules) as found:
+            with capturing(model, modules) as found:
                 session.forward(0, call)
-            piece: Taps = {name: x.reshape(call.token_ids.shape[1], -1) for name, x in found.items()}
+            piece: Captured = {name: x.reshape(call.token_ids.shape[1], -1) for name, x in found.items()}
             add_token_rotations(piece, model, call.position_ids[:, 0], self._dtype)
             pieces.append(piece)
         values: Values = {}
         add_caches(values, session.cache)
         return values | {
-            tap.value: np.concatenate([piece[tap.reference] for piece in pieces]) for tap in taps
+            probe.value: np.concatenate([piece[probe.reference] for piece in pieces]) for probe in probes
         }
 
     def _load(self) -> Qwen2VL:
-        """For one look at a time: the oracle must find its memory free in between."""
+        """For one look at a time: the high_precision must find its memory free in between."""
         return load_reference(self._directory, self._dtype, self._device)

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from export.processor.settings import ImageSettings
-from validate.bisect.search import TapError, Trace
+from validate.bisect.search import ProbeError, Trace
 from validate.cases.prompts import PreparedCase, picture_from_patches
 from validate.gates.gates import GateResult
 from validate.report.plots import Series, line_chart, ratio_chart
@@ -102,7 +102,7 @@ def depth_charts(traces: Sequence[Trace]) -> list[tuple[str, str]]:
     return [(caption, _depth_chart(caption, errors)) for caption, errors in parts if errors]
 
 
-def _depth_chart(caption: str, errors: Sequence[TapError]) -> str:
+def _depth_chart(caption: str, errors: Sequence[ProbeError]) -> str:
     labels = [
         error.place.replace("blocks.", "block ")
         .replace("layers.", "layer ")

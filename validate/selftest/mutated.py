@@ -5,18 +5,17 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from engines.session import DecoderInputs, DecoderSession, VisionSession
+from engines.session import DecoderSession, Engine, Probe, ProbeSession, Values, VisionSession
 from export.bundle import FileRecord, open_bundle
 from export.config import ModelConfig
-from validate.bisect.probes import Tap, TapSession, Values
-from validate.execution import Engine
-from validate.selftest.mutations import Mutation, VisionFeeds
+from export.inputs import DecoderInputs, VisionInputs
+from validate.execution import EngineUnderTest
+from validate.selftest.mutations import Mutation
 
 
 def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
@@ -37,12 +36,12 @@ def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
     return target
 
 
-def mutate_engine(engine: Engine, mutation: Mutation, config: ModelConfig) -> Engine:
+def mutate_engine(engine: EngineUnderTest, mutation: Mutation, config: ModelConfig) -> EngineUnderTest:
     """The engine behind mutated feeds."""
 
-    def open_mutated(num_slots: int, capacity: int) -> tuple[VisionSession, DecoderSession]:
+    def open_mutated(num_slots: int, capacity: int) -> Engine:
         vision, decoder = engine.open(num_slots, capacity)
-        return MutatedVision(vision, mutation), MutatedDecoder(decoder, mutation, config)
+        return Engine(MutatedVision(vision, mutation), MutatedDecoder(decoder, mutation, config))
 
     return replace(engine, name=f"{engine.name} with {mutation.name}", open=open_mutated)
 
@@ -54,8 +53,8 @@ class MutatedVision:
         self._session = session
         self._mutation = mutation
 
-    def encode(self, patches: Any, positions: Any, cu_seqlens: Any) -> npt.NDArray[np.float32]:
-        return self._session.encode(*vision_feeds(self._mutation, (patches, positions, cu_seqlens)))
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
+        return self._session.encode(vision_feeds(self._mutation, inputs))
 
 
 class MutatedDecoder:
@@ -78,25 +77,24 @@ class MutatedDecoder:
         return self._session.forward(first_slot, decoder_feeds(self._mutation, inputs, self._config))
 
 
-class MutatedTaps:
-    """A `TapSession` fed wrongly."""
+class MutatedProbes:
+    """A `ProbeSession` fed wrongly."""
 
-    def __init__(self, session: TapSession, mutation: Mutation, config: ModelConfig) -> None:
+    def __init__(self, session: ProbeSession, mutation: Mutation, config: ModelConfig) -> None:
         self._session = session
         self._mutation = mutation
         self._config = config
 
-    def vision(self, feeds: Sequence[npt.NDArray[Any]], taps: Sequence[Tap]) -> Values:
-        patches, positions, cu_seqlens = feeds
-        return self._session.vision(vision_feeds(self._mutation, (patches, positions, cu_seqlens)), taps)
+    def vision(self, inputs: VisionInputs, probes: Sequence[Probe]) -> Values:
+        return self._session.vision(vision_feeds(self._mutation, inputs), probes)
 
-    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
+    def decoder(self, calls: Sequence[DecoderInputs], probes: Sequence[Probe]) -> Values:
         changed = [decoder_feeds(self._mutation, call, self._config) for call in calls]
-        return self._session.decoder(changed, taps)
+        return self._session.decoder(changed, probes)
 
 
-def vision_feeds(mutation: Mutation, feeds: VisionFeeds) -> VisionFeeds:
-    return mutation.vision_feeds(feeds) if mutation.vision_feeds else feeds
+def vision_feeds(mutation: Mutation, inputs: VisionInputs) -> VisionInputs:
+    return mutation.vision_feeds(inputs) if mutation.vision_feeds else inputs
 
 
 def decoder_feeds(mutation: Mutation, inputs: DecoderInputs, config: ModelConfig) -> DecoderInputs:

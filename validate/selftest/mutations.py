@@ -15,11 +15,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.session import DecoderInputs
 from export.config import ModelConfig
-from validate.bisect.probes import GraphName
+from export.contract import GraphName
+from export.inputs import DecoderInputs, VisionInputs
 
-VisionFeeds = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]
 Edit = Callable[[onnx.GraphProto], None]
 
 
@@ -36,7 +35,7 @@ class Mutation:
     graph: GraphName | None = None
     edit: Edit | None = None
     """Changes that graph."""
-    vision_feeds: Callable[[VisionFeeds], VisionFeeds] | None = None
+    vision_feeds: Callable[[VisionInputs], VisionInputs] | None = None
     decoder_feeds: Callable[[DecoderInputs, ModelConfig], DecoderInputs] | None = None
 
 
@@ -144,24 +143,23 @@ def _overflow(node: str, index: int) -> Edit:
 # --- wrong feeds ----------------------------------------------------------------------------------
 
 
-def _drop_boundary(feeds: VisionFeeds) -> VisionFeeds:
-    patches, positions, cu_seqlens = feeds
-    return (patches, positions, np.delete(cu_seqlens, 1) if len(cu_seqlens) > 2 else cu_seqlens)
+def _drop_boundary(inputs: VisionInputs) -> VisionInputs:
+    offsets = inputs.cu_seqlens
+    merged = np.delete(offsets, 1) if len(offsets) > 2 else offsets
+    return VisionInputs.of(inputs.patches, inputs.positions, merged)
 
 
-def _transpose_positions(feeds: VisionFeeds) -> VisionFeeds:
-    patches, positions, cu_seqlens = feeds
-    return patches, np.ascontiguousarray(positions[::-1]), cu_seqlens
+def _transpose_positions(inputs: VisionInputs) -> VisionInputs:
+    return replace(inputs, positions=np.ascontiguousarray(inputs.positions[::-1]))
 
 
-def _restart_positions(feeds: VisionFeeds) -> VisionFeeds:
+def _restart_positions(inputs: VisionInputs) -> VisionInputs:
     """Row and column by plain raster order instead of merge order, one picture at a time."""
-    patches, positions, cu_seqlens = feeds
-    raster = positions.copy()
-    for start, stop in itertools.pairwise(cu_seqlens):
-        piece = positions[:, start:stop]
+    raster = inputs.positions.copy()
+    for start, stop in itertools.pairwise(inputs.cu_seqlens):
+        piece = inputs.positions[:, start:stop]
         raster[:, start:stop] = piece[:, np.lexsort((piece[1], piece[0]))]
-    return patches, raster, cu_seqlens
+    return replace(inputs, positions=raster)
 
 
 def _is_decode(inputs: DecoderInputs) -> bool:

@@ -10,8 +10,9 @@ from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
 from export.generation_config import GenerationConfig, load_generation_config
+from export.inputs import ModelInputs
 from export.json_object import read_json_object
-from export.processor.processor import ModelInputs, Processor
+from export.processor.processor import Processor
 from validate.tasks.quality import is_right, load_tasks
 
 MAX_NEW_TOKENS = 64
@@ -69,10 +70,10 @@ def load_task_set(path: Path, directory: Path) -> TaskSet:
 
 def reference_answers(tasks: TaskSet, directory: Path) -> Sequence[bool]:
     """What the float32 reference answers rightly; it is loaded for this and dropped after."""
-    from validate.reference.high_precision import Oracle  # noqa: PLC0415 - torch
+    from validate.reference.high_precision import HighPrecisionReference  # noqa: PLC0415 - torch
     from validate.reference.sessions import ReferenceDecoder, ReferenceVision  # noqa: PLC0415 - torch
 
-    model = Oracle.from_directory(directory).model
+    model = HighPrecisionReference.from_directory(directory).model
     decoder = ReferenceDecoder(model, 1, tasks.longest_context)
     right = tasks.rightly_answered(ReferenceVision(model), decoder, model.config)
     del model, decoder

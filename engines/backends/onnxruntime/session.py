@@ -1,81 +1,56 @@
-"""How do ONNX Runtime sessions run a bundle on CPU, with the cache updated in place?"""
+"""A bundle's graphs on ONNX Runtime on the CPU, with the cache updated in place."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
-from engines.session import DecoderInputs, EngineError, require_slots
-from export.bundle import Bundle, open_bundle
-from export.config import ModelConfig, load_config
+from engines.session import Engine, EngineError, require_slots
+from export.bundle import Bundle
+from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
-from export.processor.positions import segment_range
+from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
 
 
 def open_sessions(
-    bundle: Path, *, num_slots: int = 1, capacity: int, num_threads: int | None = None
-) -> tuple["OnnxRuntimeVision", "OnnxRuntimeDecoder"]:
+    bundle: Bundle, *, num_slots: int = 1, capacity: int, num_threads: int | None = None
+) -> Engine:
     """Open both graphs of a bundle.
 
     Args:
-        bundle: directory that `qv-export export` wrote.
+        bundle: whose graphs are opened.
         num_slots: KV slots, each with room for `capacity` tokens.
         num_threads: threads of each graph; None takes every core this process may use. They wait for each other in
             every operator, so where cores are shared with other processes fewer are faster.
 
     Raises:
-        UserError: no such bundle, or one whose files differ from its manifest.
+        EngineError: ONNX Runtime refuses a graph.
     """
-    opened = open_bundle(bundle)
-    config = load_config(opened.directory)
-    vision = OnnxRuntimeVision(opened, config, num_threads)
-    return vision, OnnxRuntimeDecoder(opened, config, num_slots, capacity, num_threads)
-
-
-def open_vision_session(bundle: Path, num_threads: int | None = None) -> "OnnxRuntimeVision":
-    """Open the vision graph alone.
-
-    Args:
-        bundle: directory that `qv-export export` wrote.
-        num_threads: as in `open_sessions`.
-
-    Raises:
-        UserError: as `open_sessions`.
-    """
-    opened = open_bundle(bundle)
-    return OnnxRuntimeVision(opened, load_config(opened.directory), num_threads)
+    return Engine(
+        OnnxRuntimeVision(bundle, num_threads), OnnxRuntimeDecoder(bundle, num_slots, capacity, num_threads)
+    )
 
 
 class OnnxRuntimeVision:
     """The vision graph on CPU: a `VisionSession`."""
 
-    def __init__(self, bundle: Bundle, config: ModelConfig, num_threads: int | None = None) -> None:
-        self._session, self._weights = _create_session(
-            bundle.vision_graph, config, num_threads, may_pack=True
+    def __init__(self, bundle: Bundle, num_threads: int | None = None) -> None:
+        self._session, self._weights = create_session(
+            bundle.graph("vision"), bundle.config, num_threads, may_pack=True
         )
 
-    def encode(
-        self,
-        patches: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int32],
-        cu_seqlens: npt.NDArray[np.int32],
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`."""
-        feeds = {
-            "patches": patches,
-            "positions": positions,
-            "cu_seqlens": cu_seqlens,
-            "segment_range": segment_range(cu_seqlens),
-        }
-        visual_embeds: npt.NDArray[np.float32] = self._session.run(["visual_embeds"], feeds)[0]
+        visual_embeds: npt.NDArray[np.float32] = self._session.run(["visual_embeds"], vars(inputs))[0]
         return visual_embeds
 
 
@@ -88,16 +63,15 @@ class OnnxRuntimeDecoder:
     def __init__(
         self,
         bundle: Bundle,
-        config: ModelConfig,
         num_slots: int,
         capacity: int,
         num_threads: int | None = None,
     ) -> None:
         self.num_slots = num_slots
         self.capacity = capacity
-        self._config = config
-        self._session, self._weights = _create_session(
-            bundle.decoder_graph, config, num_threads, may_pack=False
+        self._config = config = bundle.config
+        self._session, self._weights = create_session(
+            bundle.graph("decoder"), config, num_threads, may_pack=False
         )
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
@@ -186,8 +160,13 @@ def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> 
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def _create_session(
-    graph: Path, config: ModelConfig, num_threads: int | None, *, may_pack: bool
+def create_session(
+    graph: Path,
+    config: ModelConfig,
+    num_threads: int | None,
+    *,
+    may_pack: bool,
+    outputs: Sequence[str] = (),
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the weights that it shares with us: they must live as long as it does.
 
@@ -198,6 +177,7 @@ def _create_session(
         may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
             once gain from it; a decode step, bound by memory, gains nothing and would
             wait for every weight to be copied first.
+        outputs: values inside the graph to give as well.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -210,6 +190,10 @@ def _create_session(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
     model = load_graph(graph, config)
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known
+    )
     weights = []
     for name, array in raised_weights(model, graph.parent):
         weights.append(ort.OrtValue.ortvalue_from_numpy(array))

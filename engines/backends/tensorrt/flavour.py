@@ -1,16 +1,21 @@
-"""TensorRT or TensorRT-RTX: which module is it, and which GPUs does it build for?
+"""TensorRT and TensorRT-RTX: their Python modules, their versions, and the GPUs they build for.
 
 Their Python API is one for networks, parser, configuration and contexts, so the rest of this room takes the module as
 an argument. They never share a process: RTX aborts when a plugin is registered, and the first logger stays for both.
 """
 
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Literal, cast, get_args
 
+from packaging.version import Version
+
 from engines.backends.tensorrt.api import Bindings
+from engines.packages import first_installed_version, has_module
 from export.errors import UserError
+from export.install import install_command, package_command
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -26,10 +31,28 @@ MODULES: dict[Flavour, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tensorrt": ("tensorrt",),
 }
-REMEDIES: dict[Flavour, str] = {
-    "tensorrt-rtx": "pip install 'qv-export[rtx]'",
-    "tensorrt": "pip install 'tensorrt-cu13>=11.1' (its libraries come from NVIDIA's own index)",
-}
+MIN_TENSORRT_VERSION = "11.1"
+"""The first with the native attention that our graphs use."""
+
+MIN_DRIVER_BRANCH = 580
+"""Oldest branch of NVIDIA's driver: CUDA 13's (CUDA Toolkit release notes, table of driver versions)."""
+
+
+def remedy(flavour: Flavour) -> str:
+    """The line that installs a flavour, for the installation at hand."""
+    if flavour == "tensorrt-rtx":
+        return install_command("rtx")
+    return f"{package_command('tensorrt-cu13>=11.1')} (its libraries come from NVIDIA's own index)"
+
+
+def installed_library(flavour: Flavour, distributions: Sequence[str]) -> str | None:
+    """Version of the flavour's library, or None where it cannot be imported or is too old to be used."""
+    if not any(map(has_module, MODULES[flavour])):
+        return None
+    found = first_installed_version(distributions)
+    if found and flavour == "tensorrt" and Version(found) < Version(MIN_TENSORRT_VERSION):
+        return None
+    return found
 
 
 def require_installed(flavour: Flavour) -> str:
@@ -42,7 +65,7 @@ def require_installed(flavour: Flavour) -> str:
     if name is None:
         raise UserError(
             f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed. "
-            f"Install it: {REMEDIES[flavour]}"
+            f"Install it: {remedy(flavour)}"
         )
     return name
 
@@ -59,7 +82,7 @@ def load_bindings(flavour: Flavour) -> Bindings:
     except (ImportError, OSError) as error:
         raise UserError(
             f"Target {flavour}: the module {name} is installed, but does not load: {error}. "
-            f"Install it anew: {REMEDIES[flavour]}"
+            f"Install it anew: {remedy(flavour)}"
         ) from error
 
 

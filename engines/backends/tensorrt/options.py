@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from engines.backends.facts import GraphName
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
 from engines.sizing.limits import Limits
+from export.contract import GraphName
 from export.errors import UserError
 
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
@@ -71,7 +71,7 @@ class BuildRequest:
     limits: Limits
     options: BuildOptions
     output: Path
-    taps: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
     """Values of the graph that the engine gives as further outputs."""
 
     def to_json(self) -> str:
@@ -90,5 +90,5 @@ class BuildRequest:
                 **{**options, "sm": tuple(options["sm"]), "timing_cache": Path(cache) if cache else None}
             ),
             output=Path(content["output"]),
-            taps=tuple(content["taps"]),
+            probes=tuple(content["probes"]),
         )

@@ -3,11 +3,13 @@ from typing import Any
 
 import pytest
 
-from engines.backends.known_issues import KNOWN_ISSUES, Situation, known_issues, situation_of
+from engines.backends import backend_of
+from engines.backends.known_issues import Situation
+from engines.backends.tensorrt.known_issues import RTX_ISSUES, TENSORRT_ISSUES
+from engines.open import known_issues_of
 from export.engine_record import EngineRecord
 
 FINE = Situation(
-    target="tensorrt",
     version="11.4.0.106",
     sms=(89,),
     limits={"max_batch": 8, "max_context": 4096},
@@ -40,7 +42,9 @@ FINE = Situation(
     ],
 )
 def test_a_known_issue_is_found_by_name(changes: dict[str, Any], name: str) -> None:
-    [issue] = known_issues(replace(FINE, **changes))
+    target = changes.get("target", "tensorrt")
+    situation = replace(FINE, **{key: value for key, value in changes.items() if key != "target"})
+    [issue] = backend_of(target).known_issues(situation)
     assert issue.name == name
     assert issue.source in issue.sentence()
 
@@ -57,12 +61,13 @@ def test_a_known_issue_is_found_by_name(changes: dict[str, Any], name: str) -> N
     ],
 )
 def test_a_situation_that_differs_in_one_condition_is_not_warned_about(changes: dict[str, Any]) -> None:
-    assert known_issues(replace(FINE, **changes)) == []
+    assert backend_of("tensorrt").known_issues(replace(FINE, **changes)) == []
 
 
 def test_every_issue_has_a_name_of_its_own_and_a_source() -> None:
-    assert len({issue.name for issue in KNOWN_ISSUES}) == len(KNOWN_ISSUES)
-    assert all(issue.source.startswith("https://") for issue in KNOWN_ISSUES)
+    for issues in (TENSORRT_ISSUES, RTX_ISSUES):
+        assert len({issue.name for issue in issues}) == len(issues)
+        assert all(issue.source.startswith("https://") for issue in issues)
 
 
 def test_an_engine_is_judged_by_what_it_was_built_with() -> None:
@@ -79,6 +84,5 @@ def test_an_engine_is_judged_by_what_it_was_built_with() -> None:
         files=(),
         facts={},
     )
-    situation = situation_of(record, "bfloat16")
-    assert situation == replace(FINE, version="11.2.1.2")
-    assert [issue.name for issue in known_issues(situation)] == ["ahead-of-time-plugins-leak"]
+    assert [issue.name for issue in known_issues_of(record, "bfloat16")] == ["ahead-of-time-plugins-leak"]
+    assert known_issues_of(replace(record, plugins=()), "bfloat16") == []

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.sampling import next_token
-from engines.session import DecoderInputs
 from export.config import DecoderConfig, ModelConfig, VisionConfig
 from export.generation_config import GenerationConfig
-from export.processor.processor import ModelInputs
+from export.inputs import DecoderInputs, ModelInputs, VisionInputs
 
 VOCAB, HIDDEN, PATCH_VALUES = 61, 12, 6
 IMAGE, VIDEO = 7, 9
@@ -149,11 +148,11 @@ class FakeVision:
         self.num_calls = 0
         self.embeds = np.zeros((0, HIDDEN), np.float32)
 
-    def encode(self, patches, positions, cu_seqlens) -> npt.NDArray[np.float32]:
-        assert patches.dtype == np.float32
-        assert cu_seqlens[-1] == len(patches) == positions.shape[1]
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
+        assert inputs.patches.dtype == np.float32
+        assert inputs.cu_seqlens[-1] == len(inputs.patches) == inputs.positions.shape[1]
         self.num_calls += 1
-        self.embeds = encode_patches(patches)
+        self.embeds = encode_patches(inputs.patches)
         return self.embeds
 
 

@@ -10,7 +10,7 @@ from engines.runtime.generate import collect_generations, generate, generate_bat
 from engines.session import EngineError
 from export.errors import UserError
 from export.generation_config import GenerationConfig
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
     HIDDEN,
     IMAGE,
@@ -289,8 +289,8 @@ def test_a_seed_that_is_no_whole_number_from_zero_is_refused(seed):
 
 def test_a_vision_engine_that_returns_too_few_rows_is_called_faulty():
     class Broken(FakeVision):
-        def encode(self, patches, positions, cu_seqlens):
-            return super().encode(patches, positions, cu_seqlens)[:-1]
+        def encode(self, inputs):
+            return super().encode(inputs)[:-1]
 
     with pytest.raises(EngineError, match=rf"shape \(5, {HIDDEN}\), expected \(6, {HIDDEN}\)"):
         answer(make_inputs(PICTURES), vision=Broken())

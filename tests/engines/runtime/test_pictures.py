@@ -5,7 +5,7 @@ import pytest
 
 from engines.runtime.pictures import encode_pictures, pictures_from_inputs
 from engines.session import EngineError
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
     HIDDEN,
     IMAGE,
@@ -59,10 +59,10 @@ def test_a_digest_tells_content_and_shape_and_nothing_else():
 
 def test_packed_pictures_get_their_own_embeddings_in_memory_of_their_own():
     class Checking(FakeVision):
-        def encode(self, patches, positions, cu_seqlens):
-            assert cu_seqlens.tolist() == [0, 4, 8, 12, 20]
-            assert cu_seqlens.dtype == positions.dtype == np.int32
-            return super().encode(patches, positions, cu_seqlens)
+        def encode(self, inputs):
+            assert inputs.cu_seqlens.tolist() == [0, 4, 8, 12, 20]
+            assert inputs.cu_seqlens.dtype == inputs.positions.dtype == np.int32
+            return super().encode(inputs)
 
     pictures = pictures_from_inputs(make_inputs(), MODEL)[::-1]
     vision = Checking()
@@ -75,8 +75,8 @@ def test_packed_pictures_get_their_own_embeddings_in_memory_of_their_own():
 
 def test_an_engine_that_returns_another_number_of_rows_is_called_faulty():
     class Broken(FakeVision):
-        def encode(self, patches, positions, cu_seqlens):
-            return super().encode(patches, positions, cu_seqlens)[1:]
+        def encode(self, inputs):
+            return super().encode(inputs)[1:]
 
     with pytest.raises(EngineError, match=rf"shape \(4, {HIDDEN}\), expected \(5, {HIDDEN}\) for 20 patches"):
         encode_pictures(pictures_from_inputs(make_inputs(), MODEL), Broken(), MODEL)

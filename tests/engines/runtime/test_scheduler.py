@@ -7,7 +7,7 @@ from engines.runtime.scheduler_limits import DrainingError, QueueFullError, Sche
 from engines.session import EngineError
 from export.errors import UserError
 from export.generation_config import GenerationConfig
-from export.processor.processor import ModelInputs
+from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
     IMAGE,
     MODEL,
@@ -43,11 +43,11 @@ class CountingVision(FakeVision):
         self.call_patches: list[int] = []
         self.blind_to: set[float] = set()
 
-    def encode(self, patches, positions, cu_seqlens):
-        self.call_patches.append(len(patches))
-        if self.blind_to & set(patches[:, 0].tolist()):
+    def encode(self, inputs):
+        self.call_patches.append(len(inputs.patches))
+        if self.blind_to & set(inputs.patches[:, 0].tolist()):
             raise EngineError("no memory for these patches")
-        return super().encode(patches, positions, cu_seqlens)
+        return super().encode(inputs)
 
 
 def make_scheduler(decoder=None, vision=None, clock=None, **limits) -> Scheduler:

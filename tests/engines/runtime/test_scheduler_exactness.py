@@ -15,6 +15,7 @@ from engines.runtime.generate import collect_generations, generate
 from engines.runtime.sampling import next_token
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerLimits
+from export.bundle import open_bundle
 from export.config import load_config
 from export.exporter import export_checkpoint
 from export.generation_config import GenerationConfig
@@ -34,7 +35,7 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sessions(bundle):
-    return open_sessions(bundle, num_slots=NUM_CLIENTS, capacity=256, num_threads=1)
+    return open_sessions(open_bundle(bundle), num_slots=NUM_CLIENTS, capacity=256, num_threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,9 @@ class FaultyVision(FakeVision):
         super().__init__()
         self.faults = faults
 
-    def encode(self, patches, positions, cu_seqlens):
+    def encode(self, inputs):
         self.faults.check()
-        return super().encode(patches, positions, cu_seqlens)
+        return super().encode(inputs)
 
 
 class FaultyDecoder(FakeDecoder):

@@ -1,9 +1,12 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from engines.backends import backend_of
 from engines.sizing.costs import (
+    Plan,
     decoder_weights,
     free_disk_bytes,
     free_ram_bytes,
@@ -59,9 +62,14 @@ def config() -> ModelConfig:
     return config_from_json(TWO_B)
 
 
+def plan_of(target: str, config: ModelConfig, dtype: str, limits: Limits, jobs: int = 1) -> Plan:
+    costs_of = partial(backend_of(target).costs, config, dtype)
+    return make_plan(target, config, dtype, limits, costs_of, jobs)
+
+
 def test_pixels_become_patches_tokens_and_bytes(config: ModelConfig) -> None:
     limits = Limits(max_patches=8192, max_segments=2, max_batch=4, max_context=4096)
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", limits)
+    plan = plan_of("tensorrt-rtx", config, "bfloat16", limits)
     assert plan.max_pixels == 8192 * 14 * 14
     assert plan.max_visual_tokens == 2048
     assert plan.kv_bytes_per_token == 28_672  # 2 x 28 layers x 2 heads x 128 values x 2 bytes
@@ -74,26 +82,26 @@ def test_pixels_become_patches_tokens_and_bytes(config: ModelConfig) -> None:
         graph.weights_bytes + graph.activation_bytes for graph in (vision, decoder)
     )
     assert plan.build_ram_bytes == max(vision.build_ram_bytes, decoder.build_ram_bytes)
-    assert make_plan("tensorrt-rtx", config, "bfloat16", limits, jobs=2).build_ram_bytes == (
+    assert plan_of("tensorrt-rtx", config, "bfloat16", limits, jobs=2).build_ram_bytes == (
         vision.build_ram_bytes + decoder.build_ram_bytes
     )
 
 
 def test_onnxruntime_computes_in_float32_and_writes_no_engine(config: ModelConfig) -> None:
-    plan = make_plan("onnxruntime", config, "bfloat16", Limits())
+    plan = plan_of("onnxruntime", config, "bfloat16", Limits())
     assert plan.kv_bytes_per_token == 2 * 28_672
     assert plan.graphs[0].weights_bytes == 4 * 665_271_296
     assert plan.disk_bytes == 0
 
 
 def test_what_fits_is_no_shortage(config: ModelConfig) -> None:
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", Limits())
+    plan = plan_of("tensorrt-rtx", config, "bfloat16", Limits())
     assert shortages(plan, 10**12, 10**12, 10**12) == []
     assert shortages(plan, 10**12, 10**12, None) == []
 
 
 def test_every_shortage_is_told_with_what_helps(config: ModelConfig) -> None:
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", Limits(), jobs=2)
+    plan = plan_of("tensorrt-rtx", config, "bfloat16", Limits(), jobs=2)
     ram, disk, gpu = shortages(plan, 10**9, 10**9, 16 * 10**9)
     assert (ram.what, disk.what, gpu.what) == ("memory to build", "disk for the engines", "GPU memory to run")
     assert ram.changes[0].startswith("--jobs 1 builds one graph at a time")
@@ -106,18 +114,18 @@ def test_every_shortage_is_told_with_what_helps(config: ModelConfig) -> None:
 )
 def test_a_change_that_is_said_to_help_does(config: ModelConfig, change: str, name: str) -> None:
     device_bytes = 14 * 10**9
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", Limits())
+    plan = plan_of("tensorrt-rtx", config, "bfloat16", Limits())
     [gpu] = shortages(plan, 10**12, 10**12, device_bytes)
     [advice] = [advice for advice in gpu.changes if advice.startswith(change + " ")]
     value = int(advice.split()[1].rstrip(":"))
-    changed = make_plan("tensorrt-rtx", config, "bfloat16", replace(Limits(), **{name: value}))
+    changed = plan_of("tensorrt-rtx", config, "bfloat16", replace(Limits(), **{name: value}))
     assert changed.device_bytes <= device_bytes
-    doubled = make_plan("tensorrt-rtx", config, "bfloat16", replace(Limits(), **{name: 2 * value}))
+    doubled = plan_of("tensorrt-rtx", config, "bfloat16", replace(Limits(), **{name: 2 * value}))
     assert doubled.device_bytes > device_bytes
 
 
 def test_a_model_that_no_limit_helps_is_told_so() -> None:
-    plan = make_plan("tensorrt-rtx", config_from_json(SEVEN_B), "bfloat16", Limits())
+    plan = plan_of("tensorrt-rtx", config_from_json(SEVEN_B), "bfloat16", Limits())
     [gpu] = shortages(plan, 10**12, 10**12, 12 * 10**9)
     assert "no single limit is enough" in gpu.changes[0]
 
@@ -129,4 +137,4 @@ def test_this_machine_has_memory_and_disk(tmp_path: Path) -> None:
 
 def test_the_shipped_model_can_be_planned() -> None:
     config = load_config(ROOT / "models" / "qwen2-vl-tiny")
-    assert make_plan("tensorrt-rtx", config, "bfloat16", Limits(max_context=512)).device_bytes > 0
+    assert plan_of("tensorrt-rtx", config, "bfloat16", Limits(max_context=512)).device_bytes > 0

@@ -7,25 +7,24 @@ from typing import Any
 
 import pytest
 
-from engines.backends.tensorrt.options import BuildOptions
+from engines.backends import backend_of
 from engines.sizing.limits import Limits
 from engines.store import cache as cache_module
 from engines.store.cache import (
     EngineRequest,
-    built_engines,
     cached_engine,
     key_inputs,
     reason_to_build,
     writing_engine,
 )
 from export.bundle import Bundle
-from export.engine_record import RECORD_NAME, EngineRecord
+from export.engine_record import RECORD_NAME, EngineRecord, engine_records
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from tests.export.bundle_samples import make_weights, write_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
-REQUEST = EngineRequest("tensorrt-rtx", Limits(), BuildOptions("tensorrt-rtx", (80, 89)))
+REQUEST = EngineRequest(backend_of("tensorrt-rtx"), Limits(), (80, 89))
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def fill(
     record = EngineRecord(
         key=content_key(inputs),
         inputs=inputs,
-        target=request.target,
+        target=request.backend.name,
         sms=request.sms,
         limits={"max_batch": request.limits.max_batch, "max_context": request.limits.max_context},
         plugins=(),
@@ -71,14 +70,14 @@ def test_a_written_engine_is_found_by_its_key_alone(bundle: Bundle) -> None:
     record = write_engine(bundle)
     assert cached_engine(bundle.directory, record.key) == record
     assert cached_engine(bundle.directory, "0" * 16) is None
-    assert built_engines(bundle.directory) == {record.key: record}
+    assert engine_records(bundle.directory) == {record.key: record}
+    assert bundle.engines() == [record]
     assert reason_to_build(bundle.directory, record.inputs) is None
     assert names(bundle.directory / "engines") == [record.key]
 
 
 def changed_options(**changes: Any) -> EngineRequest:
-    assert REQUEST.options is not None
-    return replace(REQUEST, options=replace(REQUEST.options, **changes))
+    return replace(REQUEST, options=changes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def changed_options(**changes: Any) -> EngineRequest:
     [
         (replace(REQUEST, limits=Limits(max_batch=4)), "limit max_batch: built 8, wanted 4"),
         (replace(REQUEST, limits=Limits(max_logits_tokens=1)), "limit max_logits_tokens: built 32, wanted 1"),
-        (changed_options(sm=(80,)), "sm: built 80,89, wanted 80"),
+        (replace(REQUEST, sms=(80,)), "sm: built 80,89, wanted 80"),
         (changed_options(weight_streaming=True), "option weight_streaming: built False, wanted True"),
         (changed_options(optimization_level=1), "option optimization_level: built None, wanted 1"),
     ],
@@ -117,8 +116,8 @@ def test_another_tool_or_other_code_of_ours_is_another_engine(
 
 def test_another_bundle_is_another_engine_and_a_timing_cache_is_not() -> None:
     assert key_inputs("a", REQUEST) != key_inputs("b", REQUEST)
-    tensorrt = EngineRequest("tensorrt", Limits(), BuildOptions("tensorrt", (90,)))
-    timed = EngineRequest("tensorrt", Limits(), BuildOptions("tensorrt", (90,), timing_cache=Path("times")))
+    tensorrt = EngineRequest(backend_of("tensorrt"), Limits(), (90,))
+    timed = replace(tensorrt, options={"timing_cache": Path("times")})
     assert key_inputs("a", tensorrt) == key_inputs("a", timed)
 
 

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from engines.backends import BACKENDS
+from engines.backends.tensorrt.backend import serves_architecture
 from engines.gpus import GpuFacts
-from engines.store.build import known_plugins
-from engines.store.compatibility import Machine, require_loadable, serves
-from engines.targets import TARGETS
+from engines.machine import Machine
+from engines.store.compatibility import require_loadable
 from export.engine_record import EngineRecord
 from export.errors import UserError
+from plugins.registry import known_plugins
 
 BUNDLE = Path("my bundle")
 L4 = GpuFacts("NVIDIA L4", "580.65.06", (8, 9), 23034)
@@ -33,7 +35,7 @@ TENSORRT = replace(
     inputs={"bundle": "b", "tensorrt-cu13": "11.4.0.106"},
     sms=(89,),
     driver="590.1",
-    plugins=known_plugins(),
+    plugins=tuple(sorted(known_plugins())),
 )
 GPU_MACHINE = Machine({"onnxruntime": None, "tensorrt-rtx": None, "tensorrt": "11.4.0.106"}, (L4,))
 
@@ -119,11 +121,11 @@ def test_onnxruntime_needs_no_gpu() -> None:
 )
 def test_an_engine_serves_what_its_compatibility_says(level: str, sm: int, expected: bool) -> None:
     record = replace(TENSORRT, inputs={"option hardware_compatibility": level})
-    assert serves(record, sm) == expected
+    assert serves_architecture(record, sm) == expected
 
 
 def test_every_target_names_a_package_that_tells_its_version() -> None:
-    assert {name: target.distributions[0] for name, target in TARGETS.items()} == {
+    assert {name: backend.distributions[0] for name, backend in BACKENDS.items()} == {
         "onnxruntime": "onnxruntime",
         "tensorrt-rtx": "tensorrt-rtx-cu13-libs",
         "tensorrt": "tensorrt-cu13",

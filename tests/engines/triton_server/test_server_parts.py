@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engines.backends.onnxruntime.session import open_vision_session
+from engines.backends.onnxruntime.session import OnnxRuntimeVision
 from engines.triton_server.interface import PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.repository import write_repository
 from engines.triton_server.settings import ServerSettings
@@ -89,7 +89,7 @@ def test_composed_parts_give_what_the_processor_and_the_engine_give(served):
     geometry = given["positions"], given["cu_seqlens"]
     np.testing.assert_array_equal(geometry[0], here.positions)
 
-    expected = open_vision_session(bundle, 1).encode(here.patches, here.positions, here.cu_seqlens)
+    expected = OnnxRuntimeVision(open_bundle(bundle), 1).encode(here.vision)
     np.testing.assert_allclose(encode(client, given["patches"], *geometry), expected, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.inputs import VisionInputs
 from tests.support import peers
 from tests.support.cases import CASES, Batch, make_batch
 from tests.support.sessions import encode, greedy_tokens, relative_error
@@ -142,8 +143,10 @@ def test_the_cases_notice_positions_without_axes_a_leak_between_pictures_and_swa
     assert relative_error(prefill(model, one_axis, embeds), logits) > 100 * ROUNDING_TWICE
 
     vision = ReferenceVision(model)
-    leaky = vision.encode(batch.patches, batch.positions, batch.cu_seqlens[[0, -1]])
-    transposed = vision.encode(batch.patches, np.ascontiguousarray(batch.positions[::-1]), batch.cu_seqlens)
+    leaky = vision.encode(VisionInputs.of(batch.patches, batch.positions, batch.cu_seqlens[[0, -1]]))
+    transposed = vision.encode(
+        VisionInputs.of(batch.patches, np.ascontiguousarray(batch.positions[::-1]), batch.cu_seqlens)
+    )
     for wrong in (leaky, transposed):
         assert relative_error(wrong, embeds) > 100 * ROUNDING_TWICE
         assert relative_error(prefill(model, batch, wrong), logits) > 100 * ROUNDING_TWICE

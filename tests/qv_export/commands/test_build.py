@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engines import targets
+from engines import packages
+from engines.backends import backend_of
 from engines.gpus import GpuFacts
-from engines.store.build import resolve_sms
 from examples.random_checkpoint import write_checkpoint
 from export.engine_record import read_record
 from export.errors import UserError
 from export.exporter import export_checkpoint
+from export.install import install_command
 from qv_export.cli import run_command_line
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -266,7 +267,7 @@ def test_what_is_no_bundle_is_told_so(tmp_path: Path, build: Any) -> None:
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        ([], "pip install 'qv-export[rtx]'"),
+        ([], install_command("rtx")),
         (["tensorrt"], "tensorrt is installed: --target tensorrt builds with that"),
     ],
 )
@@ -275,8 +276,8 @@ def test_a_missing_library_is_told_with_its_installation(
 ) -> None:
     from engines.backends.tensorrt import flavour
 
-    monkeypatch.setattr(targets, "has_module", lambda name: name in installed)
-    monkeypatch.setattr(targets, "installed_version", lambda name: "11.4" if name == "tensorrt" else None)
+    monkeypatch.setattr(flavour, "has_module", lambda name: name in installed)
+    monkeypatch.setattr(packages, "installed_version", lambda name: "11.4" if name == "tensorrt" else None)
     monkeypatch.setattr(flavour, "find_spec", lambda name: name in installed or None)
     code, _, err = build(bundle, *RTX)
     assert code == 2
@@ -292,13 +293,13 @@ def test_tensorrt_without_a_gpu_names_the_other_way(bundle: Path, build: Any) ->
 
 
 def test_architectures_come_from_what_is_asked_then_from_the_machine() -> None:
-    assert resolve_sms("tensorrt-rtx", (120, 80), (L4,)) == (80, 120)
-    assert resolve_sms("tensorrt-rtx", (), (L4, H100)) == (89,)
-    assert resolve_sms("tensorrt-rtx", (), ()) == (80, 86, 89, 120)
-    assert resolve_sms("tensorrt", (), (H100,)) == (90,)
-    assert resolve_sms("onnxruntime", (), (H100,)) == ()
+    assert backend_of("tensorrt-rtx").architectures((120, 80), lambda: (L4,)) == (80, 120)
+    assert backend_of("tensorrt-rtx").architectures((), lambda: (L4, H100)) == (89,)
+    assert backend_of("tensorrt-rtx").architectures((), lambda: ()) == (80, 86, 89, 120)
+    assert backend_of("tensorrt").architectures((), lambda: (H100,)) == (90,)
+    assert backend_of("onnxruntime").architectures((), lambda: (H100,)) == ()
 
 
 def test_tensorrt_builds_for_the_gpu_at_hand_only() -> None:
     with pytest.raises(UserError, match="found SM90 here, asked was SM89"):
-        resolve_sms("tensorrt", (89,), (H100,))
+        backend_of("tensorrt").architectures((89,), lambda: (H100,))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from engines.backends import backend_of
 from engines.sizing.limits import Limits
 from engines.store import cache
 from engines.store.cache import EngineRequest, key_inputs, writing_engine
@@ -81,7 +82,7 @@ def test_a_changed_bundle_is_not_shown(bundle: Path) -> None:
 
 def write_engine(bundle: Path) -> Path:
     """An engine's directory as `qv-export build` leaves it, with two layers in its record."""
-    inputs = key_inputs(open_bundle(bundle).manifest.key, EngineRequest("onnxruntime", Limits()))
+    inputs = key_inputs(open_bundle(bundle).manifest.key, EngineRequest(backend_of("onnxruntime"), Limits()))
     caches = [
         {
             "name": f"past_key.{layer}",

@@ -99,7 +99,7 @@ def test_tighter_gates_from_a_file_fail_what_passed(bundle, tmp_path):
         (["--report", "r", "--against", "{bundle}", "--tasks", "{bundle}/config.json"], "--against replaces"),
         (["--report", "r", "--tasks", "{bundle}/config.json"], "is no list of tasks"),
         (["--report", "r", "--gates", "{bundle}/config.json"], "cannot be read as TOML"),
-        (["--report", "r", "--target", "tensorrt-rtx"], "Build one: `qv-export build"),
+        (["--report", "r", "--target", "tensorrt-rtx"], "Build one: qv-export build"),
         (["--report", "r", "--dtype", "float16"], "cannot compute in float16"),
     ],
 )

@@ -2,7 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from engines import targets
+from engines import packages
+from engines.backends.onnxruntime import backend as onnxruntime_backend
+from engines.backends.tensorrt import flavour
 from engines.gpus import GpuFacts
 from qv_export.show.machine import (
     PackageFacts,
@@ -25,9 +27,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Modules:
     """Pretend that just these modules are installed."""
 
     def install(*names: str, tensorrt: str | None = None) -> None:
-        monkeypatch.setattr(targets, "has_module", lambda name: name in names)
+        for module in (onnxruntime_backend, flavour):
+            monkeypatch.setattr(module, "has_module", lambda name: name in names)
         found = {"tensorrt": tensorrt, "tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.32.0"}
-        monkeypatch.setattr(targets, "installed_version", found.get)
+        monkeypatch.setattr(packages, "installed_version", found.get)
 
     return install
 

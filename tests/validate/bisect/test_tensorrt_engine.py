@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from engines.backends import backend_of
 from engines.backends.tensorrt.flavour import FLAVOURS
-from engines.backends.tensorrt.options import BuildOptions
 from engines.gpus import gpu_facts
 from engines.sizing.limits import Limits
-from engines.store.build import build_engine_directory, resolve_sms
+from engines.store.build import build_engine_directory
 from engines.store.cache import EngineRequest
-from engines.targets import TARGETS, serves_sm, target_version
 from export.bundle import open_bundle
 from tests.validate.conftest import PROFILE
 from validate.run import validate
@@ -23,9 +22,10 @@ from validate.targets import open_target
 @pytest.mark.parametrize("target", FLAVOURS)
 def test_the_validators_cases_pass_on_an_engine_built_here(exported, tmp_path, progress, target):
     gpus = gpu_facts()
-    if target_version(TARGETS[target]) is None:
-        pytest.skip(f"needs {target}: {TARGETS[target].install}")
-    if not serves_sm(target, gpus[0].sm):
+    backend = backend_of(target)
+    if missing := backend.missing():
+        pytest.skip(missing)
+    if not backend.serves(gpus[0].sm):
         pytest.skip(f"{target} builds no engine for {gpus[0].name}, SM{gpus[0].sm}")
     shutil.copytree(exported.bundle, tmp_path / "bundle")
     bundle = open_bundle(tmp_path / "bundle")
@@ -35,9 +35,9 @@ def test_the_validators_cases_pass_on_an_engine_built_here(exported, tmp_path, p
         max_batch=PROFILE.max_batch + 1,  # the slot that slot reuse is compared with
         max_context=PROFILE.max_context_tokens,
     )
-    request = EngineRequest(target, limits, BuildOptions(target, resolve_sms(target, (), gpus)))
+    request = EngineRequest(backend, limits, backend.architectures((), lambda: gpus))
     build_engine_directory(bundle, request, gpus, 1, lambda *_: None)
     subject = open_target(target, bundle, PROFILE)
-    plan = replace(exported.plan, engine=subject.engine, taps=subject.taps)
+    plan = replace(exported.plan, engine=subject.engine, probes=subject.probes)
     report = validate(plan, exported.workspace(tmp_path), progress)
     assert report.passed

@@ -51,6 +51,6 @@ def test_a_picture_comes_back_from_its_patches(exported):
 
 def test_packing_joins_patches_and_offsets(exported):
     prepared = prepare_case(MIXED, exported.config, exported.plan.image_settings)
-    patches, positions, cu_seqlens = pack_patches([prepared.prompts[0], prepared.prompts[0]])
-    assert len(patches) == positions.shape[1] == 2 * (24 + 48)
-    assert cu_seqlens.tolist() == [0, 24, 40, 56, 72, 96, 112, 128, 144]
+    packed = pack_patches([prepared.prompts[0], prepared.prompts[0]])
+    assert len(packed.patches) == packed.positions.shape[1] == 2 * (24 + 48)
+    assert packed.cu_seqlens.tolist() == [0, 24, 40, 56, 72, 96, 112, 128, 144]

@@ -33,10 +33,10 @@ def polygraphy_accepts(graph, recorded):
 
 
 def test_polygraphy_accepts_the_sound_graph_and_no_broken_one(exported, recorded, tmp_path):
-    assert polygraphy_accepts(open_bundle(exported.bundle).vision_graph, recorded)
+    assert polygraphy_accepts(open_bundle(exported.bundle).graph("vision"), recorded)
     fault = next(fault for fault in mutations(exported.config) if fault.name == "patch_axes_swapped")
     broken = mutate_bundle(exported.bundle, fault, tmp_path / "broken")
-    assert not polygraphy_accepts(open_bundle(broken).vision_graph, recorded)
+    assert not polygraphy_accepts(open_bundle(broken).graph("vision"), recorded)
 
 
 def test_without_record_the_option_means_nothing(exported, tmp_path, capsys):

@@ -7,13 +7,13 @@ import torch
 from validate.execution import OpenEngine
 from validate.records.metrics import compare_logits, compare_tensors
 from validate.records.records import ERRORS, Measurement, loudest
-from validate.reference.high_precision import Oracle, extended, jittered
+from validate.reference.high_precision import HighPrecisionReference, extended, jittered
 from validate.reference.sessions import ReferenceDecoder, ReferenceVision
 
 
 @pytest.fixture(scope="module")
-def oracle(exported):
-    return Oracle.from_directory(exported.bundle)
+def high_precision(exported):
+    return HighPrecisionReference.from_directory(exported.bundle)
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,13 @@ def prompt(exported):
     return exported.plan.cases[0].prompts[0]
 
 
-def test_one_causal_call_says_what_stepwise_decoding_says(oracle, prompt, exported):
-    """The oracle never decodes: prompt and continuation in one call must be the same thing."""
-    continuation = oracle.continue_greedily(prompt, 5)
+def test_one_causal_call_says_what_stepwise_decoding_says(high_precision, prompt, exported):
+    """The high_precision never decodes: prompt and continuation in one call must be the same thing."""
+    continuation = high_precision.continue_greedily(prompt, 5)
     index = np.arange(len(prompt.token_ids))
-    answer = oracle.answer(prompt, continuation, index, "float32")
+    answer = high_precision.answer(prompt, continuation, index, "float32")
     stepwise = OpenEngine(
-        ReferenceVision(oracle.model), ReferenceDecoder(oracle.model, 1, 100), exported.config
+        ReferenceVision(high_precision.model), ReferenceDecoder(high_precision.model, 1, 100), exported.config
     )
     embeds = stepwise.encode([prompt])
     prefill = stepwise.prefill(0, [prompt], embeds, [index])[0]
@@ -38,23 +38,23 @@ def test_one_causal_call_says_what_stepwise_decoding_says(oracle, prompt, export
     assert greedy.tolist() == continuation.tolist()
 
 
-def test_the_continuation_holds_no_pads_for_pictures(oracle, prompt, exported):
-    weight = oracle.model.lm_head.weight
+def test_the_continuation_holds_no_pads_for_pictures(high_precision, prompt, exported):
+    weight = high_precision.model.lm_head.weight
     kept = weight[exported.config.image_token_id].clone()
     try:
-        weight[exported.config.image_token_id] = 1e3 * weight[oracle.continue_greedily(prompt, 1)[0]]
-        tokens = oracle.continue_greedily(prompt, 4)
+        weight[exported.config.image_token_id] = 1e3 * weight[high_precision.continue_greedily(prompt, 1)[0]]
+        tokens = high_precision.continue_greedily(prompt, 4)
     finally:
         weight[exported.config.image_token_id] = kept
     assert exported.config.image_token_id not in tokens
 
 
-def test_noise_grows_as_the_dtype_shrinks(oracle, prompt):
+def test_noise_grows_as_the_dtype_shrinks(high_precision, prompt):
     continuation, index = np.array([5, 6]), np.array([0, len(prompt.token_ids) - 1])
-    exact = oracle.answer(prompt, continuation, index, "float64")
+    exact = high_precision.answer(prompt, continuation, index, "float64")
     errors = [
         compare_tensors(
-            oracle.answer(prompt, continuation, index, dtype).visual_embeds, exact.visual_embeds
+            high_precision.answer(prompt, continuation, index, dtype).visual_embeds, exact.visual_embeds
         ).worst_token_error
         for dtype in ("float32", "float16", "bfloat16")
     ]
@@ -63,14 +63,14 @@ def test_noise_grows_as_the_dtype_shrinks(oracle, prompt):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_another_precision_leaves_the_weights_as_they_were(oracle, prompt, dtype):
-    before = {name: tensor.clone() for name, tensor in oracle.model.state_dict().items()}
-    oracle.answer(prompt, np.array([5]), np.array([0]), dtype)
-    after = oracle.model.state_dict()
+def test_another_precision_leaves_the_weights_as_they_were(high_precision, prompt, dtype):
+    before = {name: tensor.clone() for name, tensor in high_precision.model.state_dict().items()}
+    high_precision.answer(prompt, np.array([5]), np.array([0]), dtype)
+    after = high_precision.model.state_dict()
     assert all(after[name].dtype == torch.float32 for name in before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    if oracle.config.decoder.tie_word_embeddings:
-        assert oracle.model.lm_head.weight is oracle.model.model.embed_tokens.weight
+    if high_precision.config.decoder.tie_word_embeddings:
+        assert high_precision.model.lm_head.weight is high_precision.model.model.embed_tokens.weight
 
 
 def test_positions_of_a_continuation_go_on_by_the_delta(prompt):
@@ -83,14 +83,14 @@ def test_positions_of_a_continuation_go_on_by_the_delta(prompt):
     assert longer.token_ids[start:].tolist() == [7, 8, 9]
 
 
-def test_rotated_queries_and_keys_are_what_the_cache_holds(oracle, prompt):
+def test_rotated_queries_and_keys_are_what_the_cache_holds(high_precision, prompt):
     """The rotation is computed again beside the model: here against the keys that the model itself cached."""
     continuation = np.array([3, 4])
-    embeds = oracle.answer(prompt, continuation, np.array([0]), "float32").visual_embeds
+    embeds = high_precision.answer(prompt, continuation, np.array([0]), "float32").visual_embeds
     modules = [f"model.layers.1.self_attn.{x}_proj" for x in "qkv"]
-    taps = oracle.decoder_taps(prompt, continuation, embeds, modules, "float32")
-    assert np.array_equal(taps["model.layers.1:rotated_k"], taps["present_key.1"])
-    assert not np.array_equal(taps["model.layers.1.self_attn.k_proj:out"], taps["present_key.1"])
+    probes = high_precision.decoder_probes(prompt, continuation, embeds, modules, "float32")
+    assert np.array_equal(probes["model.layers.1:rotated_k"], probes["present_key.1"])
+    assert not np.array_equal(probes["model.layers.1.self_attn.k_proj:out"], probes["present_key.1"])
 
 
 def test_a_jitter_stays_within_the_dtypes_rounding_and_draws_another_noise(exported):

@@ -15,13 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from engines.backends.facts import EngineFacts, GraphName
+from engines.backends.facts import EngineFacts
 from engines.backends.tensorrt.flavour import Flavour, require_installed
 from engines.backends.tensorrt.log import Progress
 from engines.backends.tensorrt.options import BuildOptions, BuildRequest
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
+from export.contract import GraphName
 from export.errors import UserError
 
 __all__ = ["BuildOptions", "EngineFacts", "Flavour", "GraphName", "Progress", "build_engine"]
@@ -37,7 +38,7 @@ def build_engine(
     output: Path,
     progress: Progress,
     *,
-    taps: tuple[str, ...] = (),
+    probes: tuple[str, ...] = (),
 ) -> EngineFacts:
     """Compile one graph of a bundle and write the serialized engine to `output`, in a directory that the caller owns.
 
@@ -48,14 +49,14 @@ def build_engine(
         options: flavour, architectures and the rest.
         output: file to write; it is removed again where the build fails.
         progress: told what TensorRT does and how far it is, a few times a second.
-        taps: values inside the graph that the engine shall give as further outputs, to be looked at.
+        probes: values inside the graph that the engine shall give as further outputs, to be looked at.
 
     Raises:
         UserError: the flavour is not installed, limits that it cannot serve, no space for the engine.
         EngineError: TensorRT refuses the graph, or its process died; the message quotes what it said.
     """
     require_installed(options.flavour)
-    request = BuildRequest(bundle.directory.resolve(), graph, limits, options, output.resolve(), taps)
+    request = BuildRequest(bundle.directory.resolve(), graph, limits, options, output.resolve(), probes)
     try:
         return _run_worker(request, progress)
     except BaseException:

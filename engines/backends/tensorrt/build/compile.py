@@ -22,7 +22,6 @@ from engines.backends.tensorrt.flavour import load_bindings, tool_versions
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
 from engines.backends.tensorrt.options import BuildRequest
 from export.bundle import open_bundle
-from export.config import load_config
 from export.errors import UserError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -40,13 +39,14 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     if request.options.flavour == "tensorrt":
         sm = register_plugins(request.options)
     bundle = open_bundle(request.bundle)
-    config = load_config(bundle.directory)
+    config = bundle.config
     if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
         require_small_padding(config, request.limits)
     contract = graph_contract(request.graph, config, bundle.manifest.dtype)
     profiles = graph_profiles(request.graph, config, request.limits)
-    path = bundle.vision_graph if request.graph == "vision" else bundle.decoder_graph
-    model = load_graph(path, bundle.manifest.dtype, request.limits.max_context, request.taps)
+    model = load_graph(
+        bundle.graph(request.graph), bundle.manifest.dtype, request.limits.max_context, request.probes
+    )
     weights = MappedWeights(model, bundle.directory)
 
     log = BuildLog()
@@ -68,7 +68,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         write_engine(trt, builder, network, build_config, request.output, log)
     return EngineFacts(
         graph=request.graph,
-        flavour=request.options.flavour,
+        target=request.options.flavour,
         tools=tool_versions(trt),
         sm=sm,
         inputs=inputs,

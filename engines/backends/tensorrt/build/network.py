@@ -28,7 +28,7 @@ from plugins.onnx.native import choose_bodies
 _RELEASE_SECONDS = 0.02
 
 
-def load_graph(path: Path, dtype: str, capacity: int, taps: Sequence[str] = ()) -> onnx.ModelProto:
+def load_graph(path: Path, dtype: str, capacity: int, probes: Sequence[str] = ()) -> onnx.ModelProto:
     """Read a canonical graph without its weights and fit it to TensorRT's parser.
 
     The bodies are the native ones for both flavours: a node whose plugin is registered never reads its body. float32
@@ -38,7 +38,7 @@ def load_graph(path: Path, dtype: str, capacity: int, taps: Sequence[str] = ()) 
         path: `vision.onnx` or `decoder.onnx` of a bundle.
         dtype: what it computes in, as the manifest says.
         capacity: tokens of the KV cache, L.
-        taps: values of the graph that the engine shall give as further outputs.
+        probes: values of the graph that the engine shall give as further outputs.
     """
     model = onnx.load(path, load_external_data=False)
     choose_bodies(model, is_decomposable=dtype == "float32")
@@ -48,7 +48,7 @@ def load_graph(path: Path, dtype: str, capacity: int, taps: Sequence[str] = ()) 
                 dim.dim_value = capacity
     known = {output.name for output in model.graph.output}
     typed = {value.name: value for value in model.graph.value_info}
-    model.graph.output.extend(typed[name] for name in taps if name not in known)
+    model.graph.output.extend(typed[name] for name in probes if name not in known)
     return model
 
 

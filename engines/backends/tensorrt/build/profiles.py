@@ -7,10 +7,10 @@ than a chunk of thousands.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from engines.backends.facts import GraphName, ShapeRange
+from engines.backends.facts import ShapeRange
 from engines.sizing.limits import Limits
 from export.config import ModelConfig
-from export.contract import GraphContract, TensorSpec, decoder_contract, vision_contract
+from export.contract import GraphContract, GraphName, TensorSpec, decoder_contract, vision_contract
 from export.errors import UserError
 
 Sizes = tuple[int, int, int]

@@ -1,61 +1,45 @@
-"""How are a bundle's TensorRT engines loaded onto this machine's GPU?"""
+"""A bundle's TensorRT engines, loaded onto this machine's GPU."""
 
-import logging
 import mmap
 from pathlib import Path
 
-from engines.backends.known_issues import known_issues, situation_of
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
-from engines.backends.tensorrt.flavour import load_bindings
+from engines.backends.tensorrt.flavour import Flavour, load_bindings
 from engines.backends.tensorrt.log import BuildLog, make_logger
 from engines.backends.tensorrt.run.cuda import CudaDevice
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
-from engines.session import EngineError
-from engines.store.build import known_plugins
-from engines.store.cache import cached_engine, engines_directory
-from engines.store.compatibility import rebuild_command, require_loadable, this_machine
-from export.bundle import open_bundle
-from export.config import load_config
-from export.errors import UserError
-
-_LOGGER = logging.getLogger(__name__)
+from engines.session import Engine, EngineError
+from export.bundle import Bundle
+from export.engine_record import EngineRecord
 
 
-def open_sessions(bundle: Path, key: str, *, num_slots: int = 1) -> tuple[TensorRtVision, TensorRtDecoder]:
+def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num_slots: int = 1) -> Engine:
     """Load both engines of a bundle.
 
     Args:
-        bundle: directory that `qv-export export` wrote.
-        key: of the engines, a directory of `engines/` in it.
+        bundle: opened.
+        record: of the engines, known to fit this machine and to be whole.
+        flavour: whose library loads them.
         num_slots: KV slots, each with the capacity that the engine was built for.
 
     Raises:
-        UserError: no such engines, engines that this machine cannot load, or more slots than the decoder has rows.
+        UserError: more slots than the decoder has rows, or no library or GPU to load them with.
         EngineError: TensorRT refuses an engine all the same; its own words are quoted.
     """
-    opened = open_bundle(bundle)
-    record = cached_engine(opened.directory, key)
-    if record is None or record.target == "onnxruntime":
-        raise UserError(
-            f"{bundle} has no whole TensorRT engine {key}. `qv-export inspect {bundle}` lists what it has."
-        )
-    require_loadable(
-        record, opened.directory, opened.manifest.key, this_machine(), frozenset(known_plugins())
-    )
-    for issue in known_issues(situation_of(record, opened.manifest.dtype)):
-        _LOGGER.warning(issue.sentence())
-    config, directory = load_config(opened.directory), engines_directory(opened.directory) / key
-    # A broken engine may crash the process that loads it; reading all of it once costs less than loading it.
-    if changed := list(record.changed_files(directory, read=True)):
-        raise UserError(
-            f"The engine {directory} is damaged: {'; '.join(changed)}. Remove that directory and build it again: "
-            f"{rebuild_command(record, bundle, this_machine())}"
-        )
-    trt, device = load_bindings(record.target), CudaDevice()
+    directory = bundle.engine_directory(record.key)
+    trt, device = load_bindings(flavour), CudaDevice()
     vision, decoder = (load_engine(trt, directory / f"{graph}.engine") for graph in ("vision", "decoder"))
-    return TensorRtVision(trt, vision, device, config), TensorRtDecoder(
-        trt, decoder, device, config, num_slots
+    return Engine(
+        TensorRtVision(trt, vision, device, bundle.config),
+        TensorRtDecoder(trt, decoder, device, bundle.config, num_slots),
     )
+
+
+def open_vision(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> TensorRtVision:
+    """Load the vision engine alone. Args and errors as `open_sessions`."""
+    path = bundle.engine_directory(record.key) / "vision.engine"
+    trt = load_bindings(flavour)
+    return TensorRtVision(trt, load_engine(trt, path), CudaDevice(), bundle.config)
 
 
 def load_engine(trt: Bindings, path: Path) -> ICudaEngine:

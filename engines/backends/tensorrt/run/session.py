@@ -12,11 +12,11 @@ from engines.backends.tensorrt.build.profiles import DECODE, PREFILL, fits
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.backends.tensorrt.run.execution import Buffers, Execution, Shapes, engine_tensors, numpy_dtype
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
-from engines.session import DecoderInputs, require_slots
+from engines.session import require_slots
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
 from export.errors import UserError
-from export.processor.positions import segment_range
+from export.inputs import DecoderInputs, VisionInputs
 
 _FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
 
@@ -37,35 +37,25 @@ class TensorRtVision:
         self._buffers.allocate(self._output.name, largest, self._output.dtype)
         self._execution = Execution(trt, engine, device, 0)
 
-    def encode(
-        self,
-        patches: npt.NDArray[np.float32],
-        positions: npt.NDArray[np.int32],
-        cu_seqlens: npt.NDArray[np.int32],
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`; more patches or segments than the engine takes go through it in groups.
 
         Raises:
             UserError: one picture alone has more patches than that.
         """
         embeds = []
-        for first, last in vision_calls(cu_seqlens, self._max_patches, self._max_segments):
-            offsets = cu_seqlens[first : last + 1]
+        for first, last in vision_calls(inputs.cu_seqlens, self._max_patches, self._max_segments):
+            offsets = inputs.cu_seqlens[first : last + 1]
             rows = slice(offsets[0], offsets[-1])
-            embeds.append(self._run(patches[rows], positions[:, rows], offsets - offsets[0]))
+            part = VisionInputs.of(inputs.patches[rows], inputs.positions[:, rows], offsets - offsets[0])
+            embeds.append(self._run(part))
         return np.concatenate(embeds)
 
-    def _run(self, patches: Array, positions: Array, cu_seqlens: Array) -> npt.NDArray[np.float32]:
-        feeds = {
-            "patches": patches,
-            "positions": positions,
-            "cu_seqlens": cu_seqlens,
-            "segment_range": segment_range(cu_seqlens),
-        }
-        shapes = upload_feeds(self._buffers, self._inputs, feeds)
+    def _run(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
+        shapes = upload_feeds(self._buffers, self._inputs, vars(inputs))
         self._execution.prepare(shapes, self._buffers.addresses)
         self._execution.run()
-        num_tokens = len(patches) // self._patches_per_token
+        num_tokens = len(inputs.patches) // self._patches_per_token
         embeds = np.empty((num_tokens, self._output.shape[1]), numpy_dtype(self._output.dtype))
         self._buffers.download(self._output.name, embeds)
         return embeds.astype(np.float32, copy=False)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import DecoderInputs
 from export.errors import UserError
+from export.inputs import DecoderInputs
 
 
 @dataclass(frozen=True, eq=False)

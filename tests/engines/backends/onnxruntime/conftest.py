@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from engines.backends.onnxruntime.session import OnnxRuntimeDecoder, OnnxRuntimeVision, open_sessions
-from export.bundle import WeightsMode
+from engines.backends.onnxruntime.session import OnnxRuntimeDecoder, OnnxRuntimeVision
+from export.bundle import WeightsMode, open_bundle
 from tests.support.cases import SHAPES, Shape
 
 NUM_SLOTS, CAPACITY = 5, 224
@@ -61,8 +61,10 @@ def open_engine(variant: Variant, tmp_path_factory: pytest.TempPathFactory) -> E
     bundle = shared_bundle(
         tmp_path_factory, variant.shape.arguments(), dtype=variant.dtype, weights=variant.weights
     )
-    sessions = open_sessions(bundle, num_slots=NUM_SLOTS, capacity=CAPACITY)
-    return Engine(variant, bundle, load_reference(bundle), *sessions)
+    opened = open_bundle(bundle)
+    vision = OnnxRuntimeVision(opened)
+    decoder = OnnxRuntimeDecoder(opened, NUM_SLOTS, CAPACITY)
+    return Engine(variant, bundle, load_reference(bundle), vision, decoder)
 
 
 @pytest.fixture(scope="session")

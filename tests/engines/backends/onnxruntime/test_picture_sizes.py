@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.inputs import VisionInputs
 from export.processor.positions import cu_seqlens_from_grids, patch_positions
 
 SIZES = [
@@ -70,7 +71,9 @@ def true_embeds(tower: Any, patches: np.ndarray, grids: list[tuple[int, int, int
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_our_graph_is_right(copied, tower, sizes):
     patches, grids = pictures(sizes)
-    embeds = copied.vision.encode(patches, patch_positions(grids), cu_seqlens_from_grids(grids))
+    embeds = copied.vision.encode(
+        VisionInputs.of(patches, patch_positions(grids), cu_seqlens_from_grids(grids))
+    )
     assert worst_cosine(embeds, true_embeds(tower, patches, grids)) > RIGHT
 
 

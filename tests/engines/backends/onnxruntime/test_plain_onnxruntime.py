@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from export.contract import decoder_contract, vision_contract
+from export.inputs import VisionInputs
 from tests.support.cases import CASES, Batch, decode_step, make_batch
 from tests.support.sessions import encode, relative_error
 from validate.reference.sessions import ReferenceDecoder, ReferenceVision
@@ -61,7 +62,9 @@ def test_the_vision_graph_gives_the_references_numbers(copied, plain, case):
         "cu_seqlens": batch.cu_seqlens,
         "segment_range": np.arange(longest, dtype=np.int32),
     }
-    expected = ReferenceVision(copied.reference).encode(batch.patches, batch.positions, batch.cu_seqlens)
+    expected = ReferenceVision(copied.reference).encode(
+        VisionInputs.of(batch.patches, batch.positions, batch.cu_seqlens)
+    )
     assert relative_error(plain["vision"].run(None, feeds)[0], expected) < ROUNDING
 
 

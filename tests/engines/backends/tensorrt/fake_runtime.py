@@ -16,13 +16,13 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from engines.backends.facts import GraphName, ShapeRange
+from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
 from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.sizing.limits import Limits
 from export.config import ModelConfig
-from export.contract import TensorSpec
+from export.contract import GraphName, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}
 _NOT_A_NUMBER = 0xFF
@@ -112,16 +112,16 @@ class FakeEngine:
         config: ModelConfig,
         limits: Limits,
         dtype: str,
-        taps: Sequence[str] = (),
+        probes: Sequence[str] = (),
     ) -> None:
-        """`taps` are outputs that the file's graph has beside those of the contract."""
+        """`probes` are outputs that the file's graph has beside those of the contract."""
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         self.device, self.ort = device, ort.InferenceSession(str(path), options)
         contract = graph_contract(graph, config, dtype)
         capacity = {"L": limits.max_context}
-        tapped = [TensorSpec(name, dtype, ("any", "number"), "inside") for name in taps]
-        outputs = (*contract.outputs, *tapped)
+        probed = [TensorSpec(name, dtype, ("any", "number"), "inside") for name in probes]
+        outputs = (*contract.outputs, *probed)
         self.specs = {spec.name: spec for spec in (*contract.inputs, *outputs)}
         self.shapes = {
             name: tuple(capacity.get(str(dim), -1) if isinstance(dim, str) else dim for dim in spec.shape)

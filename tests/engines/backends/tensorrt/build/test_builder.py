@@ -157,12 +157,12 @@ def test_the_parsers_errors_are_quoted_with_their_nodes(bundle_of, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(bundle_of("bfloat16"), bundle)
     opened = open_bundle(bundle)
-    model = onnx.load(opened.decoder_graph, load_external_data=False)
+    model = onnx.load(opened.graph("decoder"), load_external_data=False)
     node = next(node for node in model.graph.node if node.op_type in {"Sigmoid", "Swish"})
     node.op_type, node.name = "BlackmanWindow", "/layers.0/mlp/odd"
-    opened.decoder_graph.write_bytes(model.SerializeToString())
+    opened.graph("decoder").write_bytes(model.SerializeToString())
     record = opened.manifest.graphs["decoder"]
-    graphs = {**opened.manifest.graphs, "decoder": type(record).from_file(opened.decoder_graph)}
+    graphs = {**opened.manifest.graphs, "decoder": type(record).from_file(opened.graph("decoder"))}
     type(opened.manifest)(**{**vars(opened.manifest), "graphs": graphs}).write(bundle)
     with pytest.raises(
         EngineError, match=r"cannot parse the decoder graph:\n- BlackmanWindow /layers.0/mlp/odd: "

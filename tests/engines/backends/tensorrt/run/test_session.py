@@ -42,15 +42,15 @@ class Runner:
 def open_runner(bundle, dtype: str) -> Runner:
     opened, device = open_bundle(bundle), HostDevice()
     config = load_config(bundle)
-    vision = FakeEngine(device, opened.vision_graph, "vision", config, LIMITS, dtype)
-    decoder = FakeEngine(device, opened.decoder_graph, "decoder", config, LIMITS, dtype)
+    vision = FakeEngine(device, opened.graph("vision"), "vision", config, LIMITS, dtype)
+    decoder = FakeEngine(device, opened.graph("decoder"), "decoder", config, LIMITS, dtype)
     trt = fake_bindings()
     return Runner(
         device,
         TensorRtVision(trt, vision, device, config),
         TensorRtDecoder(trt, decoder, device, config, NUM_SLOTS),
         decoder,
-        *open_onnxruntime(bundle, num_slots=NUM_SLOTS, capacity=LIMITS.max_context),
+        *open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context),
         config,
     )
 

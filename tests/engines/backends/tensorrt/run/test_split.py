@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
-from engines.session import DecoderInputs
 from export.errors import UserError
+from export.inputs import DecoderInputs
 
 PADS = (7, 8)
 

@@ -1,4 +1,4 @@
-"""How does a TensorRT engine show what it computes on the way? It is compiled once more, with those values as outputs.
+"""TensorRT engines that show what they compute on the way: compiled once more, with those values as outputs.
 
 A marked output keeps TensorRT from fusing across it, so the engine that is looked into is the one that failed with
 some of its seams open: where it is right and the other wrong, a fusion is the fault.
@@ -17,17 +17,17 @@ from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
+from engines.backends.tensorrt.flavour import Flavour, load_bindings
 from engines.backends.tensorrt.run.cuda import Device
 from engines.backends.tensorrt.run.execution import Buffers, Execution, engine_tensors, numpy_dtype
 from engines.backends.tensorrt.run.session import is_step, upload_feeds
-from engines.session import DecoderInputs
+from engines.session import Probe, Values, cache_rows
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.config import ModelConfig
-from export.contract import CACHE_PARTS, cache_name
+from export.contract import CACHE_PARTS, GraphName, cache_name
 from export.engine_record import EngineRecord
-from export.processor.positions import segment_range
-from validate.bisect.probes import GraphName, Tap, Values, cache_rows
+from export.inputs import DecoderInputs, VisionInputs
 
 Array = npt.NDArray[Any]
 Compile = Callable[[GraphName, tuple[str, ...]], ICudaEngine]
@@ -36,58 +36,53 @@ Compile = Callable[[GraphName, tuple[str, ...]], ICudaEngine]
 
 @dataclass(frozen=True)
 class Tools:
-    """What runs engines: TensorRT's module, a GPU, and the way to a tapped engine."""
+    """What runs engines: TensorRT's module, a GPU, and the way to a probed engine."""
 
     trt: Bindings
     device: Device
     compile: Compile
 
 
-def tapped_limits(limits: Limits) -> Limits:
+def probed_limits(limits: Limits) -> Limits:
     """One row, whose prompt goes in whole and whose every token is projected: so the search asks."""
     longest = limits.max_context
     return replace(limits, max_batch=1, max_prompt_tokens=longest, max_logits_tokens=longest)
 
 
-def open_tools(bundle: Bundle, record: EngineRecord) -> Tools:
-    """For an engine of a bundle, on this machine's GPU: tapped engines have its flavour, architectures and limits."""
-    from engines.backends.tensorrt.flavour import load_bindings  # noqa: PLC0415
+def open_tools(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tools:
+    """For an engine of a bundle, on this machine's GPU: probed engines have its architectures and limits."""
     from engines.backends.tensorrt.run.cuda import CudaDevice  # noqa: PLC0415 - CUDA
     from engines.backends.tensorrt.run.open import load_engine  # noqa: PLC0415
 
-    assert record.target != "onnxruntime"
-    trt = load_bindings(record.target)
-    options, limits = BuildOptions(record.target, record.sms), tapped_limits(Limits(**record.limits))
+    trt = load_bindings(flavour)
+    options, limits = BuildOptions(flavour, record.sms), probed_limits(Limits(**record.limits))
 
-    def compile_tapped(graph: GraphName, taps: tuple[str, ...]) -> ICudaEngine:
+    def compile_probed(graph: GraphName, probes: tuple[str, ...]) -> ICudaEngine:
         with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "tapped.engine"
-            build_engine(bundle, graph, limits, options, path, lambda *_: None, taps=taps)
+            path = Path(name) / "probed.engine"
+            build_engine(bundle, graph, limits, options, path, lambda *_: None, probes=probes)
             return load_engine(trt, path)
 
-    return Tools(trt, CudaDevice(), compile_tapped)
+    return Tools(trt, CudaDevice(), compile_probed)
 
 
-class TensorRtTaps:
-    """A bundle's graphs on TensorRT with any of their values as further outputs: a `TapSession`."""
+class TensorRtProbes:
+    """A bundle's graphs on TensorRT with any of their values as further outputs: a `ProbeSession`."""
 
     def __init__(self, config: ModelConfig, open_tools: Callable[[], Tools]) -> None:
         """`open_tools` is called at the first look: most validations never need one."""
         self._config, self._open_tools = config, open_tools
         self._tools: Tools | None = None
 
-    def vision(self, feeds: Sequence[Array], taps: Sequence[Tap]) -> Values:
-        """See `TapSession`."""
-        patches, positions, cu_seqlens = feeds
-        call = _TappedEngine(self._opened(), "vision", taps)
-        named = {"patches": patches, "positions": positions, "cu_seqlens": cu_seqlens}
-        values = call.run(0, {**named, "segment_range": segment_range(cu_seqlens)})
+    def vision(self, inputs: VisionInputs, probes: Sequence[Probe]) -> Values:
+        """See `ProbeSession`."""
+        values = _ProbedEngine(self._opened(), "vision", probes).run(0, vars(inputs))
         return {name: value.reshape(len(value), -1) for name, value in values.items()}
 
-    def decoder(self, calls: Sequence[DecoderInputs], taps: Sequence[Tap]) -> Values:
-        """See `TapSession`."""
+    def decoder(self, calls: Sequence[DecoderInputs], probes: Sequence[Probe]) -> Values:
+        """See `ProbeSession`."""
         tools, decoder = self._opened(), self._config.decoder
-        engine = _TappedEngine(tools, "decoder", taps)
+        engine = _ProbedEngine(tools, "decoder", probes)
         caches = {
             (part, layer): engine.allocate_cache(part, layer)
             for layer in range(decoder.num_hidden_layers)
@@ -108,12 +103,12 @@ class TensorRtTaps:
         return self._tools
 
 
-class _TappedEngine:
+class _ProbedEngine:
     """One engine that is asked a few times: everything is allocated as it comes."""
 
-    def __init__(self, tools: Tools, graph: GraphName, taps: Sequence[Tap]) -> None:
+    def __init__(self, tools: Tools, graph: GraphName, probes: Sequence[Probe]) -> None:
         self._tools = tools
-        self._names = tuple(dict.fromkeys(tap.value for tap in taps))
+        self._names = tuple(dict.fromkeys(probe.value for probe in probes))
         self._engine = tools.compile(graph, self._names)
         self._inputs, self._outputs = engine_tensors(self._engine)
         self._buffers = Buffers(tools.device)

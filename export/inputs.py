@@ -1,0 +1,86 @@
+"""What one call of each graph takes, and what one prompt becomes: arrays under the contract's names.
+
+Letters are the contract's: P patches, N segments, M longest segment, V visual tokens, B batch, S query tokens,
+C hidden, Q query tokens to project. NumPy alone: the runtime, the backends and the validator share these.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Grid = tuple[int, int, int]
+"""Temporal steps, patch rows and patch columns of one image or video."""
+
+
+def segment_range(cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """0 .. M-1, M the longest segment: the input that carries M as a shape."""
+    longest = int(np.diff(cu_seqlens).max(initial=0))
+    return np.arange(longest, dtype=np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class VisionInputs:
+    """One call of the vision graph: any number of images and videos, packed in one row of patches."""
+
+    patches: npt.NDArray[np.float32]  # [P, patch_values]
+    positions: npt.NDArray[np.int32]  # [2, P] row and column of each patch
+    cu_seqlens: npt.NDArray[np.int32]  # [N + 1] patch offsets of the segments
+    segment_range: npt.NDArray[np.int32]  # [M]
+
+    @classmethod
+    def of(
+        cls,
+        patches: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int32],
+        cu_seqlens: npt.NDArray[np.int32],
+    ) -> "VisionInputs":
+        """With the input that follows from the others."""
+        return cls(patches, positions, cu_seqlens, segment_range(cu_seqlens))
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderInputs:
+    """One call of the decoder graph, prefill (S = n) and decode (S = 1) alike, without the cache.
+
+    A batch of unequal rows is padded on the right: row b has `kv_lengths[b] - write_index[b]` valid tokens.
+    Token s of row b sits at cache position `write_index[b] + s` and attends to the positions up to its own.
+    Padding is written past the row's end, so `write_index[b] + S` must stay within the slot's capacity for
+    every row.
+
+    Image and video pad ids in `token_ids`, row after row, take the rows of `visual_embeds` one by one. One that
+    finds no row left is embedded as the plain token it is: a model may write such an id itself, in decode.
+    """
+
+    token_ids: npt.NDArray[np.int64]  # [B, S]
+    visual_embeds: npt.NDArray[np.float32]  # [V, C], the rows of this call's images only
+    position_ids: npt.NDArray[np.int32]  # [3, B, S] temporal, height, width
+    write_index: npt.NDArray[np.int64]  # [B]
+    kv_lengths: npt.NDArray[np.int64]  # [B] valid cache length after this call
+    logits_index: npt.NDArray[np.int64]  # [B, Q] query tokens to project onto the vocabulary
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One prompt, ready for both graphs."""
+
+    token_ids: npt.NDArray[np.int64]
+    """[S]"""
+    position_ids: npt.NDArray[np.int32]
+    """[3, S]: temporal, height and width."""
+    position_delta: int
+    """A generated token's position id is its place in the cache plus this, on all three axes."""
+    patches: npt.NDArray[np.float32]
+    """[P, patch_values], images and videos one after another in order of appearance."""
+    positions: npt.NDArray[np.int32]
+    """[2, P]: row and column of each patch."""
+    cu_seqlens: npt.NDArray[np.int32]
+    """[N + 1]: patch offsets of the segments."""
+    grids: tuple[Grid, ...]
+    """Of each image and video."""
+
+    @cached_property
+    def vision(self) -> VisionInputs:
+        """The call of the vision graph that encodes this prompt's images and videos."""
+        return VisionInputs.of(self.patches, self.positions, self.cu_seqlens)

@@ -1,0 +1,348 @@
+"""The Python API: what the commands do, as functions, and a loaded model that answers.
+
+A path may be a `str` or a `Path`, a bundle also a `Bundle` that is open already. Errors that the caller can mend are
+`UserError`, with one message that says how.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.bundle import Bundle, open_bundle
+from export.errors import UserError
+from export.generation_config import override_generation_config
+
+if TYPE_CHECKING:
+    from engines.runtime.answer import FinishReason, Timings, TokenEvent
+    from engines.session import Engine
+    from engines.sizing.limits import Limits
+    from engines.store.build import Built
+    from export.generation_config import GenerationConfig
+    from export.inputs import ModelInputs
+    from export.manifest import WeightsMode
+    from validate.report.report import Report
+
+DEFAULT_CONTEXT_TOKENS = 4096
+"""Of a loaded model's KV slot, or the model's own if that is less: the default of `build` and `deploy` too."""
+
+Message = Mapping[str, Any]
+"""One message in the chat format of Hugging Face."""
+
+Progress = Callable[[str], None]
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    weights: "WeightsMode" = "copy",
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write the bundle of a checkpoint, and open it.
+
+    Args:
+        checkpoint: a directory as downloaded from the hub.
+        output: the bundle's directory; one that is there is replaced once the new one is whole.
+        dtype: what the graphs compute in; None: the checkpoint's own.
+        weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
+        progress: told each phase as it begins.
+
+    Raises:
+        UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
+    """
+    from export.exporter import export_checkpoint
+
+    manifest = export_checkpoint(
+        Path(checkpoint), Path(output), dtype=dtype, weights=weights, progress=progress
+    )
+    return Bundle(Path(output), manifest)
+
+
+def build(
+    bundle: str | Path | Bundle,
+    target: str,
+    *,
+    sm: Sequence[int] = (),
+    limits: "Limits | None" = None,
+    jobs: int = 1,
+    progress: Callable[[str, float], None] | None = None,
+    **options: Any,
+) -> "Built":
+    """Build the engine of a bundle for a target, unless it is there.
+
+    Args:
+        bundle: what is built.
+        target: a backend's name, such as "tensorrt-rtx".
+        sm: architectures, compute capability x 10; empty: the backend's choice.
+        limits: the largest calls; None: the defaults, within the model's context.
+        jobs: graphs built at once.
+        progress: told what is going on, and the fraction that is done.
+        options: the backend's own, such as `weight_streaming=True`.
+
+    Raises:
+        UserError: what was asked cannot be built here; what is missing.
+        EngineError: the target refuses a graph.
+    """
+    from engines.backends import backend_of
+    from engines.gpus import gpu_facts
+    from engines.sizing.choose_limits import choose_limits
+    from engines.store.build import build_engine_directory
+    from engines.store.cache import EngineRequest
+
+    opened, backend = as_bundle(bundle), backend_of(target)
+    if foreign := sorted(options.keys() - backend.option_names):
+        known = ", ".join(sorted(backend.option_names)) or "none"
+        raise UserError(f"{target} has no option {', '.join(foreign)}. Its options: {known}.")
+    chosen = limits or choose_limits(opened.config, {}, {})
+    request = EngineRequest(backend, chosen, backend.architectures(sm, gpu_facts), options)
+    return build_engine_directory(opened, request, gpu_facts(), jobs, progress or _ignore)
+
+
+def validate(
+    bundle: str | Path | Bundle,
+    engine: str | None = None,
+    *,
+    level: str = "standard",
+    report: str | Path | None = None,
+) -> "Report":
+    """Compare an engine of a bundle with the PyTorch reference; the verdict is kept in the bundle.
+
+    Args:
+        bundle: what is validated.
+        engine: a backend's name or an engine's key; None: the default backend.
+        level: "quick", "standard" or "exhaustive".
+        report: directory for the report's pages; None: none are written.
+
+    Raises:
+        UserError: no such engine, or it cannot run here.
+    """
+    from validate.command import validate_bundle
+
+    return validate_bundle(
+        as_bundle(bundle), engine, level=level, report=None if report is None else Path(report)
+    )
+
+
+def load(
+    bundle: str | Path | Bundle,
+    engine: str | None = None,
+    *,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+) -> "Model":
+    """Load a bundle's engine, ready to answer.
+
+    Args:
+        bundle: what `export` wrote.
+        engine: a backend's name or an engine's key; None: the default backend, ONNX Runtime on the CPU.
+        max_context: tokens of prompt and answer together; None: 4,096, or the model's own if that is less.
+        num_threads: CPU threads; None takes every core.
+
+    Raises:
+        UserError: no bundle, or no engine that this machine can load.
+        EngineError: the engine's library refuses it.
+    """
+    from engines.open import open_engine
+
+    opened = as_bundle(bundle)
+    longest = opened.config.decoder.max_position_embeddings
+    if max_context is not None and not 1 <= max_context <= longest:
+        raise UserError(f"max_context must be from 1 to the model's {longest}, found {max_context}.")
+    capacity = max_context or min(DEFAULT_CONTEXT_TOKENS, longest)
+    return Model(opened, open_engine(opened, engine, num_slots=1, capacity=capacity, num_threads=num_threads))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    token_ids: list[int]
+    """The end-of-sequence token included."""
+    finish_reason: "FinishReason | None"
+    """ "stop", "length" (`max_new_tokens` are there) or "capacity" (the context is full)."""
+    timings: "Timings"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Model:
+    """A bundle whose engine is loaded: answers one question at a time."""
+
+    def __init__(self, bundle: Bundle, engine: "Engine") -> None:
+        self.bundle = bundle
+        self.engine = engine
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        system: str | None = None,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """Answer a question.
+
+        Args:
+            prompt: the question, or a conversation in the chat format of Hugging Face.
+            images: before the question: paths, bytes, Pillow images or arrays [H, W, 3] of uint8.
+            videos: before the question, after the images: paths, bytes, folders or lists of frames.
+            system: the system message; None: the chat template's own.
+            seed: for sampling; None draws a new one.
+            sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `do_sample`; what is left
+                out is the checkpoint's own.
+
+        Raises:
+            UserError: media that cannot be read, a prompt that does not fit, values out of range.
+            EngineError: the engine's answer is unusable.
+        """
+        events: list[TokenEvent] = []
+        pieces = list(self._pieces(self._messages(prompt, images, videos, system), seed, sampling, events))
+        last = events[-1]
+        return Answer("".join(pieces), [event.token_id for event in events], last.finish_reason, last.timings)
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        system: str | None = None,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """The same, as pieces of text that come as they are written. Args and errors as `generate`."""
+        yield from self._pieces(self._messages(prompt, images, videos, system), seed, sampling, [])
+
+    def chat(self, system: str | None = None) -> "Chat":
+        """A conversation that remembers its turns."""
+        return Chat(self, system)
+
+    def events(
+        self,
+        inputs: "ModelInputs",
+        generation: "GenerationConfig",
+        *,
+        seed: int | None = None,
+        prefill_chunk_tokens: int | None = None,
+    ) -> "Iterator[TokenEvent]":
+        """Answer a prompt that was prepared by `bundle.processor`, token by token.
+
+        Raises:
+            UserError: it does not fit the context.
+            EngineError: while iterating, the engine's answer is unusable.
+        """
+        from engines.runtime.generate import generate
+
+        return generate(
+            inputs,
+            self.engine.vision,
+            self.engine.decoder,
+            generation,
+            model=self.bundle.config,
+            prefill_chunk_tokens=prefill_chunk_tokens,
+            seed=seed,
+        )
+
+    def _pieces(
+        self,
+        messages: Sequence[Message],
+        seed: int | None,
+        sampling: Mapping[str, Any],
+        heard: "list[TokenEvent]",
+    ) -> Iterator[str]:
+        """Pieces of text; `heard` collects the events behind them."""
+        inputs = self.bundle.processor.inputs_from_messages(messages)
+        generation = overridden(self.bundle.generation_config, sampling)
+        for event, piece in text_pieces(self.events(inputs, generation, seed=seed), self.bundle):
+            if event is not None:
+                heard.append(event)
+            if piece:
+                yield piece
+
+    @staticmethod
+    def _messages(
+        prompt: str | Sequence[Message], images: Sequence[Any], videos: Sequence[Any], system: str | None
+    ) -> Sequence[Message]:
+        if isinstance(prompt, str):
+            media = [("image", image) for image in images] + [("video", video) for video in videos]
+            return question(prompt, media, system)
+        if images or videos or system is not None:
+            raise UserError(
+                "Give a conversation alone: its messages hold the system message, images and videos."
+            )
+        return prompt
+
+
+@dataclass
+class Chat:
+    """Several turns with one model."""
+
+    model: Model
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    """Every turn so far, in the chat format of Hugging Face."""
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not self.messages:
+            self.messages.append({"role": "system", "content": self.system})
+
+    def ask(
+        self, prompt: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), **sampling: Any
+    ) -> Answer:
+        """One more turn. Args and errors as `Model.generate`; a turn that fails is forgotten."""
+        media = [("image", image) for image in images] + [("video", video) for video in videos]
+        turns = [*self.messages, *question(prompt, media, None)]
+        answer = self.model.generate(turns, **sampling)
+        self.messages = [*turns, {"role": "assistant", "content": answer.text}]
+        return answer
+
+
+def as_bundle(bundle: str | Path | Bundle) -> Bundle:
+    """A bundle that is open.
+
+    Raises:
+        UserError: no bundle there, or one whose files differ from its manifest.
+    """
+    return bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+
+
+def question(text: str, media: Sequence[tuple[str, Any]], system: str | None) -> list[Message]:
+    """One question in the chat format: media as (kind, value) in their order, then the text."""
+    content: list[dict[str, Any]] = [{"type": kind, kind: value} for kind, value in media]
+    content.append({"type": "text", "text": text})
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": content}]
+
+
+def overridden(generation: "GenerationConfig", sampling: Mapping[str, Any]) -> "GenerationConfig":
+    """A checkpoint's settings with what the caller asked for.
+
+    Raises:
+        UserError: an unknown name, or a value out of range.
+    """
+    known = override_generation_config.__kwdefaults__ or {}
+    if unknown := sorted(sampling.keys() - known.keys()):
+        raise UserError(
+            f"There is no sampling option {', '.join(unknown)}. There are: {', '.join(sorted(known))}."
+        )
+    return override_generation_config(generation, **sampling)
+
+
+def text_pieces(events: "Iterator[TokenEvent]", bundle: Bundle) -> "Iterator[tuple[TokenEvent | None, str]]":
+    """Each token with the text that is certain after it, never half a character; last what is left, without a token."""
+    from engines.runtime.text_stream import TextStream
+
+    stream = TextStream(bundle.processor.tokenizer)
+    for event in events:
+        yield event, stream.push(event.token_id)
+    yield None, stream.finish()
+
+
+def _ignore(_text: str, _fraction: float) -> None:
+    pass
