@@ -118,11 +118,11 @@ def validate(
     Raises:
         UserError: no such engine, or it cannot run here.
     """
-    from validate.command import validate_bundle
+    from engines.backends import default_backend
+    from validate.pipeline import validate_bundle
 
-    return validate_bundle(
-        as_bundle(bundle), engine, level=level, report=None if report is None else Path(report)
-    )
+    target = engine or default_backend().name
+    return validate_bundle(as_bundle(bundle), target, level, None if report is None else Path(report))
 
 
 def load(

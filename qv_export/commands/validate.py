@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from validate.run import Plan, Progress
 
 GATE_FAILED = 1
-MEASURED_STAYS = "What was measured is kept."
 
 
 @click.command(short_help="Prove a bundle against the PyTorch reference.")
@@ -123,12 +122,28 @@ def validate(
             raise UserError("--polygraphy is what --record DIR writes in addition. Give that too.")
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
-    plan = make_plan(bundle, (target, dtype), level, make_profile(profile), cases, gates_file, golden, tasks)
+    from export.bundle import open_bundle
+    from validate.pipeline import keep_verdict, make_plan, run_plan
+
+    plan = make_plan(
+        open_bundle(bundle),
+        target,
+        level,
+        make_profile(profile),
+        dtype=dtype,
+        cases=cases,
+        gates_file=gates_file,
+        golden=golden,
+        tasks=tasks,
+    )
     if record_directory is not None:
         record(plan, record_directory, for_polygraphy, as_json)
         return
     assert report_directory is not None
-    report = run_plan(plan, report_directory, resume)
+    with bar() as progress:
+        report = run_plan(plan, report_directory, progress, resume=resume)
+    if problem := keep_verdict(bundle, report):
+        note(problem)
     if as_json:
         print_json({"report": str(report_directory), **report.verdict()})
     note(summary(report, report_directory))
@@ -143,49 +158,10 @@ def make_profile(options: dict[str, int | None]) -> "Profile":
     return replace(Profile(), **{names[name]: value for name, value in options.items() if value is not None})
 
 
-def make_plan(
-    path: Path,
-    target: tuple[str, str | None],
-    level_name: "LevelName",
-    profile: "Profile",
-    cases: Path | None,
-    gates_file: Path | None,
-    golden: Path | None,
-    tasks: Path | None,
-) -> "Plan":
-    """Read everything that can be wrong before anything takes long. Args: target: with the dtype asked for."""
-    from export.bundle import open_bundle
-    from validate.cases.builtin import make_level
-    from validate.cases.case_files import load_cases
-    from validate.cases.prompts import prepare_case
-    from validate.gates.gates import GateSettings
-    from validate.run import Plan
-    from validate.targets import open_target
-    from validate.tasks.runs import load_task_set
-
-    bundle = open_bundle(path)
-    config, settings = bundle.config, bundle.processor.image_settings
-    subject = open_target(target[0], bundle, profile, target[1])
-    level = make_level(level_name, subject.engine.profile)
-    own = load_cases(cases, bundle.processor) if cases else []
-    return Plan(
-        bundle=bundle,
-        config=config,
-        image_settings=settings,
-        engine=subject.engine,
-        probes=subject.probes,
-        level=level.name,
-        cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
-        num_decode_steps=level.num_decode_steps,
-        gates=GateSettings.from_toml(gates_file) if gates_file else GateSettings(),
-        golden=golden,
-        tasks=load_task_set(tasks, path) if tasks else None,
-    )
-
-
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
     from export.directory_swap import explaining_errors
+    from validate.pipeline import MEASURED_STAYS
     from validate.records.golden import GOLDEN_DIRECTORY
     from validate.run import record_for_polygraphy, record_golden
 
@@ -198,41 +174,6 @@ def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -
         print_json({"golden": str(directory), "cases": count, **plan.golden_content()})
     command = f"qv-export validate {plan.bundle.directory} --against {directory} --report DIR"
     note(f"{directory}: {count} cases. Next: {command}")
-
-
-def run_plan(plan: "Plan", directory: Path, resume: bool) -> "Report":
-    """Validate, write the report, put the verdict into the manifest."""
-    import shutil
-
-    from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
-    from validate.report.render import pictures_of_worst_cases, write_report
-    from validate.report.report import REPORT_DIRECTORY
-    from validate.run import validate as run_validation
-
-    directory = require_replaceable(directory, REPORT_DIRECTORY)
-    workspace = directory.with_name(f".{directory.name}.unfinished")
-    explaining = explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS)
-    with explaining, bar() as progress:
-        report = run_validation(plan, workspace, progress, resume=resume)
-    with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
-        write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
-    shutil.rmtree(workspace, ignore_errors=True)
-    keep_verdict(plan.bundle.directory, report)
-    return report
-
-
-def keep_verdict(bundle: Path, report: "Report") -> None:
-    """Write the verdict into the manifest as it is now; a bundle that was exported anew meanwhile has none."""
-    from export.bundle import open_bundle
-
-    manifest = open_bundle(bundle).manifest
-    if manifest.key != report.subject.bundle_key:
-        note(f"{bundle} changed during the validation: the verdict is in the report alone.")
-        return
-    try:
-        replace(manifest, verdict=report.verdict()).write(bundle)
-    except OSError as error:
-        note(f"The verdict is in the report alone: {bundle} cannot be written ({error.strerror}).")
 
 
 @contextmanager
