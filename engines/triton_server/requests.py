@@ -21,6 +21,7 @@ from engines.triton_server.fetching import Fetcher
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.images import open_image
+from export.processor.media.limits import MediaLimits
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize
 from export.processor.video import open_frames
@@ -329,6 +330,7 @@ class _Media:
 
     def check_before_decoding(self, processor: Processor, limits: RequestLimits) -> None:
         """Read headers alone: how much would there be to decode, and could it fit into the context?"""
+        media_limits = MediaLimits(max_video_frames=limits.max_video_frames)
         num_pixels = num_tokens = 0
         for picture in self._sources["image"]:
             with open_image(picture) as image:
@@ -349,11 +351,7 @@ class _Media:
                 "Send fewer or smaller ones."
             )
         for video in self._sources["video"]:
-            num_frames = open_frames(video).num_frames
-            if num_frames > limits.max_video_frames:
-                raise UserError(
-                    f"A video has {num_frames} frames, this server takes {limits.max_video_frames} at most. Cut it."
-                )
+            open_frames(video, media_limits)
 
 
 def _from_base64(text: str, kind: str) -> bytes:

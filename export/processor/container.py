@@ -17,20 +17,28 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from export.errors import UserError
-from export.processor.images import MAX_PICTURE_PIXELS
+from export.processor.media.limits import DEFAULT_LIMITS, MAX_PICTURE_PIXELS, MediaLimits
+from export.processor.media.mp4_tables import check_tables
 
 _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,flv,asf,ivf"
+_CODECS = (
+    "av1", "dnxhd", "dvvideo", "ffv1", "ffvhuff", "flv", "h263", "h264", "hevc", "huffyuv", "libdav1d", "libvpx",
+    "libvpx-vp9", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2", "png", "prores", "qtrle",
+    "rawvideo", "theora", "utvideo", "vc1", "vp8", "vp9", "wmv1", "wmv2", "wmv3",
+)  # fmt: skip
+"""FFmpeg has three hundred decoders, most for the files of one old game, hardly tested and never needed here."""
 _CLOCK_TOLERANCE_S = 1.0
 """How far the last frame may stay behind the announced end: clocks round, and the last frame may stand long."""
+_SLACK_BYTES = 1 << 12
 
 
 class ContainerFrames:
     """The first video stream of a container file."""
 
-    def __init__(self, source: Path | bytes, name: str) -> None:
+    def __init__(self, source: Path | bytes, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         self.name = name
         self.num_decoded = 0
-        self._source = source
+        self._source, self._limits = source, limits
         self.num_frames, self.fps = self._survey()
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
@@ -92,8 +100,10 @@ class ContainerFrames:
 
     def _count_packets(self, container: InputContainer, stream: VideoStream) -> tuple[int, int, float]:
         """How many packets there are, how many of them are shown, and when the last one ends, in seconds."""
-        num_packets = num_shown = 0
+        num_packets = num_shown = num_bytes = 0
         end_s = 0.0
+        # Packets that a container stores compressed may be larger than their file, but not by much.
+        most_bytes = 2 * container.size + _SLACK_BYTES
         try:
             for packet in container.demux(stream):
                 if packet.size == 0:
@@ -101,6 +111,8 @@ class ContainerFrames:
                 if packet.is_corrupt:
                     raise self._ends_early(f"packet {num_packets} is cut off")
                 num_packets += 1
+                num_bytes += packet.size
+                self._check_amount(num_packets, num_bytes, most_bytes)
                 num_shown += not packet.is_discard
                 if packet.pts is not None and packet.time_base is not None:
                     end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -108,11 +120,26 @@ class ContainerFrames:
             raise self._ends_early(f"{_reason(error)} after {num_packets} packets") from None
         return num_packets, num_shown, end_s
 
+    def _check_amount(self, num_packets: int, num_bytes: int, most_bytes: int) -> None:
+        if num_packets > self._limits.max_video_frames:
+            raise UserError(
+                f"{self.name} has more than {self._limits.max_video_frames} frames, which is the most that is read. "
+                "Cut it."
+            )
+        if num_bytes > most_bytes:
+            raise UserError(
+                f"{self.name} has frames that lie over each other: its first {num_packets} have {num_bytes} bytes, "
+                "more than the whole file. Convert the video again."
+            )
+
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
         with io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source.open("rb") as file:
+            check_tables(file, self.name)
             try:
-                container = av.open(file, "r", options={"format_whitelist": _FORMATS})
+                container = av.open(
+                    file, "r", options={"format_whitelist": _FORMATS, "codec_whitelist": ",".join(_CODECS)}
+                )
             except av.error.EOFError:
                 raise UserError(
                     f"{self.name} holds no frame: it ends after its header. Record it again."
@@ -137,8 +164,11 @@ class ContainerFrames:
         )
 
     def _check_size(self, stream: VideoStream) -> None:
-        if stream.codec_context is None:
-            raise UserError(f"{self.name}: no decoder for its video stream. Convert it to H.264 first.")
+        if stream.codec_context is None or stream.codec_context.codec.name not in _CODECS:
+            found = "" if stream.codec_context is None else f" ({stream.codec_context.codec.name})"
+            raise UserError(
+                f"{self.name}: no decoder here for its video stream{found}. Convert it to H.264 first."
+            )
         if stream.width * stream.height > MAX_PICTURE_PIXELS:
             raise UserError(
                 f"{self.name} claims frames of {stream.width} x {stream.height} pixels; at most {MAX_PICTURE_PIXELS} "

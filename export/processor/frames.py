@@ -9,6 +9,8 @@ from PIL import Image
 
 from export.errors import UserError
 from export.processor.images import ImageSource, decoding, load_image, open_image, rgb_from_image
+from export.processor.media.animations import read_animation
+from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -27,9 +29,6 @@ PICTURE_SUFFIXES = frozenset(
         ".webp",
     }
 )
-
-MAX_ANIMATION_PIXELS = 2**34
-"""Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
 
 
 class FrameSource(Protocol):
@@ -91,24 +90,15 @@ def _natural_key(path: Path) -> list[tuple[int, str]]:
 class AnimationFrames:
     """An animated GIF, WebP or PNG, whose frames carry their own durations."""
 
-    def __init__(self, source: Path | bytes, name: str) -> None:
+    def __init__(self, source: Path | bytes, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         self.name = name
         self._source = source
-        with open_image(source) as image, decoding(source):
-            self.num_frames = self.num_decoded = getattr(image, "n_frames", 1)
-            if image.width * image.height * self.num_frames > MAX_ANIMATION_PIXELS:
-                raise UserError(
-                    f"{name} claims {self.num_frames} frames of {image.width} x {image.height} pixels, more than "
-                    f"{MAX_ANIMATION_PIXELS} together. Shrink it or turn it into a video file."
-                )
-            milliseconds = sum(self._duration(image, index) for index in range(self.num_frames))
-        self.fps = 1000 * self.num_frames / milliseconds if milliseconds else None
-
-    @staticmethod
-    def _duration(image: Image.Image, index: int) -> float:
-        image.seek(index)
-        image.load()
-        return float(image.info.get("duration", 0))
+        with open_image(source):
+            pass  # says what is wrong with a file that is no picture at all
+        animation = read_animation(source if isinstance(source, bytes) else source.read_bytes(), name, limits)
+        delays_ms = animation.delays_ms if animation else ()
+        self.num_frames = self.num_decoded = max(1, len(delays_ms))
+        self.fps = 1000 * len(delays_ms) / sum(delays_ms) if delays_ms else None
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         with open_image(self._source) as image:

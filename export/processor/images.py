@@ -7,6 +7,7 @@ becomes one `UserError`.
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from export.errors import UserError
+from export.processor.media.limits import MAX_PICTURE_PIXELS
+from export.processor.media.picture_headers import HEADER_KINDS, check_headers
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-MAX_PICTURE_PIXELS = 2**27
-"""134 megapixels, half a gigabyte when decoded. Cameras reach 108; a bomb's header claims far more."""
+_STRIP_PIXELS = 1 << 22
 
 PICTURE_FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
@@ -58,13 +60,36 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Iterator
         yield source
         return
     file = io.BytesIO(source) if isinstance(source, bytes) else path_of_file(source)
-    with warnings.catch_warnings():
-        # Pillow warns at two thirds of our limit; the limit itself is an error, just below.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = _identify(source, file)
+    _silence_pillow()
+    _check_headers(source, file)
+    image = _identify(source, file)
     with image:
         _check_size(image, source)
         yield image
+
+
+def _silence_pillow() -> None:
+    """Keep Pillow from writing a line for each odd tag of a stranger's file, sixty thousand in a TIFF.
+
+    Once and for Pillow's own modules: `warnings.catch_warnings` puts back what the whole process had, so that one
+    request would switch the warnings of another on again. What is wrong with a file is said by an error.
+    """
+    module = re.compile(r"PIL\.")
+    if not any(action == "ignore" and pattern == module for action, _, _, pattern, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=module.pattern)
+
+
+def _check_headers(source: object, file: io.BytesIO | Path) -> None:
+    if isinstance(file, io.BytesIO):
+        check_headers(file.getbuffer()[:4].tobytes(), file.getvalue(), describe(source))
+        return
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+            if head.startswith(HEADER_KINDS):
+                check_headers(head, head + opened.read(), describe(source))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
@@ -114,9 +139,15 @@ def rgb_from_image(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
-    layers = image.convert("RGBA")
-    white = Image.new("RGBA", layers.size, "white")
-    return Image.alpha_composite(white, layers).convert("RGB")
+    image.load()
+    flat = Image.new("RGB", image.size)
+    # In strips: at once, four whole copies would be in memory.
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        layers = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", layers.size, "white")
+        flat.paste(Image.alpha_composite(white, layers).convert("RGB"), (0, top))
+    return flat
 
 
 def path_of_file(source: object) -> Path:

@@ -17,6 +17,7 @@ from export.errors import UserError
 from export.processor.container import ContainerFrames
 from export.processor.frames import AnimationFrames, FrameSource, PictureFrames, pictures_in_folder
 from export.processor.images import ImageSource, describe, path_of_file
+from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.resize import video_frame_size
 from export.processor.settings import VideoSettings
 
@@ -25,13 +26,17 @@ VideoSource = str | os.PathLike[str] | bytes | Sequence[ImageSource] | NDArray[n
 _ANIMATION_MAGIC = (b"GIF8", b"\x89PNG", b"RIFF")
 
 
-def load_video(source: VideoSource, settings: VideoSettings) -> list[NDArray[np.uint8]]:
+def load_video(
+    source: VideoSource, settings: VideoSettings, limits: MediaLimits = DEFAULT_LIMITS
+) -> list[NDArray[np.uint8]]:
     """Decode, sample and resize one video.
 
     Args:
         source: a video file or its bytes; an animated GIF, WebP or PNG; a folder of pictures, in the natural order of
             their names; a list of pictures or an array uint8 [T, H, W, 3]. A folder, list or array counts as sampled
             already: every frame is used, up to `settings.max_frames`.
+        settings: the checkpoint's.
+        limits: of what is read and decoded at most.
 
     Returns:
         Frames, each uint8 [H, W, 3] of one size; an odd last one stands for a whole temporal step.
@@ -39,7 +44,7 @@ def load_video(source: VideoSource, settings: VideoSettings) -> list[NDArray[np.
     Raises:
         UserError: no video, no frame, a broken or truncated file, frames of different sizes.
     """
-    frames = open_frames(source)
+    frames = open_frames(source, limits)
     for _ in range(2):
         indices = sample_frames(frames.num_frames, frames.fps, settings)
         resized = _read_resized(frames, indices, settings)
@@ -70,7 +75,7 @@ def sample_frames(num_frames: int, fps: float | None, settings: VideoSettings) -
     return [i * num_frames // count for i in range(count)]
 
 
-def open_frames(source: VideoSource) -> FrameSource:
+def open_frames(source: VideoSource, limits: MediaLimits = DEFAULT_LIMITS) -> FrameSource:
     """Prepare any kind of video for reading frame by frame.
 
     Raises:
@@ -83,8 +88,8 @@ def open_frames(source: VideoSource) -> FrameSource:
         return PictureFrames(pictures_in_folder(Path(source)), name)
     path_or_bytes = source if isinstance(source, bytes) else path_of_file(source)
     if _is_animation(path_or_bytes):
-        return AnimationFrames(path_or_bytes, name)
-    return ContainerFrames(path_or_bytes, name)
+        return AnimationFrames(path_or_bytes, name, limits)
+    return ContainerFrames(path_or_bytes, name, limits)
 
 
 def describe_video(source: object) -> str:

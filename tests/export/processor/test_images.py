@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from export.errors import UserError
-from export.processor.images import MAX_PICTURE_PIXELS, load_image
+from export.processor.images import load_image
+from export.processor.media.limits import MAX_PICTURE_PIXELS
 from tests.support.pictures import encoded, picture, rotated_jpeg, save, transparent_png
 
 

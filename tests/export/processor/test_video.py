@@ -12,6 +12,7 @@ from PIL import Image
 
 from export.errors import UserError
 from export.processor import video as video_module
+from export.processor.media.limits import MediaLimits
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.settings import PIXELS_PER_TOKEN, ImageSettings, VideoSettings
 from export.processor.video import load_video, sample_frames
@@ -165,7 +166,7 @@ def test_full_size_frames_are_not_kept(monkeypatch):
                 yield large.copy()
                 alive["now"] -= 1
 
-    monkeypatch.setattr(video_module, "open_frames", lambda source: Counted())
+    monkeypatch.setattr(video_module, "open_frames", lambda source, limits: Counted())
     frames = load_video("any", SMALL)
     assert alive["most"] == 1
     # No view keeps a larger array alive, either.
@@ -181,7 +182,7 @@ def test_a_wrong_frame_count_in_the_packets_is_corrected_by_decoding(monkeypatch
             self.num_decoded = 16
             yield from (picture(30, 30) for index in indices if index < 16)
 
-    monkeypatch.setattr(video_module, "open_frames", lambda source: Overcounted())
+    monkeypatch.setattr(video_module, "open_frames", lambda source, limits: Overcounted())
     assert len(load_video("any", SMALL)) == 16
 
 
@@ -212,11 +213,17 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         load_video(tmp_path, SMALL)
 
 
-def test_an_animation_that_claims_too_many_pixels_is_refused(monkeypatch):
-    from export.processor import frames
-
-    monkeypatch.setattr(frames, "MAX_ANIMATION_PIXELS", 5000)
+def test_an_animation_that_claims_too_many_pixels_is_refused():
     images = [picture(40, 40, seed=seed) for seed in range(4)]
     content = encoded(images[0], "GIF", save_all=True, append_images=images[1:], duration=100)
-    with pytest.raises(UserError, match="claims 4 frames of 40 x 40"):
-        load_video(content, SMALL)
+    with pytest.raises(UserError, match="claims 4 frames or more, the last one of 40 x 40"):
+        load_video(content, SMALL, MediaLimits(max_animation_pixels=5000))
+
+
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG"])
+def test_frames_of_an_animation_are_counted_up_to_the_limit(format_):
+    images = [picture(40, 40, seed=seed) for seed in range(6)]
+    content = encoded(images[0], format_, save_all=True, append_images=images[1:], duration=100)
+    assert len(load_video(content, SMALL, MediaLimits(max_video_frames=6))) == 4
+    with pytest.raises(UserError, match="more than 5 frames"):
+        load_video(content, SMALL, MediaLimits(max_video_frames=5))

@@ -1,0 +1,19 @@
+"""How much of a picture or video is decoded at most, and how much damage is taken?"""
+
+from dataclasses import dataclass
+
+MAX_PICTURE_PIXELS = 2**27
+"""134 megapixels, half a gigabyte when decoded. Cameras reach 108; a bomb's header claims far more."""
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """Bounds that the loops of a decoder look at; a server sets narrower ones."""
+
+    max_video_frames: int = 1 << 22
+    """Frames in a video's file: nineteen hours at 60 a second."""
+    max_animation_pixels: int = 1 << 34
+    """Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
+
+
+DEFAULT_LIMITS = MediaLimits()
