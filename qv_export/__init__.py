@@ -10,9 +10,9 @@ Names are loaded when they are first used: importing this package loads nothing 
 `export` and `validate`.
 """
 
-from typing import TYPE_CHECKING
+import typing as _typing
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from export.bundle import Bundle
     from export.errors import UserError
     from qv_export.api import Answer, Chat, Model, build, export, load, validate

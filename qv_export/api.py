@@ -52,6 +52,9 @@ def export(
     Raises:
         UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
     """
+    from export.install import require_extra
+
+    require_extra("export", "Exporting a checkpoint")
     from export.exporter import export_checkpoint
 
     manifest = export_checkpoint(

@@ -113,14 +113,22 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return ExitCode.USER_ERROR
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else ExitCode.FAULT
-    except UserError as error:
-        _show_traceback(arguments)
-        click.echo(f"error: {error}", err=True)
-        return ExitCode.USER_ERROR
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it gets an exit code and a way on
         _show_traceback(arguments)
-        click.echo(_fault_message(error, arguments), err=True)
-        return ExitCode.FAULT
+        mistake = _users_mistake(error)
+        click.echo(f"error: {mistake}" if mistake else _fault_message(error, arguments), err=True)
+        return ExitCode.USER_ERROR if mistake else ExitCode.FAULT
+
+
+def _users_mistake(error: Exception) -> str | None:
+    """What a user can mend, with the way to do it; None for a fault."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        from export.install import explain_missing_module
+
+        return explain_missing_module(error.name or "")
+    return None
 
 
 def _fault_message(error: Exception, arguments: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from export.bundle import Bundle, open_bundle
 from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
 from export.errors import UserError
+from export.install import require_extra
 from validate.cases.builtin import LEVELS, LevelName, Profile, make_level
 from validate.cases.case_files import load_cases
 from validate.cases.prompts import prepare_case
@@ -49,6 +50,8 @@ def make_plan(
     Raises:
         UserError: a file that cannot be read, or a target that cannot run here.
     """
+    if golden is None:
+        require_extra("validate", "Comparing with the reference")
     config, settings = bundle.config, bundle.processor.image_settings
     subject = open_target(target, bundle, profile, dtype)
     level = make_level(level_name, subject.engine.profile)

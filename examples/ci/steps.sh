@@ -67,7 +67,10 @@ all() {
 
 case ${1:-} in
     export) export_bundle ;;
-    key | build) "$1" "${2:?architecture, such as 89}" ;;
+    key | build)
+        [[ -n ${2:-} ]] || { echo "$1 needs an architecture, such as: $0 $1 89" >&2; exit 2; }
+        "$1" "$2"
+        ;;
     validate | publish | all) "$1" ;;
     *) sed -n '2,10p' "$0" >&2; exit 2 ;;
 esac

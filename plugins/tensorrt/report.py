@@ -69,7 +69,7 @@ def report(engine: Path | None = None) -> PluginsReport:
     gpu, capability, driver_cuda = None, 80, DEFAULT_DRIVER_CUDA
     kernels: tuple[KernelReport, ...] = ()
     if find_spec("triton") is None:
-        problems.append("no PTX can be made: Triton is not installed (pip install triton)")
+        problems.append("no PTX can be made: the package triton is not installed")
     else:
         try:
             gpu, capability, driver_cuda = _gpu()

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from export.errors import UserError
-from export.install import install_command
 from qv_export.show.console import note, print_json
 
 
@@ -75,14 +74,8 @@ def triton(
     It holds the bundle, the runtime and the configuration; the server needs the packages of
     examples/triton/requirements.txt and no torch.
     """
-    try:
-        from engines.triton_server.repository import write_repository
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"The configuration is written through Triton's own classes, and {error.name} is missing. "
-            f"Install it: {install_command('triton')}"
-        ) from None
     from engines.open import find_engine
+    from engines.triton_server.repository import write_repository
     from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from export.bundle import open_bundle
 

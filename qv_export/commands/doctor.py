@@ -1,4 +1,4 @@
-"""`qv-export doctor`: what can this machine export, build and run, and what is missing?"""
+"""`qv-export doctor`: what can be done on this machine, and what is missing for the rest."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from engines.gpus import GpuFacts
     from plugins.tensorrt.report import PluginsReport
     from qv_export.show.machine import MachineFacts
+
+DEVELOPER_EXTRAS = ("dev", "tiny")
+"""What no user of the commands needs; `--json` lists their packages too."""
 
 
 @click.command(short_help="Show what this machine can export, build and run.")
@@ -52,6 +55,8 @@ def plugins_report(engine: Path | None) -> "PluginsReport":
 def show_plugins(plugins: "PluginsReport") -> None:
     rows = [(name, version or "not installed") for name, version in plugins.packages.items()]
     gpu = plugins.gpu or "none found: kernels are compiled, not loaded"
+    from export.install import package_command
+
     print_table("Plugins", ("what", "value"), [*rows, ("GPU", gpu), ("TensorRT", plugins.registration)])
     kernels = [
         (
@@ -71,11 +76,20 @@ def show_plugins(plugins: "PluginsReport") -> None:
         print_table("Kernels in the engine", ("kernel", "PTX target", "ISA"), found)
         if not found:
             click.echo("The engine holds none of our kernels: it runs the ops' bodies, as native layers.")
+    if plugins.packages.get("triton") is None:
+        click.echo(f"note: the kernels are compiled by Triton. Install it: {package_command('triton')}")
     for problem in plugins.problems:
         click.echo(f"note: {problem}")
 
 
 def show(facts: "MachineFacts") -> None:
+    jobs = [(job.name, yes(job.possible), job.advice) for job in facts.jobs]
+    print_table("What can be done here", ("job", "here", ""), jobs)
+    targets = [
+        (target.name, target.version or "-", yes(target.builds), yes(target.runs), target.advice)
+        for target in facts.targets
+    ]
+    print_table("Targets", ("target", "library", "builds here", "runs here", ""), targets)
     print_table("Machine", ("what", "value"), machine_rows(facts))
     packages = [
         (
@@ -86,13 +100,9 @@ def show(facts: "MachineFacts") -> None:
             package_state(package.installed, package.fits),
         )
         for package in facts.packages
+        if package.extra not in DEVELOPER_EXTRAS
     ]
     print_table("Packages", ("package", "installed", "needed", "extra", ""), packages)
-    targets = [
-        (target.name, target.version or "-", yes(target.builds), yes(target.runs), target.advice)
-        for target in facts.targets
-    ]
-    print_table("Targets", ("target", "library", "builds here", "runs here", ""), targets)
     for warning in facts.warnings:
         click.echo(f"warning: {warning}")
 

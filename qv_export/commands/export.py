@@ -40,11 +40,11 @@ def export(checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsM
 
     CHECKPOINT is a directory as downloaded from the hub: config.json, *.safetensors, tokenizer.json.
     """
-    from export.exporter import export_checkpoint
+    from qv_export import api
 
     start = time.perf_counter()
     with progress() as step:
-        manifest = export_checkpoint(checkpoint, output, dtype=dtype, weights=weights, progress=step)
+        manifest = api.export(checkpoint, output, dtype=dtype, weights=weights, progress=step).manifest
     seconds = time.perf_counter() - start
     if as_json:
         print_json({"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)})

@@ -1,4 +1,4 @@
-"""What does this machine have: packages, cores, memory, GPUs, and which targets can it serve?"""
+"""Facts about this machine: packages, cores, memory, GPUs, and what can be done on it."""
 
 import os
 import platform
@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 from engines.gpus import GpuFacts, gpu_facts
 from engines.packages import installed_version
 from export.errors import UserError
+from export.install import DISTRIBUTION, package_command
+from qv_export.show.jobs import JobFacts, TargetFacts, job_facts
 
 if TYPE_CHECKING:
     from engines.backends.base import Backend
+
+
+ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,6 @@ class PackageFacts:
 
 
 @dataclass(frozen=True)
-class TargetFacts:
-    """Whether engines of a target can be built and run here."""
-
-    name: str
-    version: str | None
-    """Of its library; None where it is missing or too old."""
-    builds: bool
-    runs: bool
-    advice: str
-
-
-@dataclass(frozen=True)
 class MachineFacts:
     """What `doctor` shows."""
 
@@ -53,12 +46,14 @@ class MachineFacts:
     gpus: tuple[GpuFacts, ...]
     packages: tuple[PackageFacts, ...]
     targets: tuple[TargetFacts, ...]
+    jobs: tuple[JobFacts, ...]
     warnings: tuple[str, ...]
 
 
 def machine_facts() -> MachineFacts:
     """Look around. Finds nothing where there is nothing: a machine without a GPU is no error."""
     packages, gpus = package_facts(requires("qv-export") or ()), gpu_facts()
+    targets = target_facts(gpus)
     return MachineFacts(
         python=platform.python_version(),
         platform=platform.platform(),
@@ -67,7 +62,8 @@ def machine_facts() -> MachineFacts:
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=gpus,
         packages=packages,
-        targets=target_facts(gpus),
+        targets=targets,
+        jobs=job_facts(targets),
         warnings=package_warnings(packages),
     )
 
@@ -78,6 +74,8 @@ def package_facts(requirements: Sequence[str]) -> tuple[PackageFacts, ...]:
 
     facts = []
     for requirement in map(Requirement, requirements):
+        if requirement.name == DISTRIBUTION:  # an extra that takes in others
+            continue
         extra = str(requirement.marker).partition("extra == ")[2].strip("\"'") if requirement.marker else ""
         required = ",".join(sorted(map(str, requirement.specifier), reverse=True))
         installed = installed_version(requirement.name)
@@ -90,15 +88,15 @@ def package_warnings(packages: Sequence[PackageFacts]) -> tuple[str, ...]:
     """What is installed and does not fit, or fits badly together."""
     warnings = [
         f"{package.name} {package.installed or 'is missing'}: {package.required} is needed. "
-        f"pip install '{package.name}{package.required}'"
+        f"Install it: {package_command(package.name + package.required)}"
         for package in packages
         if not package.fits and (package.installed or not package.extra)
     ]
     installed = {package.name for package in packages if package.installed}
-    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+    if {*ONNXRUNTIME_PACKAGES} <= installed | set(filter(installed_version, ONNXRUNTIME_PACKAGES)):
         warnings.append(
-            "onnxruntime and onnxruntime-gpu share one module. To be sure that the GPU's is used: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+            "onnxruntime and onnxruntime-gpu share one module: which of them is loaded depends on the order of "
+            "installation. qv-export computes on the CPU with either; uninstall both and install one."
         )
     return tuple(warnings)
 

@@ -6,13 +6,12 @@ has no file of its own.
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from export.errors import UserError
 from export.inputs import ModelInputs
+from export.install import require_extra
 from validate.cases.prompts import pack_patches
 from validate.records.records import ExpectedPrompt
 
@@ -26,8 +25,7 @@ def require_polygraphy() -> None:
     Raises:
         UserError: Polygraphy is not installed.
     """
-    if find_spec("polygraphy") is None:
-        raise UserError("--polygraphy needs Polygraphy: pip install 'qv-export[polygraphy]'")
+    require_extra("polygraphy", "--polygraphy")
 
 
 def write_polygraphy_files(

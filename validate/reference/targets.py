@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from export.bundle import Bundle
 from export.config import DTYPES
-from export.install import install_command
+from export.install import install_command, missing_modules
 
 if TYPE_CHECKING:
     from engines.session import Engine, ProbeSession
@@ -24,8 +23,8 @@ class ReferenceTarget:
 
     def missing(self) -> str | None:
         """Why it cannot run here, with what would help; None where it can."""
-        if find_spec("torch") is None:
-            return f"--target {self.name} needs PyTorch. Install it: {install_command('export')}"
+        if missing_modules("validate"):
+            return f"--target {self.name} needs PyTorch. Install it: {install_command('validate')}"
         import torch  # noqa: PLC0415 - nothing else needs it
 
         if self.device == "cuda" and not torch.cuda.is_available():

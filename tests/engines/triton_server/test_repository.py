@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-pytest.importorskip("tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'")
-
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.store.cache import cached_engine
 from engines.triton_server.config import chat_config, config_text, parse_config

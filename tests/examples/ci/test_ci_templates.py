@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def steps(tmp_path: Path, qv_export: str, *arguments: str) -> "subprocess.Comple
     return subprocess.run(
         [CI / "steps.sh", *arguments], env=environment, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize("step", ["key", "build"])
+def test_a_step_without_its_architecture_says_so(tmp_path: Path, step: str) -> None:
+    done = steps(tmp_path, "true", step)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"{step} needs an architecture, such as: {CI / 'steps.sh'} {step} 89"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_installs_extras_that_there_are(template: str) -> None:
+    project = tomllib.loads((CI.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"pip install '?\.\[([a-z,]+)\]", (CI / template).read_text())
+    extras = {extra for names in named for extra in names.split(",")}
+    assert {"export", "rtx"} <= extras <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("code", [0, 1])

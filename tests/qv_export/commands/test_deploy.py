@@ -2,8 +2,6 @@ import json
 
 import pytest
 
-pytest.importorskip("tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'")
-
 from qv_export.cli import ExitCode, run_command_line
 from tests.support.bundles import shared_bundle
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from export import install
 from export.bundle import open_bundle
 from qv_export.cli import ExitCode, run_command_line
 from validate.records.polygraphy_files import INPUTS_NAME, OUTPUTS_NAME
@@ -46,8 +47,8 @@ def test_without_record_the_option_means_nothing(exported, tmp_path, capsys):
 
 
 def test_a_missing_polygraphy_is_told_with_its_installation(exported, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("validate.records.polygraphy_files.find_spec", lambda _: None)
+    monkeypatch.setattr(install, "find_spec", lambda _: None)
     arguments = ["validate", str(exported.bundle), "--record", str(tmp_path / "golden"), "--polygraphy"]
     assert run_command_line(arguments) == ExitCode.USER_ERROR
-    assert "pip install 'qv-export[polygraphy]'" in capsys.readouterr().err
+    assert install.install_command("polygraphy") in capsys.readouterr().err
     assert not (tmp_path / "golden").exists()

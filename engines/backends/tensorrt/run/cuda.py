@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engines.session import EngineError
 from export.errors import UserError
+from export.install import package_command
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,8 @@ def load_cuda() -> Any:
     try:
         from cuda.bindings import runtime  # noqa: PLC0415  (only a machine that runs engines has it)
     except ImportError as error:
-        raise UserError("TensorRT engines need cuda-python to run: pip install 'cuda-python>=13'") from error
+        command = package_command("cuda-python>=13")
+        raise UserError(f"TensorRT engines need cuda-python to run. Install it: {command}") from error
     return runtime
 
 
