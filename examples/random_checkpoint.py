@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -42,6 +42,8 @@ class Sizes:
     mrope_section: tuple[int, int, int] | None = None
     """None: a quarter of the frequencies for time, the rest in halves, as published (16, 24, 24 of 64)."""
     rope_theta: float = 1_000_000.0
+    yarn: Mapping[str, Any] | None = None
+    """YaRN's keys, such as `factor`; None: frequencies as trained."""
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32768
     vision_depth: int = 2
@@ -189,7 +191,11 @@ def published_config(sizes: Sizes, dtype: str) -> dict[str, Any]:
         **decoder_config(sizes),
         **token_ids(sizes),
         "vision_token_id": special_id(sizes, "vision_pad"),
-        "rope_scaling": {"type": "mrope", "mrope_section": list(sizes.sections)},
+        "rope_scaling": {
+            "type": "mrope" if sizes.yarn is None else "yarn",
+            "mrope_section": list(sizes.sections),
+            **(sizes.yarn or {}),
+        },
         "rope_theta": sizes.rope_theta,
         "tie_word_embeddings": sizes.tie_word_embeddings,
         "torch_dtype": dtype,
@@ -200,7 +206,12 @@ def published_config(sizes: Sizes, dtype: str) -> dict[str, Any]:
 
 def nested_config(sizes: Sizes, dtype: str) -> dict[str, Any]:
     """config.json as Transformers 5 re-saves it: `text_config`, `rope_parameters`, `in_channels`, `dtype`."""
-    rope = {"mrope_section": list(sizes.sections), "rope_theta": sizes.rope_theta, "rope_type": "default"}
+    rope = {
+        "mrope_section": list(sizes.sections),
+        "rope_theta": sizes.rope_theta,
+        "rope_type": "default" if sizes.yarn is None else "yarn",
+        **(sizes.yarn or {}),
+    }
     text = {"model_type": "qwen2_vl_text", "dtype": dtype, **decoder_config(sizes), "rope_parameters": rope}
     kind = {"model_type": "qwen2_vl_vision", "hidden_act": "quick_gelu"}
     return {

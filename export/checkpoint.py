@@ -1,22 +1,28 @@
 """Which tensors does a checkpoint hold, and where do their bytes lie?
 
-Only headers are read here: a 72B checkpoint opens as fast as a tiny one. No torch.
+Only headers are read here: a 72B checkpoint opens as fast as a tiny one. One exception: a head that is stored beside
+the token embedding it should be tied to is compared with it. No torch.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from export.config import DecoderConfig, ModelConfig, VisionConfig, load_config
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.safetensors_file import StoredTensor, read_safetensors_header
+from export.weights.compare import have_equal_values
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 # Key layouts in use: as published on the hub, and as Transformers >= 4.52 names modules in memory.
 _PREFIX_RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _MAX_LISTED_PROBLEMS = 40
 
@@ -32,6 +38,22 @@ class Checkpoint:
 
     weight_files: tuple[Path, ...]
     """All of them, as the index names them, also one that holds nothing but an untied copy of a tied head."""
+
+    config_changes: Mapping[str, Any]
+    """Values of `config.json` that the weights contradict, by key, as they must be read."""
+
+    notes: tuple[str, ...]
+    """What its user should know: where the weights and `config.json` said different things, and who was followed."""
+
+    @property
+    def dtype(self) -> str:
+        """As `config.json` states it, or else that of most weights."""
+        if self.config.dtype is not None:
+            return self.config.dtype
+        sizes = Counter[str]()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.length_bytes
+        return sizes.most_common(1)[0][0]
 
     def names_by_file(self) -> dict[Path, list[str]]:
         """Published names of the tensors in each weight file."""
@@ -57,11 +79,39 @@ def open_checkpoint(directory: Path) -> Checkpoint:
             if name in found:
                 problems.append(f"{name}: stored twice, in {found[name].path.name} and {path.name}")
             found[name] = tensor
+    tied, notes = _resolve_head(found, config.decoder.tie_word_embeddings)
+    changes = {} if tied == config.decoder.tie_word_embeddings else {"tie_word_embeddings": tied}
+    config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
     expected = dict(expected_shapes(config))
-    problems += _problems(found, expected, may_hold_head=config.decoder.tie_word_embeddings)
+    problems += _problems(found, expected)
     if problems:
         raise UserError(_problem_list(directory, problems))
-    return Checkpoint(directory, config, {name: found[name] for name in expected}, tuple(weight_files))
+    tensors = {name: found[name] for name in expected}
+    return Checkpoint(directory, config, tensors, tuple(weight_files), changes, tuple(notes))
+
+
+def _resolve_head(found: dict[str, StoredTensor], stated: bool) -> tuple[bool, list[str]]:
+    """Whether the head is the token embedding, as Transformers 5 decides it: what is stored outweighs the flag.
+
+    A head that is only a copy is taken out of `found`, and one that stands for both takes the embedding's place.
+    """
+    embedding, head = found.get(_EMBEDDING), found.get(_HEAD)
+    if head is None:
+        note = f"tie_word_embeddings is false, but there is no {_HEAD}: the token embedding projects too."
+        return True, [] if stated or embedding is None else [note]
+    if not stated:
+        return False, []
+    if embedding is None:
+        found[_EMBEDDING] = found.pop(_HEAD)
+        return True, []
+    if have_equal_values(embedding, head):
+        del found[_HEAD]
+        return True, []
+    note = (
+        f"tie_word_embeddings is true, but {_HEAD} is stored and differs from {_EMBEDDING}: it is used as the head. "
+        "Set tie_word_embeddings to false in config.json to silence this."
+    )
+    return False, [note]
 
 
 def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -121,16 +171,14 @@ def _linear(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[i
     yield f"{name}.bias", (outputs,)
 
 
-def _problems(
-    found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], may_hold_head: bool
-) -> list[str]:
+def _problems(found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     missing = [
         f"{name}: missing, expected shape {list(expected[name])}" for name in expected if name not in found
     ]
     unused = [
         f"{name}: not part of Qwen2-VL (in {tensor.path.name})"
         for name, tensor in found.items()
-        if name not in expected and not (may_hold_head and name == "lm_head.weight")
+        if name not in expected
     ]
     wrong = [
         f"{name}: shape {list(found[name].shape)}, expected {list(shape)}"

@@ -1,10 +1,13 @@
 """How does a checkpoint become a bundle?"""
 
+import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -15,8 +18,11 @@ from export.errors import UserError
 from export.graphs.decoder import decoder_graph
 from export.graphs.lint import check_graph
 from export.graphs.vision import vision_graph
+from export.json_object import read_json_object
 from export.manifest import Source, sha256_of
 from export.processor.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 # What the runtime reads beside the graphs, as far as the checkpoint has it; the processor says what it misses.
 _COMPANION_FILES = (
@@ -62,7 +68,9 @@ def export_checkpoint(
     report = progress or _ignore
     report("reading the checkpoint")
     source = open_checkpoint(checkpoint)
-    dtype = _checked_dtype(dtype or source.config.dtype)
+    for note in source.notes:
+        logger.warning("%s: %s", checkpoint, note)
+    dtype = _checked_dtype(dtype or source.dtype)
     # A bundle that could not answer a question would be half a model: fail before the long part.
     Processor.from_directory(checkpoint)
     with writing_bundle(output) as directory:
@@ -100,6 +108,8 @@ def _write_files(
     companions = [name for name in _COMPANION_FILES if (source.directory / name).is_file()]
     for name in companions:
         shutil.copyfile(source.directory / name, directory / name)
+    if source.config_changes:
+        _correct_config(directory / "config.json", source.config_changes)
     graph_records = {name: FileRecord.from_file(directory / f"{name}.onnx") for name in graphs}
     manifest = Manifest(
         qv_export_version=version("qv-export"),
@@ -115,6 +125,15 @@ def _write_files(
     )
     manifest.write(directory)
     return manifest
+
+
+def _correct_config(path: Path, changes: Mapping[str, Any]) -> None:
+    """Let the bundle's `config.json` say what was exported, since everything after the export reads it there."""
+    content = read_json_object(path)
+    nested = content.get("text_config")
+    if isinstance(nested, dict):
+        content["text_config"] = {**nested, **changes}
+    path.write_text(json.dumps({**content, **changes}, indent=2) + "\n", encoding="utf-8")
 
 
 def _key(graphs: Mapping[str, FileRecord], weights: list[FileRecord]) -> str:

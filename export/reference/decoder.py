@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.config import DecoderConfig
 from plugins.cached_attention.op import cached_attention
 from plugins.rotary.op import rotary
-from plugins.rotary.reference import mrope_axes, mrope_frequencies
+from plugins.rotary.reference import mrope_axes, mrope_frequencies, yarn_frequencies
 
 
 class DecoderAttention(nn.Module):
@@ -21,6 +21,7 @@ class DecoderAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
@@ -44,7 +45,11 @@ class DecoderAttention(nn.Module):
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # [B, S, H or K, D]
         rotated_q, rotated_k = rotary(
-            q.flatten(0, 1), k.flatten(0, 1), position_ids.flatten(1), frequencies, axis_of
+            tempered(q, self.config).flatten(0, 1),
+            k.flatten(0, 1),
+            position_ids.flatten(1),
+            frequencies,
+            axis_of,
         )  # [T, H or K, D]
         attended, present_key, present_value = cached_attention(
             rotated_q.view_as(q), rotated_k.view_as(k), v, past_key, past_value, write_index, kv_lengths
@@ -156,6 +161,29 @@ class Decoder(nn.Module):
         return x, present_keys, present_values
 
 
+def tempered(q: Tensor, config: DecoderConfig) -> Tensor:
+    """Queries on YaRN's attention temperature: times the square of its attention factor, rounded once.
+
+    Transformers scales sines and cosines, so that rotated queries and keys carry the factor each. Scores are the same
+    with both on the queries: the cache holds keys as they are, and the op knows no temperature.
+    """
+    if config.yarn is None or config.yarn.attention_factor == 1.0:
+        return q
+    return (q.float() * config.yarn.attention_factor**2).to(q.dtype)
+
+
 def rotary_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     """M-RoPE's `frequencies` [D/2] float32 and `axis_of` [D/2] int32. Computed, not stored: float32 in every dtype."""
-    return mrope_frequencies(config.head_dim, config.rope_theta), mrope_axes(config.mrope_section)
+    axis_of = mrope_axes(config.mrope_section)
+    if config.yarn is None:
+        return mrope_frequencies(config.head_dim, config.rope_theta), axis_of
+    frequencies = yarn_frequencies(
+        config.head_dim,
+        config.rope_theta,
+        factor=config.yarn.factor,
+        original_max_position_embeddings=config.yarn.original_max_position_embeddings,
+        beta_fast=config.yarn.beta_fast,
+        beta_slow=config.yarn.beta_slow,
+        truncate=config.yarn.truncate,
+    )
+    return frequencies, axis_of

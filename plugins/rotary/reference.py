@@ -1,5 +1,7 @@
 """What is a rotary embedding over several position axes? (the definition of `QvRotary`)"""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,39 @@ def patch_axes(head_dim: int) -> Tensor:
 def mrope_frequencies(head_dim: int, theta: float) -> Tensor:
     """theta^(-2i / D) for i in 0 .. D/2-1: [D/2] float32."""
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+
+
+def yarn_frequencies(
+    head_dim: int,
+    theta: float,
+    *,
+    factor: float,
+    original_max_position_embeddings: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> Tensor:
+    """M-RoPE's frequencies stretched by YaRN (arXiv 2309.00071, section 3.2): [D/2] float32.
+
+    Frequencies that turn at least `beta_fast` times within the original context stay, those that turn at most
+    `beta_slow` times are divided by `factor`, and a straight ramp over the index blends between. Bit for bit what
+    Transformers 5.23 computes (`_compute_yarn_parameters`).
+    """
+
+    def index_of(num_turns: float) -> float:
+        turns_of_first = original_max_position_embeddings / (2 * math.pi)
+        return head_dim * math.log(turns_of_first / num_turns) / (2 * math.log(theta))
+
+    low, high = index_of(beta_fast), index_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # a step instead of a division by zero
+    ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
+    wavelengths = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    kept = 1 - ramp
+    return 1.0 / (factor * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
 
 def patch_frequencies(head_dim: int, theta: float = 10_000.0) -> Tensor:

@@ -72,6 +72,77 @@ def test_a_tied_checkpoint_may_hold_the_head_nevertheless(single: Path):
     assert "lm_head.weight" not in open_checkpoint(single).tensors
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("place", [0, 5000, -1])
+def test_a_stored_head_that_differs_is_used_although_the_flag_says_tied(tmp_path: Path, dtype, place):
+    directory = write_checkpoint(tmp_path / "tied", dtype=dtype, **SMALL)
+
+    def train_head(tensors: Tensors) -> None:
+        head = tensors["model.embed_tokens.weight"].copy()
+        head.reshape(-1)[place] += 1
+        tensors["lm_head.weight"] = head
+
+    rewrite(directory, train_head)
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.tensors["lm_head.weight"].name == "lm_head.weight"
+    assert not checkpoint.config.decoder.tie_word_embeddings
+    assert checkpoint.config_changes == {"tie_word_embeddings": False}
+    (note,) = checkpoint.notes
+    assert "lm_head.weight is stored and differs" in note
+
+
+def test_a_head_that_is_a_copy_in_another_dtype_is_tied(tmp_path: Path):
+    directory = write_checkpoint(tmp_path / "tied", dtype="bfloat16", **SMALL)
+    rewrite(
+        directory,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors["model.embed_tokens.weight"].astype(np.float32)}
+        ),
+    )
+    checkpoint = open_checkpoint(directory)
+    assert "lm_head.weight" not in checkpoint.tensors
+    assert not checkpoint.notes
+
+
+def test_a_tied_checkpoint_may_hold_the_head_alone(single: Path):
+    rewrite(
+        single,
+        lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}),
+    )
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.tensors["model.embed_tokens.weight"].name == "lm_head.weight"
+    assert checkpoint.config.decoder.tie_word_embeddings
+
+
+def test_an_untied_model_without_a_head_is_tied_with_a_word(tmp_path: Path):
+    directory = write_checkpoint(tmp_path / "untied", tie_word_embeddings=False, dtype="float32", **SMALL)
+    rewrite(directory, lambda tensors: tensors.pop("lm_head.weight"))
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.config.decoder.tie_word_embeddings
+    assert checkpoint.config_changes == {"tie_word_embeddings": True}
+    assert "there is no lm_head.weight" in checkpoint.notes[0]
+
+
+def test_a_head_of_another_shape_is_named(single: Path):
+    rewrite(single, lambda tensors: tensors.update({"lm_head.weight": np.ones((400, 64), np.float32)}))
+    assert "lm_head.weight: shape [400, 64], expected [400, 128]" in message_of(
+        lambda: open_checkpoint(single)
+    )
+
+
+@pytest.mark.parametrize("stated", ["auto", None])
+def test_a_dtype_that_is_left_to_the_weights_is_that_of_most_of_them(single: Path, stated):
+    rewrite(
+        single,
+        lambda tensors: tensors.update(
+            {name: array.astype(np.float16) for name, array in tensors.items() if array.ndim > 1}
+        ),
+    )
+    config = json.loads((single / "config.json").read_text()) | {"torch_dtype": stated}
+    (single / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(single).dtype == "float16"
+
+
 def test_opening_reads_headers_only(tmp_path: Path):
     # 72B-shaped: 147 GB of holes, which nothing could read in a test's time.
     directory = write_checkpoint(tmp_path / "72b", size="72b", sparse=True, shards=4)
@@ -100,14 +171,6 @@ def test_missing_unused_and_misshapen_tensors_are_listed_at_once(single: Path):
         "- visual.merger.ln_q.bias: missing, expected shape [64]",
     ]
     assert "config.json" in lines[-1]
-
-
-def test_an_untied_model_without_a_head_is_incomplete(tmp_path: Path):
-    directory = write_checkpoint(tmp_path / "untied", tie_word_embeddings=False, dtype="float32", **SMALL)
-    rewrite(directory, lambda tensors: tensors.pop("lm_head.weight"))
-    assert "lm_head.weight: missing, expected shape [400, 128]" in message_of(
-        lambda: open_checkpoint(directory)
-    )
 
 
 def test_a_config_of_another_size_names_the_tensors_and_counts_the_rest(single: Path):

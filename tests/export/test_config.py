@@ -1,11 +1,12 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.random_checkpoint import SIZES, Sizes, nested_config, published_config
-from export.config import config_from_json, load_config
+from export.config import YarnConfig, config_from_json, load_config
 from export.errors import UserError
 
 PUBLISHED_7B_TOKENS = {
@@ -67,7 +68,36 @@ def test_rope_scaling_resaved_with_the_default_type_is_still_mrope():
 
 def test_a_stated_window_that_is_not_used_changes_nothing():
     assert config_from_json(published(sliding_window=128)) == config_from_json(published())
-    assert "use_sliding_window" in problems_of(published(use_sliding_window=True))
+
+
+@pytest.mark.parametrize(
+    "inert",
+    [
+        {"sliding_window": 128, "max_window_layers": 3},
+        {"sliding_window": 32768, "max_window_layers": 0},
+        {"sliding_window": 128, "max_window_layers": 0, "layer_types": ["full_attention"] * 3},
+    ],
+    ids=["no layer", "as long as the context", "types say full"],
+)
+def test_a_window_that_no_layer_slides_over_changes_nothing(inert):
+    assert config_from_json(published(use_sliding_window=True, **inert)) == config_from_json(published())
+
+
+@pytest.mark.parametrize(
+    "sliding",
+    [
+        {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 3},
+    ],
+)
+def test_a_window_that_layers_slide_over_is_refused(sliding):
+    assert "(use_sliding_window): sliding attention is not computed" in problems_of(published(**sliding))
+
+
+def test_layer_types_of_another_kind_are_shown():
+    assert "layer_types must list full_attention" in problems_of(published(layer_types=["chunked_attention"]))
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "llama", None, 7])
@@ -92,6 +122,70 @@ def test_a_section_that_does_not_fit_the_head_is_shown(section):
     message = problems_of(published(rope_scaling={"type": "mrope", "mrope_section": section}))
     assert "sum to head_dim / 2 = 16" in message
     assert repr(section) in message
+
+
+YARN = {"mrope_section": [4, 6, 6], "factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        published(rope_scaling={"type": "yarn", **YARN}),
+        published(rope_scaling={"rope_type": "yarn", "type": "yarn", **YARN}),
+        published(rope_scaling=None, rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **YARN}),
+        published(rope_scaling={"type": "yarn", **YARN}, rope_parameters={"rope_type": "yarn", **YARN}),
+        published(rope_scaling={"type": "yarn", **YARN, "factor": None, "truncate": None, "mscale": 0}),
+        published(
+            rope_scaling={"type": "yarn", "mrope_section": [4, 6, 6], "factor": 4},
+            original_max_position_embeddings=8192,
+        ),
+    ],
+)
+def test_every_spelling_of_yarn_means_the_same(content):
+    decoder = config_from_json(content).decoder
+    assert decoder.yarn == YarnConfig(4.0, 8192, 0.1 * math.log(4) + 1)
+    assert decoder.mrope_section == (4, 6, 6)
+    assert decoder.max_position_embeddings == 32768
+
+
+def test_yarn_lengthens_the_context_that_is_told():
+    stretched = published(rope_scaling={"type": "yarn", "mrope_section": [4, 6, 6], "factor": 2.5})
+    assert config_from_json(stretched).decoder.max_position_embeddings == 81920
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"type": "linear", "factor": 2}, "rope_type 'linear' is not computed"),
+        ({"rope_type": "dynamic", "factor": 2}, "rope_type 'dynamic' is not computed"),
+        ({"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}, "rope_type 'longrope' is not computed"),
+        ({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}, "rope_type 'llama3' is not computed"),
+        ({"rope_type": 7}, "rope_type 7 is not computed"),
+        ({"type": "yarn", "rope_type": "default"}, "rope_type 'default' contradicts type 'yarn'"),
+        ({"type": "mrope", "factor": 4}, "factor would need rope_type 'yarn'"),
+        ({"type": "mrope", "attention_factor": 1.2}, "attention_factor would need rope_type 'yarn'"),
+        ({"type": "mrope", "stretch": 2}, "rope_scaling.stretch: not part of rope type default"),
+        ({"type": "yarn", "factor": 4, "stretch": 2}, "rope_scaling.stretch: not part of rope type yarn"),
+        ({"type": "yarn"}, "factor is missing"),
+        ({"type": "yarn", "factor": 0.5}, "factor must be a number of at least 1, found 0.5"),
+        ({"type": "yarn", "factor": "4"}, "factor must be a number of at least 1, found '4'"),
+        ({"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 32}, "beta_fast 1 must be at least beta_slow 32"),
+        ({"type": "yarn", "factor": 4, "truncate": 1}, "truncate must be true or false, found 1"),
+        ({"type": "mrope", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, not 1"),
+        ({"type": "mrope", "mrope_interleaved": True}, "mrope_interleaved is True, not False"),
+        ({"type": "mrope", "rope_theta": 1e4}, "rope_theta 10000 contradicts rope_theta 1e+06"),
+        ("mrope", "rope_scaling must be an object, found 'mrope'"),
+    ],
+)  # fmt: skip
+def test_a_rotary_embedding_that_is_not_computed_is_named(rope, expected):
+    section = {"mrope_section": [4, 6, 6], **rope} if isinstance(rope, dict) else rope
+    assert expected in problems_of(published(rope_scaling=section))
+
+
+def test_two_spellings_that_contradict_each_other_are_shown():
+    content = published(rope_parameters={"rope_type": "yarn", **YARN})
+    message = problems_of(content)
+    assert "rope_scaling.rope_type 'default' contradicts rope_parameters.rope_type 'yarn'" in message
 
 
 def test_a_config_without_rope_scaling_is_refused():

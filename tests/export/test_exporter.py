@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from examples.random_checkpoint import write_checkpoint
 from export import exporter
@@ -107,6 +107,25 @@ def test_node_names_tell_the_layer_and_nothing_of_this_machine(exported):
         assert str(Path.home()).encode() + b"/" not in path.read_bytes()
         assert b"site-packages" not in path.read_bytes()
     assert any(name.startswith("/layers.0/self_attn/") for name in names)
+
+
+@pytest.mark.parametrize("layout", ["published", "nested"])
+def test_a_bundle_says_which_head_it_holds(tmp_path, caplog, layout):
+    """The stored head outweighs the flag, in the graph, in what later reads the bundle, and in a warning."""
+    directory = write_checkpoint(tmp_path / "tied", layout=layout, **SMALL)
+    tensors = load_file(directory / "model.safetensors")
+    (embedding,) = (array for name, array in tensors.items() if name.endswith("embed_tokens.weight"))
+    save_file(tensors | {"lm_head.weight": embedding[::-1].copy()}, directory / "model.safetensors")
+    export_checkpoint(directory, tmp_path / "bundle")
+    assert "lm_head.weight is stored and differs" in caplog.text
+    assert str(directory) in caplog.text
+
+    bundle = open_bundle(tmp_path / "bundle")
+    assert not bundle.config.decoder.tie_word_embeddings
+    reference = load_reference(bundle.directory)
+    assert np.array_equal(reference.lm_head.weight.numpy(), embedding[::-1])
+    graph = onnx.load(bundle.graph("decoder"), load_external_data=False).graph
+    assert "lm_head.weight" in {initializer.name for initializer in graph.initializer}
 
 
 def test_a_second_export_replaces_the_first_and_has_the_same_key(

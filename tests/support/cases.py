@@ -1,6 +1,6 @@
 """Which models and which prompts do the parity tests go through?
 
-All of it is data: eight shapes of the family, and prompts by their parts. No torch: sessions and the reference take
+All of it is data: nine shapes of the family, and prompts by their parts. No torch: sessions and the reference take
 the same arrays.
 """
 
@@ -67,6 +67,10 @@ SHAPES = (
     Shape("ratio8_dim32_half", _sizes(16, 2, 32, 2, True, mrope_section=(2, 6, 8)), dtype="float16"),
     Shape(
         "ratio1_dim128_bfloat", _sizes(2, 2, 128, 3, False, vision_depth=4), dtype="bfloat16", layout="nested"
+    ),
+    # A context stretched from 64 tokens, so that every prompt turns frequencies that were blended or divided.
+    Shape(
+        "yarn_dim32", _sizes(4, 2, 32, 2, True, yarn={"factor": 4.0, "original_max_position_embeddings": 64})
     ),
 )
 

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,8 +54,19 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_and_record(tmp_path_factory, {"dtype": "float32"})
+
+
+@pytest.fixture(scope="session")
+def stretched(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The same of a model with YaRN, stretched from so few tokens that every case goes beyond them."""
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 16}
+    return export_and_record(tmp_path_factory, {"dtype": "float32", "yarn": yarn})
+
+
+def export_and_record(tmp_path_factory: pytest.TempPathFactory, checkpoint: dict[str, Any]) -> Exported:
     directory = tmp_path_factory.mktemp("validate")
-    bundle = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32"}))
+    bundle = open_bundle(shared_bundle(tmp_path_factory, checkpoint))
     config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
     cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
     subject = open_target("onnxruntime", bundle, PROFILE)

@@ -66,7 +66,9 @@ def add_token_rotations(
             .view(len(position_ids[0]), -1, config.head_dim)
             for x in "qk"
         )
-        rotated = rotary(q, k, torch.from_numpy(position_ids), *decoder.rotary_tables(config))
+        rotated = rotary(
+            decoder.tempered(q, config), k, torch.from_numpy(position_ids), *decoder.rotary_tables(config)
+        )
         _keep_rotated(probes, name.removesuffix(".self_attn"), *rotated)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.config import ModelConfig
+from export.config import DecoderConfig, ModelConfig
 from export.contract import GraphName
 from export.inputs import DecoderInputs, VisionInputs
 
@@ -361,4 +361,30 @@ def mutations(config: ModelConfig) -> list[Mutation]:
             "/embed/Where_1",
             decoder_feeds=_reverse_embeds,
         ),
+        *(_yarn_mutations(config.decoder) if config.decoder.yarn else ()),
     ]
+
+
+def _yarn_mutations(config: DecoderConfig) -> tuple[Mutation, ...]:
+    """Of a model whose context is stretched: half of YaRN is as easily lost as the whole."""
+    gate, found = "prefill_logits.worst_token_error", "/layers.0/self_attn/QvRotary"
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    plain = (1 / config.rope_theta**exponents).astype(np.float32)
+    return (
+        Mutation(
+            "yarn_frequencies_ignored",
+            "rotary frequencies as trained, although the configuration stretches them",
+            gate,
+            found,
+            "decoder",
+            _edit_table("model.rotary.frequencies", lambda _: plain),
+        ),
+        Mutation(
+            "yarn_temperature_ignored",
+            "queries without YaRN's attention factor in the first layer",
+            gate,
+            found,
+            "decoder",
+            _bypass("/layers.0/self_attn/Mul"),
+        ),
+    )

@@ -33,6 +33,19 @@ def test_a_mutation_fails_its_gate_and_is_found_with_a_golden_set(name, exported
     check(name, replace(mutated(name, exported, tmp_path), golden=exported.records), tmp_path, progress)
 
 
+@pytest.mark.parametrize("name", ["yarn_frequencies_ignored", "yarn_temperature_ignored"])
+def test_half_of_yarn_that_is_lost_is_found(name, stretched, tmp_path, progress):
+    assert not set(NAMES) & {"yarn_frequencies_ignored", "yarn_temperature_ignored"}
+    check(name, replace(mutated(name, stretched, tmp_path), golden=stretched.records), tmp_path, progress)
+
+
+def test_a_sound_engine_with_yarn_passes_every_gate(stretched, tmp_path, progress):
+    report = validate(stretched.plan, stretched.workspace(tmp_path), progress)
+    assert report.passed, report.failures
+    assert report.divergence is not None
+    assert report.divergence.first is None
+
+
 @pytest.mark.parametrize("name", ["patch_axes_swapped", "float16_product", "stale_cache_entry"])
 def test_a_mutation_is_found_with_the_reference(name, exported, tmp_path, progress):
     exported.workspace(tmp_path)

@@ -31,6 +31,7 @@ VARIANTS = {
     "float16": Variant(SHAPE["ratio8_dim32_half"]),
     "bfloat16": Variant(SHAPE["ratio1_dim128_bfloat"]),
     "float32_of_bfloat16": Variant(SHAPE["ratio1_dim128_bfloat"], dtype="float32"),
+    "yarn": Variant(SHAPE["yarn_dim32"]),
 }
 
 

@@ -1,0 +1,1 @@
+"""Qwen2-VL: how its `config.json` is read."""

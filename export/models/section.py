@@ -1,0 +1,69 @@
+"""One JSON object of a configuration file: hands out checked values, and knows which of its keys nobody asked for."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class Section:
+    """Values of one object by key; null counts as absent, as tools write it for "not set".
+
+    Problems go into one list for the whole file, so that the user mends them in one go.
+    """
+
+    def __init__(self, content: Mapping[str, Any], problems: list[str], path: str = "") -> None:
+        """Args: path: what stands before the object's keys in messages, such as `vision_config.`."""
+        self.content = {key: value for key, value in content.items() if value is not None}
+        self.problems = problems
+        self._path = path
+        self._asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value as it stands; its key counts as read."""
+        self._asked.add(key)
+        return self.content.get(key, default)
+
+    def section(self, key: str) -> "Section":
+        """The object under a key; absent, an empty one."""
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            self.problem(f"{key} must be an object, found {value!r}")
+            value = {}
+        return Section(value, self.problems, f"{self._path}{key}.")
+
+    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+        value = self.get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
+            return value
+        self.problem(f"{key} must be an integer of at least {minimum}, found {value!r}")
+        return minimum
+
+    def number(self, key: str, default: float, minimum: float = 0.0) -> float:
+        """A finite number above zero, and at least `minimum`."""
+        value = self.get(key, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 < value < float("inf") and value >= minimum:
+            return float(value)
+        expected = f"a number of at least {minimum:g}" if minimum else "a positive number"
+        self.problem(f"{key} must be {expected}, found {value!r}")
+        return default
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if isinstance(value, bool):
+            return value
+        self.problem(f"{key} must be true or false, found {value!r}")
+        return default
+
+    def one_of(self, key: str, allowed: Iterable[Any]) -> None:
+        """Hold a value, where there is one, to those that are computed."""
+        choices = list(allowed)
+        value = self.get(key, choices[0])
+        if value not in choices:
+            self.problem(f"{key} is {value!r}, not {' or '.join(map(str, choices))}")
+
+    def problem(self, text: str) -> None:
+        self.problems.append(self._path + text)
+
+    def unread(self) -> set[str]:
+        """Keys that hold something and that nobody asked for."""
+        return {self._path + key for key in self.content.keys() - self._asked}

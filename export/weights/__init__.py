@@ -1,0 +1,1 @@
+"""The values of stored weights, read in blocks and without torch."""

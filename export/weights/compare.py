@@ -1,0 +1,42 @@
+"""Do two stored tensors hold the same values? Read in blocks, so that a table of gigabytes costs a few megabytes."""
+
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from export.safetensors_file import StoredTensor
+
+_NUMPY_DTYPES = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+BLOCK_VALUES = 1 << 21
+
+
+def have_equal_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether shapes and all values are equal, as numbers: across dtypes, and -0.0 equals 0.0. NaN equals nothing.
+
+    Stops at the first block that differs.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if first.shape != second.shape:
+        return False
+    num_values = first.length_bytes // _NUMPY_DTYPES[first.dtype].itemsize
+    with first.path.open("rb") as first_file, second.path.open("rb") as second_file:
+        for start in range(0, num_values, BLOCK_VALUES):
+            count = min(BLOCK_VALUES, num_values - start)
+            x, y = _block(first_file, first, start, count), _block(second_file, second, start, count)
+            if not np.array_equal(x.astype(np.float32), y.astype(np.float32)):
+                return False
+    return True
+
+
+def _block(file: BinaryIO, tensor: StoredTensor, start: int, count: int) -> npt.NDArray[np.generic]:
+    dtype = _NUMPY_DTYPES[tensor.dtype]
+    file.seek(tensor.offset_bytes + start * dtype.itemsize)
+    return np.frombuffer(file.read(count * dtype.itemsize), dtype)
