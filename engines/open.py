@@ -4,15 +4,17 @@ import logging
 import shlex
 from dataclasses import dataclass
 
-from engines.backends import BACKENDS, default_backend
+from engines.backends import BACKENDS, backend_of, default_backend
 from engines.backends.base import Backend
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.machine import Machine
 from engines.session import Engine
+from engines.store.cache import graphs_key_inputs
 from engines.store.compatibility import differences, rebuild_command, require_loadable, this_machine
 from export.bundle import Bundle
 from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
+from export.manifest import content_key
 from plugins.registry import known_plugins
 
 _LOGGER = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Choice:
     backend: Backend
     record: EngineRecord | None
     """None where the backend opens the graphs themselves."""
+    key: str
+    """Of the engine, or of the graphs as this backend opens them: what a verdict belongs to."""
 
 
 def open_engine(
@@ -65,7 +69,7 @@ def open_chosen(
 def choose_engine(
     bundle: Bundle, choice: str | None, *, num_slots: int, capacity: int, machine: Machine
 ) -> Choice:
-    """The engine to load.
+    """The engine that answers: one rule for every command.
 
     A key means that very engine. A backend's name means the graphs themselves where the backend opens them, else of its
     engines that fit the one with the least cache for what is asked. None means the default backend.
@@ -73,14 +77,29 @@ def choose_engine(
     Raises:
         UserError: none fits; what is wrong with each, and how to build one.
     """
-    if choice is None:
-        return Choice(default_backend(), None)
-    if choice not in BACKENDS:
+    if choice is not None and choice not in BACKENDS:
         return _engine_of_key(bundle, choice, num_slots, capacity, machine)
-    backend = BACKENDS[choice]
+    backend = default_backend() if choice is None else BACKENDS[choice]
     if not backend.needs_engine:
-        return Choice(backend, None)
-    return Choice(backend, _smallest_that_fits(bundle, backend, num_slots, capacity, machine))
+        return _graphs(bundle, backend)
+    record = _smallest_that_fits(bundle, backend, num_slots, capacity, machine)
+    return Choice(backend, record, record.key)
+
+
+def _graphs(bundle: Bundle, backend: Backend) -> Choice:
+    return Choice(backend, None, content_key(graphs_key_inputs(bundle.manifest.key, backend)))
+
+
+def choice_to_serve(bundle: Bundle, key: str | None) -> Choice:
+    """What a server will open, which may run on another machine: an engine by its key, or None for the default backend.
+
+    Raises:
+        UserError: there is no whole engine of that key.
+    """
+    if key is None:
+        return _graphs(bundle, default_backend())
+    record = find_engine(bundle, key)
+    return Choice(backend_of(record.target), record, record.key)
 
 
 def find_engine(bundle: Bundle, key: str) -> EngineRecord:
@@ -129,7 +148,7 @@ def _engine_of_key(bundle: Bundle, key: str, num_slots: int, capacity: int, mach
     require_loadable(record, bundle.directory, bundle.manifest.key, machine, known_plugins())
     if too_small := _too_small(record, num_slots, capacity) if backend.needs_engine else []:
         raise UserError(f"The engine {key} is too small:\n- " + "\n- ".join(too_small))
-    return Choice(backend, record if backend.needs_engine else None)
+    return Choice(backend, record, record.key) if backend.needs_engine else _graphs(bundle, backend)
 
 
 def _smallest_that_fits(
@@ -145,7 +164,8 @@ def _smallest_that_fits(
     unfit = {record.key: _unfit(record, bundle, machine, num_slots, capacity) for record in records}
     fitting = [record for record in records if not unfit[record.key]]
     if fitting:
-        return min(fitting, key=lambda record: (record.limits["max_context"], record.limits["max_batch"]))
+        names = ("max_context", "max_batch")
+        return min(fitting, key=lambda record: (*(record.limits[name] for name in names), record.key))
     if len(records) == 1:
         require_loadable(records[0], bundle.directory, bundle.manifest.key, machine, known_plugins())
     reasons = "".join(f"\n- {key}: {'; '.join(found)}" for key, found in unfit.items())

@@ -32,6 +32,7 @@ from export.manifest import (
     sha256_of,
 )
 from export.safetensors_file import fingerprint_safetensors
+from export.verdicts import VERDICTS_DIRECTORY, Verdict, all_verdicts, read_verdicts
 
 __all__ = [
     "ENGINES_DIRECTORY",
@@ -105,6 +106,48 @@ class Bundle:
             record for record in engine_records(self.directory).values() if isinstance(record, EngineRecord)
         ]
 
+    def verdicts(self, engine_key: str) -> list[Verdict]:
+        """What validations said of the engine of a key, the newest first.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return read_verdicts(self.directory, engine_key)
+
+    def all_verdicts(self) -> list[Verdict]:
+        """What validations said of any engine, as far as it can be read."""
+        return all_verdicts(self.directory)
+
+    def weight_digests(self) -> dict[str, str]:
+        """sha256 of each weight file by name: reads every byte, which opening does not.
+
+        Raises:
+            UserError: a file's bytes are not those that were recorded; each is named.
+        """
+        digests = {record.name: sha256_of(self.directory / record.name) for record in self.manifest.weights}
+        recorded = {record.name: record.sha256 for record in self.manifest.weights}
+        changed = [name for name, digest in digests.items() if recorded[name] not in {None, digest}]
+        if changed:
+            raise UserError(
+                f"The weights in {self.directory} changed since the export: {', '.join(changed)}. "
+                "Check the disk, and export the checkpoint again."
+            )
+        return digests
+
+    def engine_digests(self, record: EngineRecord) -> dict[str, str]:
+        """sha256 of each file of an engine by its path inside the bundle: reads every byte.
+
+        Raises:
+            UserError: a file is not as it was built.
+        """
+        directory = self.engine_directory(record.key)
+        if changed := list(record.changed_files(directory, read=True)):
+            raise UserError(
+                f"The engine {record.key} in {self.directory} is not as it was built: {'; '.join(changed)}. "
+                "Build it again."
+            )
+        return {f"{ENGINES_DIRECTORY}/{record.key}/{file.name}": str(file.sha256) for file in record.files}
+
 
 def open_bundle(path: Path) -> Bundle:
     """Read the manifest and compare every recorded file with it: sizes, graph digests, weight fingerprints.
@@ -177,16 +220,26 @@ def writing_bundle(output: Path) -> Iterator[Path]:
 
 
 def _keep_engines(old: Path, new: Path) -> None:
-    """Hard links: no byte is copied, and the old bundle stays whole until it is replaced."""
-    engines = old / ENGINES_DIRECTORY
+    """Keep what was built and said of a bundle of the same key.
+
+    Hard links: no byte is copied, and the old bundle stays whole until it is replaced. A verdict names the bytes that
+    it was given for, so it counts for none of other weights.
+    """
     key = recorded_key(old)
-    if key is None or key != recorded_key(new) or not engines.is_dir():
+    if key is None or key != recorded_key(new):
+        return
+    for name in (ENGINES_DIRECTORY, VERDICTS_DIRECTORY):
+        _link_tree(old / name, new / name)
+
+
+def _link_tree(old: Path, new: Path) -> None:
+    if not old.is_dir():
         return
     try:
         hidden = shutil.ignore_patterns(".*")  # of builds that are running or were killed
-        shutil.copytree(engines, new / ENGINES_DIRECTORY, copy_function=os.link, ignore=hidden)
-    except (OSError, shutil.Error):  # a cache: what cannot be linked is built again
-        shutil.rmtree(new / ENGINES_DIRECTORY, ignore_errors=True)
+        shutil.copytree(old, new, copy_function=os.link, ignore=hidden)
+    except (OSError, shutil.Error):  # a cache: what cannot be linked is made again
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def recorded_key(directory: Path) -> str | None:

@@ -12,7 +12,7 @@ from export.errors import UserError
 from export.json_object import parse_json_object
 
 FORMAT = "qv-export bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 WeightsMode = Literal["copy", "link"]
 
@@ -64,8 +64,6 @@ class Manifest:
     """Configuration, tokenizer and processor files."""
     key: str
     """`content_key` of everything that could change what the graphs compute."""
-    verdict: Mapping[str, Any] | None = None
-    """The validator's result; None until the bundle was validated."""
     format_version: int = FORMAT_VERSION
 
     def records(self) -> tuple[FileRecord, ...]:
@@ -131,7 +129,6 @@ class _ManifestReader:
         tools = self.mapping(content.get("tools"), "tools")
         source = self.mapping(content.get("source"), "source")
         self.keys(source, Source, "source")
-        verdict = content.get("verdict")
         manifest = Manifest(
             qv_export_version=self.text(content, "qv_export_version"),
             created=self.text(content, "created"),
@@ -143,7 +140,6 @@ class _ManifestReader:
             weights=self.file_records(content.get("weights"), "weights"),
             files=self.file_records(content.get("files"), "files"),
             key=self.text(content, "key"),
-            verdict=None if verdict is None else self.mapping(verdict, "verdict"),
         )
         self.require(manifest.weights_mode in {"copy", "link"}, "weights_mode must be copy or link")
         self.require({"vision", "decoder"} <= set(graphs), "graphs must hold vision and decoder")

@@ -147,14 +147,17 @@ def load(
         UserError: no bundle, or no engine that this machine can load.
         EngineError: the engine's library refuses it.
     """
-    from engines.open import open_engine
+    from engines.open import choose_engine, open_chosen
+    from engines.store.compatibility import this_machine
 
     opened = as_bundle(bundle)
     longest = opened.config.decoder.max_position_embeddings
     if max_context is not None and not 1 <= max_context <= longest:
         raise UserError(f"max_context must be from 1 to the model's {longest}, found {max_context}.")
     capacity = max_context or min(DEFAULT_CONTEXT_TOKENS, longest)
-    return Model(opened, open_engine(opened, engine, num_slots=1, capacity=capacity, num_threads=num_threads))
+    chosen = choose_engine(opened, engine, num_slots=1, capacity=capacity, machine=this_machine())
+    sessions = open_chosen(opened, chosen, num_slots=1, capacity=capacity, num_threads=num_threads)
+    return Model(opened, sessions, chosen.key)
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,11 @@ class Answer:
 class Model:
     """A bundle whose engine is loaded: answers one question at a time."""
 
-    def __init__(self, bundle: Bundle, engine: "Engine") -> None:
+    def __init__(self, bundle: Bundle, engine: "Engine", engine_key: str) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.engine_key = engine_key
+        """Of the engine, or of the graphs as the backend opens them: what a verdict belongs to."""
 
     def generate(
         self,

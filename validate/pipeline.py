@@ -1,15 +1,19 @@
 """A validation from end to end: plan, run, report, verdict. What the command and the Python API both call."""
 
+import fcntl
+import os
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from export.bundle import Bundle, open_bundle
+from export.bundle import Bundle, recorded_key
 from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
 from export.errors import UserError
 from export.install import require_extra
-from validate.cases.builtin import LEVELS, LevelName, Profile, make_level
+from export.verdicts import LEVELS, LevelName, keep_verdict
+from validate.cases.builtin import Profile, make_level
 from validate.cases.case_files import load_cases
 from validate.cases.prompts import prepare_case
 from validate.gates.gates import GateSettings
@@ -62,6 +66,9 @@ def make_plan(
         image_settings=settings,
         engine=subject.engine,
         probes=subject.probes,
+        engine_key=subject.key,
+        chosen=subject.chosen,
+        is_narrow=subject.is_narrow,
         level=level.name,
         cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
         num_decode_steps=level.num_decode_steps,
@@ -79,24 +86,51 @@ def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = 
     """
     directory = require_replaceable(directory, REPORT_DIRECTORY)
     workspace = directory.with_name(f".{directory.name}.unfinished")
-    with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS):
-        report = validate(plan, workspace, progress, resume=resume)
-    with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
-        write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
-    shutil.rmtree(workspace, ignore_errors=True)
+    with _alone(directory):
+        with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS):
+            report = validate(plan, workspace, progress, resume=resume)
+        with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
+            write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
+        shutil.rmtree(workspace, ignore_errors=True)
     return report
 
 
-def keep_verdict(bundle: Path, report: Report) -> str | None:
-    """Write the verdict into the manifest as it is now; the reason where it could not be kept.
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one validation at a time write a report; the kernel drops the lock of a killed one.
+
+    Raises:
+        UserError: another validation writes it now.
+    """
+    path = directory.with_name(f".{directory.name}.lock")
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError:  # no place for a report either: told with its reason where that is prepared
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            f"Another validation is writing {directory}. Wait for it, or give another --report."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def keep_report_verdict(bundle: Path, report: Report) -> str | None:
+    """Keep the verdict in the bundle, beside those of other engines and levels; the reason where it could not be kept.
 
     A bundle that was exported anew meanwhile has no verdict.
     """
-    manifest = open_bundle(bundle).manifest
-    if manifest.key != report.subject.bundle_key:
+    if recorded_key(bundle) != report.subject.bundle_key:
         return f"{bundle} changed during the validation: the verdict is in the report alone."
     try:
-        replace(manifest, verdict=report.verdict()).write(bundle)
+        keep_verdict(bundle, report.verdict())
     except OSError as error:
         return f"The verdict is in the report alone: {bundle} cannot be written ({error.strerror})."
     return None
@@ -120,5 +154,5 @@ def validate_bundle(bundle: Bundle, target: str, level: str, report_directory: P
     plan = make_plan(bundle, target, name, Profile())
     with tempfile.TemporaryDirectory(prefix="qv-export-") as scratch:
         report = run_plan(plan, report_directory or Path(scratch) / "report", lambda *_: None)
-    keep_verdict(bundle.directory, report)
+    keep_report_verdict(bundle.directory, report)
     return report

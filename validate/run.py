@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.open import Choice
+from engines.packages import installed_version
+from engines.proof import digests_of
 from engines.session import ProbeSession
 from export.bundle import Bundle
 from export.config import ModelConfig
 from export.errors import UserError
 from export.processor.settings import ImageSettings
+from export.verdicts import LevelName
 from validate.bisect.expected import (
     ExpectedSource,
     RecordedValues,
@@ -33,7 +36,8 @@ from validate.bisect.search import HIGH_PRECISION_DTYPE, Divergence, DivergenceS
 from validate.cases.prompts import PreparedCase
 from validate.execution import EngineUnderTest, OpenEngine
 from validate.gates.gates import GateResult, GateSettings, judge_case, noise_floors
-from validate.gates.invariants import check_properties
+from validate.gates.invariants import check_properties, properties_outside
+from validate.gates.weights import judge_weights
 from validate.records.golden import create_golden, model_identity, open_golden, open_workspace
 from validate.records.polygraphy_files import write_polygraphy_files
 from validate.records.records import (
@@ -71,7 +75,13 @@ class Plan:
     engine: EngineUnderTest
     probes: ProbeSession | None
     """None: the engine cannot show what it computes on the way."""
-    level: str
+    engine_key: str
+    """What the verdict belongs to."""
+    chosen: Choice | None
+    """What of the bundle's is validated; None: the reference itself."""
+    is_narrow: bool
+    """Smaller shapes are asked than usual."""
+    level: LevelName
     cases: tuple[PreparedCase, ...]
     num_decode_steps: int
     gates: GateSettings
@@ -101,7 +111,7 @@ class Plan:
         return {
             **self.golden_content(),
             "bundle": self.bundle.manifest.key,
-            "engine": self.engine.name,
+            "engine": self.engine_key,
             "profile": asdict(self.engine.profile),
             "cases": {case.name: case.digest() for case in self.cases},
             "gates": {"multiple": self.gates.multiple, "limits": dict(self.gates.limits)},
@@ -165,6 +175,7 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
         UserError: a golden set or workspace that does not fit, or no case inside the engine's profile.
     """
     start = time.perf_counter()
+    digests = plan.bundle.weight_digests() if plan.chosen is None else digests_of(plan.bundle, plan.chosen)
     if not plan.inside:
         problems = "\n- ".join(f"{case.name}: {plan.problem(case)}" for case in plan.cases)
         raise UserError(f"No case lies inside the engine's profile:\n- {problems}")
@@ -194,11 +205,13 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
         progress("Looking inside", 2 * work, 2 * work)
         divergence = _look_inside(plan, plan.probes, reference, cases, records)
     return Report(
-        subject=_subject(plan),
+        subject=_subject(plan, digests),
+        weights=judge_weights(plan.bundle),
         gate_settings=plan.gates,
         noise_floors=floors,
         cases=cases,
         properties=tuple(properties),
+        properties_outside=properties_outside(plan.engine.profile, floors),
         depth=() if divergence is None else depth_gates(divergence),
         divergence=divergence,
         task_quality=quality,
@@ -297,7 +310,9 @@ def _run_engine(
     progress("Engine: properties", done, total)
     path = workspace / "properties.measured.json"
     if not path.is_file():
-        results = check_properties(opened.get(), plan.config, plan.image_settings, floors, plan.gates)
+        results = check_properties(
+            opened.get(), plan.config, plan.image_settings, floors, plan.gates, plan.engine.profile
+        )
         write_json(path, [asdict(result) for result in results])
     properties = [GateResult(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
     return outcomes, properties
@@ -393,7 +408,7 @@ def depth_gates(divergence: Divergence) -> tuple[GateResult, ...]:
     return tuple(results)
 
 
-def _subject(plan: Plan) -> Subject:
+def _subject(plan: Plan, digests: Mapping[str, str]) -> Subject:
     manifest = plan.bundle.manifest
     dtype = HIGH_PRECISION_DTYPE[plan.engine.dtype]
     return Subject(
@@ -402,11 +417,14 @@ def _subject(plan: Plan) -> Subject:
         source=manifest.source.name,
         graph_dtype=manifest.dtype,
         engine=plan.engine.name,
+        engine_key=plan.engine_key,
+        digests=digests,
         engine_dtype=plan.engine.dtype,
         reference=f"PyTorch, {dtype}" if plan.golden is None else f"golden set {plan.golden.name}, {dtype}",
         level=plan.level,
         num_decode_steps=plan.num_decode_steps,
         profile=asdict(plan.engine.profile),
+        is_narrow=plan.is_narrow,
     )
 
 
@@ -415,6 +433,10 @@ def _machine(start: float, resumed: bool) -> Machine:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - start, 3),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        versions={name: version(name) for name in ("qv-export", "torch", "onnxruntime", "numpy")},
+        versions={
+            name: found
+            for name in ("qv-export", "torch", "onnxruntime", "numpy")
+            if (found := installed_version(name)) is not None  # with a golden set there may be no torch
+        },
         resumed=resumed,
     )

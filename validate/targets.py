@@ -22,6 +22,12 @@ class Subject:
     engine: EngineUnderTest
     probes: ProbeSession | None
     """None: it cannot show what it computes on the way."""
+    key: str
+    """What its verdict belongs to: of the engine, or of the graphs as the backend opens them."""
+    chosen: Choice | None
+    """None for the reference itself."""
+    is_narrow: bool
+    """Smaller shapes were asked for than the engine has, or than are usual for graphs."""
 
 
 def open_target(name: str, bundle: Bundle, profile: Profile, dtype: str | None = None) -> Subject:
@@ -54,9 +60,12 @@ def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None
     def open_engine(num_slots: int, capacity: int) -> Engine:
         return open_chosen(bundle, chosen, num_slots=num_slots, capacity=capacity)
 
-    narrowed = profile if record is None else profile_of_engine(record, profile)
+    narrowed, usual = profile, Profile()
+    if record is not None:
+        narrowed, usual = profile_of_engine(record, profile), profile_of_engine(record, usual)
     engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine)
-    return Subject(engine, backend.probe(bundle, record))
+    is_narrow = narrowed.is_narrower_than(usual)
+    return Subject(engine, backend.probe(bundle, record), chosen.key, chosen, is_narrow)
 
 
 def _dtypes(name: str, bundle: Bundle) -> tuple[tuple[str, ...], str]:
@@ -74,7 +83,14 @@ def _reference(target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype:
     def open_engine(num_slots: int, capacity: int) -> Engine:
         return target.open(bundle, chosen, num_slots, capacity)
 
-    return Subject(EngineUnderTest(target.name, chosen, profile, open_engine), target.probe(bundle, chosen))
+    engine = EngineUnderTest(target.name, chosen, profile, open_engine)
+    return Subject(
+        engine,
+        target.probe(bundle, chosen),
+        f"{target.name}-{chosen}",
+        None,
+        profile.is_narrower_than(Profile()),
+    )
 
 
 def profile_of_engine(record: EngineRecord, asked: Profile) -> Profile:

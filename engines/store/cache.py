@@ -56,6 +56,16 @@ def key_inputs(bundle_key: str, request: EngineRequest) -> dict[str, str]:
     }
 
 
+def graphs_key_inputs(bundle_key: str, backend: Backend) -> dict[str, str]:
+    """Everything that could change what a bundle's graphs compute where a backend opens them as they are, by name."""
+    return {
+        "bundle": bundle_key,
+        "target": backend.name,
+        "code": sources_digest(backend.sources),
+        **tool_versions(backend.distributions),
+    }
+
+
 def engines_directory(bundle: Path) -> Path:
     return bundle / ENGINES_DIRECTORY
 
@@ -92,8 +102,18 @@ def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
     return "; ".join(nearest)
 
 
-def stale_reasons(directory: Path, record: EngineRecord, bundle_key: str) -> list[str]:
-    """Why the very same request would be built anew today; empty for an engine that is up to date.
+@dataclass(frozen=True)
+class Freshness:
+    """Whether the very same request would give the same engine today."""
+
+    stale: tuple[str, ...]
+    """Why it would be built anew; empty for an engine that is up to date as far as can be seen."""
+    unknown: tuple[str, ...]
+    """What cannot be judged on this machine, which lacks the library."""
+
+
+def freshness(directory: Path, record: EngineRecord, bundle_key: str) -> Freshness:
+    """Compare an engine with its files, its bundle, our code and the libraries that are here.
 
     Args:
         directory: the engine's.
@@ -101,13 +121,19 @@ def stale_reasons(directory: Path, record: EngineRecord, bundle_key: str) -> lis
         bundle_key: key of the bundle as it is now.
     """
     backend = backend_of(record.target)
+    here = tool_versions(backend.distributions)
+    absent = sorted(set(backend.distributions) & record.inputs.keys() - here.keys())
     today = {
         **{name: value for name, value in record.inputs.items() if name not in backend.distributions},
         "bundle": bundle_key,
         "code": sources_digest(backend.sources),
-        **tool_versions(backend.distributions),
+        **here,
     }
-    return [*record.changed_files(directory, read=False), *_differences(record.inputs, today)]
+    built = {name: value for name, value in record.inputs.items() if name not in absent}
+    return Freshness(
+        (*record.changed_files(directory, read=False), *_differences(built, today)),
+        tuple(f"{name} {record.inputs[name]} is not installed here" for name in absent),
+    )
 
 
 def _differences(built: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.backends import BACKENDS, backend_of
+from engines.backends import BACKENDS, backend_of, default_backend
 from engines.gpus import gpu_facts
 from engines.machine import Machine
 from engines.sizing.choose_limits import options_text
@@ -41,7 +41,7 @@ def require_loadable(
         raise UserError(
             f"The engine {record.key} in {bundle} cannot be loaded here:\n- "
             + "\n- ".join(found)
-            + f"\nBuild one that can, on this machine: {rebuild_command(record, bundle, machine)}"
+            + f"\n{_way_out(record, bundle, machine)}"
         )
 
 
@@ -64,6 +64,15 @@ def _content_differences(
     if unknown:
         known = ", ".join(sorted(known_plugins))
         yield f"it holds plugins {', '.join(unknown)}, this qv-export knows {known}: use the qv-export that built it"
+
+
+def _way_out(record: EngineRecord, bundle: Path, machine: Machine) -> str:
+    """What helps: another machine where this one has no GPU at all, else an engine for this one."""
+    if backend_of(record.target).device == "gpu" and not machine.gpus:
+        gpus = " or ".join(f"SM{sm}" for sm in record.sms) or "the kind it was built for"
+        without = default_backend().name
+        return f"Use it on a machine with an NVIDIA GPU of {gpus}; without one, {without} runs the bundle."
+    return f"Build one that can, on this machine: {rebuild_command(record, bundle, machine)}"
 
 
 def rebuild_command(record: EngineRecord, bundle: Path, machine: Machine) -> str:

@@ -25,8 +25,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from engines.backends import backend_of, default_backend
-from engines.open import find_engine
+from engines.backends import backend_of
+from engines.open import Choice, choice_to_serve
+from engines.proof import digests_of, find_proof
 from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.settings import ServerSettings
@@ -37,6 +38,7 @@ from export.engine_record import EngineRecord
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.manifest import MANIFEST_NAME
+from export.verdicts import Verdict
 
 FORMAT = "qv-export model repository"
 RECORD_NAME = "deployment.json"
@@ -61,8 +63,10 @@ class Deployment:
     bundle_key: str
     source: str
     dtype: str
+    engine_key: str
+    """Of what answers."""
     verdict: Mapping[str, Any] | None
-    """The validator's, as it stood in the bundle's manifest."""
+    """The one that proves what answers; None where it was deployed without."""
     is_validated: bool
     settings: Mapping[str, Any]
     qv_export_version: str
@@ -87,24 +91,24 @@ def write_repository(
         output: the repository.
         settings: of the models; with an engine they run on a GPU.
         has_parts: also serve preprocessing and the vision encoder as models of their own.
-        allow_unvalidated: also where no passed validation of that very kind of engine is on record.
+        allow_unvalidated: also where no passed validation of that very engine is on record.
 
     Raises:
         UserError: the bundle was not validated or failed, and that is not allowed; no such engine, or one that is too
             small for the settings or that the parts cannot use; `output` is no place for it.
     """
-    engine = None if settings.engine is None else _engine(bundle, settings, has_parts=has_parts)
-    judged = default_backend().name if engine is None else engine.target
-    verdict = bundle.manifest.verdict or {}
-    is_validated = verdict.get("result") == "pass" and verdict.get("engine") == judged
-    if not (is_validated or allow_unvalidated):
-        raise UserError(_not_validated(bundle, judged))
+    chosen = choice_to_serve(bundle, settings.engine)
+    engine = chosen.record
+    if engine is not None:
+        _require_able(engine, settings, has_parts=has_parts)
+    verdict = _proof(bundle, chosen, allow_unvalidated=allow_unvalidated)
     deployment = Deployment(
         bundle_key=bundle.manifest.key,
         source=bundle.manifest.source.name,
         dtype=bundle.manifest.dtype,
-        verdict=bundle.manifest.verdict,
-        is_validated=is_validated,
+        engine_key=chosen.key,
+        verdict=None if verdict is None else verdict.to_json(),
+        is_validated=verdict is not None,
         settings=asdict(settings),
         qv_export_version=version("qv-export"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,9 +130,8 @@ def write_repository(
     return deployment
 
 
-def _engine(bundle: Bundle, settings: ServerSettings, *, has_parts: bool) -> EngineRecord:
-    """The engine that the settings name, if it can do what they ask."""
-    record = find_engine(bundle, str(settings.engine))
+def _require_able(record: EngineRecord, settings: ServerSettings, *, has_parts: bool) -> None:
+    """Refuse an engine that cannot do what the settings ask."""
     if not backend_of(record.target).needs_engine:
         raise UserError(
             f"The engine {record.key} is a record of limits alone: {record.target} opens the graphs themselves. "
@@ -146,22 +149,17 @@ def _engine(bundle: Bundle, settings: ServerSettings, *, has_parts: bool) -> Eng
         problems.append(f"--parts: Triton's TensorRT backend loads no engine of {record.target}")
     if problems:
         raise UserError(f"The engine {record.key} cannot serve that:\n- " + "\n- ".join(problems))
-    return record
 
 
-def _not_validated(bundle: Bundle, engine: str) -> str:
-    verdict = bundle.manifest.verdict
-    if not verdict:
-        what = "was not validated"
-    elif verdict.get("engine") != engine:
-        what = f"was validated on {verdict.get('engine')}, and {engine} would answer"
-    else:
-        what = "failed its validation"
-    return (
-        f"{bundle.directory} {what}: nobody has shown that its engine computes what the model means. Run "
-        f"`qv-export validate {bundle.directory} --report REPORT`, or deploy it all the same with --allow-unvalidated; "
-        "the repository will say so."
-    )
+def _proof(bundle: Bundle, chosen: Choice, *, allow_unvalidated: bool) -> Verdict | None:
+    """The verdict that proves what will answer. Bytes that differ from what was recorded are refused in any case."""
+    digests = digests_of(bundle, chosen)
+    try:
+        return find_proof(bundle, chosen, digests)
+    except UserError:
+        if allow_unvalidated:
+            return None
+        raise
 
 
 def _write_config(repository: Path, config: Message) -> Path:
@@ -229,9 +227,11 @@ _REPOSITORY = DirectoryKind("a model repository", is_one=_is_repository, space_a
 
 
 def _readme(deployment: Deployment) -> str:
+    proof = deployment.verdict
     verdict = (
-        "It passed its validation."
-        if deployment.is_validated
+        f"What answers passed its validation ({proof['level']}, {proof['num_gates']} gates of {proof['multiple']:g} "
+        f"times the noise, {proof['created']})."
+        if proof is not None
         else "**It was deployed without a passed validation (--allow-unvalidated): its numbers are not proven.**"
     )
     written_by = f"written by qv-export {deployment.qv_export_version} on {deployment.created}"

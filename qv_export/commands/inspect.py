@@ -15,16 +15,23 @@ from qv_export.show.console import note, print_json, print_table
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write a page with a picture of the layers' sizes; it needs nothing from outside.",
 )
-def inspect(path: Path, as_json: bool, html: Path | None) -> None:
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read every byte of a bundle's weights and engines, and compare it with what was recorded.",
+)
+def inspect(path: Path, as_json: bool, html: Path | None, verify: bool) -> None:
     """Show what a bundle, an ONNX graph or a built engine holds: inputs, outputs, operators, layers, weights, versions.
 
     ENGINE is BUNDLE/engines/KEY or a file in it. A bundle is compared with its manifest on the way, an engine with its
-    bundle. Weights are not read, and no engine is loaded.
+    bundle. Weights are not read unless --verify asks for it, and no engine is loaded.
     """
     from qv_export.show.inspection import inspect_path
     from qv_export.show.page import write_page
 
     inspection = inspect_path(path)
+    if verify:
+        verify_bytes(path)
     if html is not None:
         write_page(inspection, html)
         note(f"{html}: written")
@@ -33,3 +40,22 @@ def inspect(path: Path, as_json: bool, html: Path | None) -> None:
     elif html is None:
         for table in inspection.tables():
             print_table(table.title, table.columns, table.rows)
+
+
+def verify_bytes(path: Path) -> None:
+    """Compare every byte of weights and engines with the digests that were recorded.
+
+    Raises:
+        UserError: a file differs, or cannot be compared; each is named.
+    """
+    from export.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    bundle.weight_digests()
+    engines = bundle.engines()
+    for record in engines:
+        bundle.engine_digests(record)
+    linked = [record.name for record in bundle.manifest.weights if record.sha256 is None]
+    whole = f"{len(bundle.manifest.weights) - len(linked)} weight files and {len(engines)} engines are as recorded"
+    unknown = f"; {', '.join(linked)}: linked, so no digest was recorded" if linked else ""
+    note(f"{path}: every byte of {whole}{unknown}")

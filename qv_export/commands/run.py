@@ -145,8 +145,9 @@ def answer(
     import secrets
     from importlib.metadata import version
 
-    from engines.open import open_engine
+    from engines.open import choose_engine, open_chosen
     from engines.runtime.generate import generate
+    from engines.store.compatibility import this_machine
     from export.bundle import open_bundle
     from export.generation_config import override_generation_config
 
@@ -163,7 +164,10 @@ def answer(
         clock.lap("process")
         step("Loading the graphs")
         # Only now, so that a mistake in the prompt is told before a backend loads its library.
-        vision, decoder = open_engine(bundle, engine_key or target, num_slots=1, capacity=capacity)
+        chosen = choose_engine(
+            bundle, engine_key or target, num_slots=1, capacity=capacity, machine=this_machine()
+        )
+        vision, decoder = open_chosen(bundle, chosen, num_slots=1, capacity=capacity)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
@@ -177,7 +181,7 @@ def answer(
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
         "capacity_tokens": decoder.capacity,
-        "engine": engine_key,
+        "engine": chosen.key,
         "seed": seed,
         "bundle": identity(bundle),
         "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},

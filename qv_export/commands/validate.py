@@ -13,7 +13,8 @@ from qv_export.parameters import TargetChoice, default_target
 from qv_export.show.console import note, print_json
 
 if TYPE_CHECKING:
-    from validate.cases.builtin import LevelName, Profile
+    from export.verdicts import LevelName
+    from validate.cases.builtin import Profile
     from validate.report.report import Report
     from validate.run import Plan, Progress
 
@@ -34,6 +35,9 @@ GATE_FAILED = 1
     default=default_target,
     show_default="onnxruntime, on the CPU",
     help="The engine under test. torch is the reference itself, in --dtype.",
+)
+@click.option(
+    "--engine", "engine_key", metavar="KEY", help="This very engine of the bundle, in place of a target."
 )
 @click.option(
     "--dtype",
@@ -95,6 +99,7 @@ def validate(
     bundle: Path,
     report_directory: Path | None,
     target: str,
+    engine_key: str | None,
     dtype: str | None,
     level: "LevelName",
     cases: Path | None,
@@ -110,7 +115,7 @@ def validate(
     """Compare an engine of BUNDLE with the PyTorch reference.
 
     Passes when no token's error exceeds a multiple of the noise of the engine's own dtype. Exit code 0: pass, 1: fail.
-    The verdict is written into the bundle's manifest.
+    The verdict is kept in the bundle, under the engine's key.
     """
     if (report_directory is None) == (record_directory is None):
         raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
@@ -123,11 +128,11 @@ def validate(
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
     from export.bundle import open_bundle
-    from validate.pipeline import keep_verdict, make_plan, run_plan
+    from validate.pipeline import keep_report_verdict, make_plan, run_plan
 
     plan = make_plan(
         open_bundle(bundle),
-        target,
+        engine_key or target,
         level,
         make_profile(profile),
         dtype=dtype,
@@ -142,10 +147,10 @@ def validate(
     assert report_directory is not None
     with bar() as progress:
         report = run_plan(plan, report_directory, progress, resume=resume)
-    if problem := keep_verdict(bundle, report):
+    if problem := keep_report_verdict(bundle, report):
         note(problem)
     if as_json:
-        print_json({"report": str(report_directory), **report.verdict()})
+        print_json({"report": str(report_directory), **report.verdict().to_json()})
     note(summary(report, report_directory))
     if not report.passed:
         ctx.exit(GATE_FAILED)

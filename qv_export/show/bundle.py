@@ -9,19 +9,21 @@ from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:
     from export.manifest import Manifest
+    from export.verdicts import Verdict
     from qv_export.show.engine import ShownEngine
     from qv_export.show.graph import FunctionFacts, GraphFacts, TensorFacts
 
 
-def bundle_tables(manifest: "Manifest", engines: "Sequence[ShownEngine]") -> list[Table]:
-    """What the manifest says, and the engines that were built."""
+def bundle_tables(
+    manifest: "Manifest", engines: "Sequence[ShownEngine]", verdicts: "Sequence[Verdict]"
+) -> list[Table]:
+    """What the manifest says, the engines that were built, and what was said of them."""
     weights_bytes = sum(record.bytes for record in manifest.weights)
     rows = (
         ("source", f"{manifest.source.name} (config sha256 {manifest.source.config_sha256[:16]})"),
         ("dtype", manifest.dtype),
         ("key", manifest.key),
         ("weights", f"{len(manifest.weights)} files, {size_text(weights_bytes)}, {manifest.weights_mode}"),
-        ("verdict", verdict_text(manifest)),
         ("created", manifest.created),
         ("qv-export", manifest.qv_export_version),
         *manifest.tools.items(),
@@ -33,13 +35,27 @@ def bundle_tables(manifest: "Manifest", engines: "Sequence[ShownEngine]") -> lis
             for engine in engines
         )
         tables.append(Table("Engines", ("key", "target", "architectures", "size", "state"), built))
+    if verdicts:
+        tables.append(verdict_table(verdicts))
+    else:
+        tables.append(Table("Validations", ("result",), (("not validated",),)))
     return tables
 
 
-def verdict_text(manifest: "Manifest") -> str:
-    if manifest.verdict is None:
-        return "not validated"
-    return ", ".join(f"{name} {value}" for name, value in manifest.verdict.items())
+def verdict_table(verdicts: "Sequence[Verdict]") -> Table:
+    """What validations said, engine by engine."""
+    rows = tuple(
+        (
+            verdict.engine_key,
+            verdict.target,
+            verdict.level,
+            "pass" if verdict.passed else f"FAIL: {verdict.num_failed} gates",
+            f"{verdict.num_gates}, {verdict.gate_kind}" + (", smaller shapes" if verdict.is_narrow else ""),
+            verdict.created,
+        )
+        for verdict in verdicts
+    )
+    return Table("Validations", ("key", "target", "level", "result", "gates", "when"), rows)
 
 
 def graph_tables(facts: "GraphFacts") -> list[Table]:

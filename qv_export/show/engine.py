@@ -32,6 +32,8 @@ class ShownEngine:
     record: "EngineRecord"
     stale: tuple[str, ...]
     """Why it would be built anew today; empty if it is up to date."""
+    unknown: tuple[str, ...] = ()
+    """What cannot be judged here, where the library is missing."""
 
     @property
     def architectures(self) -> str:
@@ -44,10 +46,13 @@ class ShownEngine:
 
     @property
     def state(self) -> str:
-        return "up to date" if not self.stale else "stale: " + "; ".join(self.stale)
+        if self.stale:
+            return "stale: " + "; ".join(self.stale)
+        return "cannot be judged here: " + "; ".join(self.unknown) if self.unknown else "up to date"
 
     def to_json(self) -> dict[str, Any]:
-        return {"directory": str(self.directory), "stale": list(self.stale), **asdict(self.record)}
+        judged = {"stale": list(self.stale), "unknown": list(self.unknown)}
+        return {"directory": str(self.directory), **judged, **asdict(self.record)}
 
 
 def shown_engine(directory: Path) -> ShownEngine:
@@ -56,16 +61,18 @@ def shown_engine(directory: Path) -> ShownEngine:
     Raises:
         UserError: no engine there, or an invalid record.
     """
-    from engines.store.cache import stale_reasons
+    from engines.store.cache import Freshness, freshness
     from export.bundle import recorded_key
     from export.engine_record import read_record
 
     record = read_record(directory)
     key = recorded_key(directory.resolve().parents[1])
-    stale = (
-        stale_reasons(directory, record, key) if key else list(record.changed_files(directory, read=False))
+    judged = (
+        freshness(directory, record, key)
+        if key
+        else Freshness(tuple(record.changed_files(directory, read=False)), ())
     )
-    return ShownEngine(directory, record, tuple(stale))
+    return ShownEngine(directory, record, judged.stale, judged.unknown)
 
 
 def engine_tables(engine: ShownEngine) -> list[Table]:

@@ -11,6 +11,7 @@ from qv_export.show.tables import Table
 
 if TYPE_CHECKING:
     from export.manifest import Manifest
+    from export.verdicts import Verdict
 
 _ENGINE_FILES = ("engine.json", "vision.engine", "decoder.engine")
 
@@ -25,13 +26,17 @@ class Inspection:
     graphs: tuple[GraphFacts, ...]
     """Of an engine: those that it was built from, where its bundle is around it."""
     engines: tuple[ShownEngine, ...]
+    verdicts: "tuple[Verdict, ...]" = ()
+    """Of any engine, as the bundle keeps them."""
 
     def tables(self) -> list[Table]:
         """For a person, in order."""
         if self.kind == "engine":
             return engine_tables(self.engines[0])
         tables = [table for facts in self.graphs for table in graph_tables(facts)]
-        return [*bundle_tables(self.manifest, self.engines), *tables] if self.manifest else tables
+        return (
+            [*bundle_tables(self.manifest, self.engines, self.verdicts), *tables] if self.manifest else tables
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For a machine. A bundle lists its engines without their layers: inspect one for those."""
@@ -43,7 +48,12 @@ class Inspection:
         engines = [engine.to_json() for engine in self.engines]
         for engine in engines:
             del engine["facts"]
-        return {"manifest": asdict(self.manifest), **graphs, "engines": engines}
+        return {
+            "manifest": asdict(self.manifest),
+            **graphs,
+            "engines": engines,
+            "verdicts": [asdict(one) for one in self.verdicts],
+        }
 
 
 def inspect_path(path: Path) -> Inspection:
@@ -81,4 +91,4 @@ def _inspect_bundle(directory: Path) -> Inspection:
         for name, record in engine_records(directory).items()
         if isinstance(record, EngineRecord)
     )
-    return Inspection(directory, "bundle", bundle.manifest, graphs, engines)
+    return Inspection(directory, "bundle", bundle.manifest, graphs, engines, tuple(bundle.all_verdicts()))

@@ -93,7 +93,7 @@ def package_warnings(packages: Sequence[PackageFacts]) -> tuple[str, ...]:
         if not package.fits and (package.installed or not package.extra)
     ]
     installed = {package.name for package in packages if package.installed}
-    if {*ONNXRUNTIME_PACKAGES} <= installed | set(filter(installed_version, ONNXRUNTIME_PACKAGES)):
+    if set(ONNXRUNTIME_PACKAGES) <= installed | set(filter(installed_version, ONNXRUNTIME_PACKAGES)):
         warnings.append(
             "onnxruntime and onnxruntime-gpu share one module: which of them is loaded depends on the order of "
             "installation. qv-export computes on the CPU with either; uninstall both and install one."

@@ -5,11 +5,9 @@ Cases are data: a case is a batch of prompts, a prompt is a row of parts. Nothin
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import astuple, dataclass
 
-LevelName = Literal["quick", "standard", "exhaustive"]
-LEVELS: tuple[LevelName, ...] = ("quick", "standard", "exhaustive")
+from export.verdicts import LEVELS, LevelName
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,11 @@ class Profile:
     """Tokens of each prompt in one decoder call; a longer one goes in chunks. None: as many as the context holds."""
     max_segments: int | None = None
     """Pictures, and temporal steps of videos, in one call of the vision graph. None: any number."""
+
+    def is_narrower_than(self, other: "Profile") -> bool:
+        """Whether some shape that the other takes is outside of this one."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return any(mine is not None and (theirs is None or mine < theirs) for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UserError
+from export.manifest import content_key
+from export.verdicts import GateKind
 from validate.records.metrics import TensorMetrics
 from validate.records.records import Measurement
 
@@ -68,6 +70,10 @@ class GateSettings:
 
     multiple: float = DEFAULT_MULTIPLE
     limits: Mapping[str, float] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Names these settings."""
+        return content_key({"multiple": repr(self.multiple), "limits": repr(sorted(self.limits.items()))})
 
     @classmethod
     def from_toml(cls, path: Path) -> "GateSettings":
@@ -166,6 +172,22 @@ def allowed(rule: GateRule, noise: float, multiple: float) -> float:
     """The limit that noise allows."""
     factor = LOST_MARGIN_FACTOR if rule.metric == "worst_lost_margin" else 1.0
     return factor * multiple**rule.power * noise
+
+
+def gate_kind(settings: GateSettings, results: Sequence[GateResult]) -> GateKind:
+    """Whether any judgement granted more than the default settings do.
+
+    A fixed limit is compared with what the default multiple of the noise would have granted in its place.
+    """
+    rules = {rule.name: rule for rule in RULES}
+    is_looser = settings.multiple > DEFAULT_MULTIPLE or any(
+        result.limit > allowed(rules[result.gate], result.noise, DEFAULT_MULTIPLE)
+        for result in results
+        if result.gate in settings.limits and result.limit is not None and result.noise is not None
+    )
+    if is_looser:
+        return "looser"
+    return "default" if settings == GateSettings() else "stricter"
 
 
 def failed(results: Sequence[GateResult]) -> list[GateResult]:

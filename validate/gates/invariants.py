@@ -4,7 +4,7 @@ Each property compares the engine with itself. Where the same arithmetic runs tw
 bit; where the shapes of a call differ, sums may run in another order, and noise is allowed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,17 @@ import numpy.typing as npt
 from export.config import ModelConfig
 from export.inputs import ModelInputs
 from export.processor.settings import ImageSettings
-from validate.cases.builtin import Image, Prompt, Text, Video
-from validate.cases.prompts import prepare_prompt
+from validate.cases.builtin import (
+    Image,
+    Profile,
+    Prompt,
+    Text,
+    Video,
+    num_patches,
+    num_tokens,
+    outside_profile,
+)
+from validate.cases.prompts import grid_of_part, prepare_prompt
 from validate.execution import OpenEngine
 from validate.gates.gates import GateResult, GateSettings
 from validate.records.metrics import compare_tensors
@@ -24,6 +33,12 @@ Draw = Callable[[Prompt], ModelInputs]
 
 _PICTURES: Prompt = (Image(4, 4), Image(6, 10), Image(8, 2), Video(2, 4, 6))
 _MIXED: Prompt = (Text(5), Image(6, 4), Text(7), Image(4, 8), Text(9))
+_BATCH: tuple[Prompt, ...] = (_MIXED, (Text(31),), (Text(3), Video(2, 4, 4), Text(2)))
+_LONG: Prompt = (
+    *_MIXED,
+    Text(20),
+)  # with its decode steps below 64 tokens, the smallest context that can be asked for
+_NUM_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -36,25 +51,50 @@ class Property:
     """Two arrays [tokens, C] that must be equal."""
     noise_of: str | None
     """The gate whose noise is allowed; None: bit for bit."""
+    batch: tuple[Prompt, ...]
+    """The largest call that the check makes."""
+    num_decode_steps: int = 0
+    is_vision_only: bool = False
+
+    def problem(self, profile: Profile, floors: Mapping[str, float]) -> str | None:
+        """Why it lies outside of a profile; None where it does not."""
+        if self.noise_of is not None and self.noise_of not in floors:
+            return f"no case inside the profile tells the noise of {self.noise_of}"
+        grids = [grid_of_part(part) for prompt in self.batch for part in prompt if not isinstance(part, Text)]
+        return outside_profile(
+            profile,
+            [1] if self.is_vision_only else [num_tokens(prompt) for prompt in self.batch],
+            sum(map(num_patches, self.batch)),
+            self.num_decode_steps,
+            num_segments=sum(steps for steps, _, _ in grids),
+        )
+
+
+def properties_outside(profile: Profile, floors: Mapping[str, float]) -> dict[str, str]:
+    """Why each property that cannot be asked of an engine lies outside of its profile, by name."""
+    problems = {law.name: law.problem(profile, floors) for law in PROPERTIES}
+    return {name: problem for name, problem in problems.items() if problem is not None}
 
 
 def check_properties(
     engine: OpenEngine,
     config: ModelConfig,
     settings: ImageSettings,
-    floors: dict[str, float],
+    floors: Mapping[str, float],
     gates: GateSettings,
+    profile: Profile,
 ) -> list[GateResult]:
-    """Every property as a gate of its own name."""
+    """Every property inside the profile as a gate of its own name."""
 
     def draw(prompt: Prompt) -> ModelInputs:
         return prepare_prompt(prompt, config, settings, np.random.default_rng(len(prompt)))
 
-    return [judge_property(law, engine, draw, floors, gates) for law in PROPERTIES]
+    outside = properties_outside(profile, floors)
+    return [judge_property(law, engine, draw, floors, gates) for law in PROPERTIES if law.name not in outside]
 
 
 def judge_property(
-    law: Property, engine: OpenEngine, draw: Draw, floors: dict[str, float], gates: GateSettings
+    law: Property, engine: OpenEngine, draw: Draw, floors: Mapping[str, float], gates: GateSettings
 ) -> GateResult:
     """An engine that raises on a property fails it."""
     try:
@@ -121,8 +161,7 @@ def _frames(engine: OpenEngine, draw: Draw) -> tuple[Array, Array]:
 
 
 def _batch(engine: OpenEngine, draw: Draw) -> tuple[Array, Array]:
-    prompts = [draw(_MIXED), draw((Text(31),)), draw((Text(3), Video(2, 4, 4), Text(2)))]
-    prompts = prompts[: engine.decoder.num_slots]
+    prompts = [draw(prompt) for prompt in _BATCH][: engine.decoder.num_slots]
     together = _prefill_and_decode(engine, 0, prompts)
     alone = [_prefill_and_decode(engine, 0, [prompt]) for prompt in prompts]
     return together, np.concatenate(alone)
@@ -154,7 +193,7 @@ def _slot_reuse(engine: OpenEngine, draw: Draw) -> tuple[Array, Array]:
     """A slot that held a longer prompt, against the last slot, which nothing else uses."""
     prompt, fresh = draw((Text(4), Image(4, 4), Text(3))), engine.decoder.num_slots - 1
     expected = _prefill_and_decode(engine, fresh, [prompt])
-    _prefill_and_decode(engine, 0, [draw((*_MIXED, Text(40)))])
+    _prefill_and_decode(engine, 0, [draw(_LONG)])
     return _prefill_and_decode(engine, 0, [prompt]), expected
 
 
@@ -162,7 +201,7 @@ def _prefill_and_decode(engine: OpenEngine, first_slot: int, prompts: list[Model
     """Logits of each prompt's last token and of three forced ones: [B * 4, vocab], prompt by prompt."""
     last = [np.array([len(prompt.token_ids) - 1]) for prompt in prompts]
     prefilled = engine.prefill(first_slot, prompts, engine.encode(prompts), last)
-    tokens = np.stack([prompt.token_ids[-3:][::-1] for prompt in prompts])
+    tokens = np.stack([prompt.token_ids[-_NUM_STEPS:][::-1] for prompt in prompts])
     decoded = engine.decode(first_slot, prompts, tokens)
     return np.concatenate([part for pair in zip(prefilled, decoded, strict=True) for part in pair])
 
@@ -170,17 +209,62 @@ def _prefill_and_decode(engine: OpenEngine, first_slot: int, prompts: list[Model
 _VISION_NOISE = "visual_embeds.worst_token_error"
 _PREFILL_NOISE = "prefill_logits.worst_token_error"
 PROPERTIES = (
-    Property("packing", "each picture alone equals all packed in one call", _packing, _VISION_NOISE),
-    Property("permutation", "the order of packed pictures changes none of them", _permutation, _VISION_NOISE),
-    Property("neighbour_perturbation", "changing one picture changes no other", _neighbours, None),
-    Property("frame_perturbation", "changing a video's second step leaves its first alone", _frames, None),
-    Property("batch_invariance", "a prompt alone equals itself in a padded batch", _batch, _PREFILL_NOISE),
-    Property("chunked_prefill", "a prompt in pieces equals the prompt at once", _chunks, _PREFILL_NOISE),
+    Property(
+        "packing",
+        "each picture alone equals all packed in one call",
+        _packing,
+        _VISION_NOISE,
+        (_PICTURES,),
+        is_vision_only=True,
+    ),
+    Property(
+        "permutation",
+        "the order of packed pictures changes none of them",
+        _permutation,
+        _VISION_NOISE,
+        (_PICTURES,),
+        is_vision_only=True,
+    ),
+    Property(
+        "neighbour_perturbation",
+        "changing one picture changes no other",
+        _neighbours,
+        None,
+        (_PICTURES,),
+        is_vision_only=True,
+    ),
+    Property(
+        "frame_perturbation",
+        "changing a video's second step leaves its first alone",
+        _frames,
+        None,
+        (_PICTURES[3:],),
+        is_vision_only=True,
+    ),
+    Property(
+        "batch_invariance",
+        "a prompt alone equals itself in a padded batch",
+        _batch,
+        _PREFILL_NOISE,
+        _BATCH,
+        _NUM_STEPS,
+    ),
+    Property(
+        "chunked_prefill", "a prompt in pieces equals the prompt at once", _chunks, _PREFILL_NOISE, (_MIXED,)
+    ),
     Property(
         "decode_is_prefill",
         "prefill(n + 1) equals prefill(n) and decode(1)",
         _decode_is_prefill,
         _PREFILL_NOISE,
+        (_MIXED,),
     ),
-    Property("slot_reuse", "a KV slot keeps no trace of what it held before", _slot_reuse, None),
+    Property(
+        "slot_reuse",
+        "a KV slot keeps no trace of what it held before",
+        _slot_reuse,
+        None,
+        (_LONG,),
+        _NUM_STEPS,
+    ),
 )

@@ -156,11 +156,11 @@ def junit_from_report(report: Report) -> str:
             test = ET.SubElement(suite, "testcase", classname=name, name=gate.gate)
             if not gate.passed:
                 ET.SubElement(test, "failure", message=failure_text(gate)).text = gate.detail
-    for case in report.cases:
-        if case.status == "outside_profile":
-            suite = ET.SubElement(root, "testsuite", name=case.name, tests="1", failures="0", skipped="1")
-            test = ET.SubElement(suite, "testcase", classname=case.name, name="inside_profile")
-            ET.SubElement(test, "skipped", message=case.problem)
+    outside = {case.name: case.problem for case in report.cases if case.status == "outside_profile"}
+    for name, problem in {**outside, **report.properties_outside}.items():
+        suite = ET.SubElement(root, "testsuite", name=name, tests="1", failures="0", skipped="1")
+        test = ET.SubElement(suite, "testcase", classname=name, name="inside_profile")
+        ET.SubElement(test, "skipped", message=problem)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -183,6 +183,7 @@ def markdown_from_report(report: Report) -> str:
     overview = (
         f"{subject.source} ({subject.graph_dtype}, key `{subject.bundle_key}`) on {subject.engine}, level "
         f"{subject.level}: {counts['pass']} cases pass, {counts['fail']} fail, {outside} outside of the profile; "
+        f"{len(report.properties)} properties asked, {len(report.properties_outside)} outside; "
         f"{len(report.gates)} gates, {len(report.failures)} failed, limit {report.gate_settings.multiple:g} x noise."
     )
     lines = [

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from export.directory_swap import DirectoryKind
+from export.verdicts import LevelName, Verdict
 from validate.bisect.search import Divergence
-from validate.gates.gates import GateResult, GateSettings, failed
+from validate.gates.gates import GateResult, GateSettings, failed, gate_kind
 from validate.records.records import Measurement
 from validate.tasks.quality import TaskQuality
 
 FORMAT = "qv-export validation"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 REPORT_NAME = "report.json"
 REPORT_DIRECTORY = DirectoryKind(
     "a report", lambda path: (path / REPORT_NAME).is_file(), "Free some, and go on with --resume"
@@ -51,11 +52,16 @@ class Subject:
     source: str
     graph_dtype: str
     engine: str
+    engine_key: str
+    digests: Mapping[str, str]
+    """sha256 of every file of weights and of the engine, by path inside the bundle."""
     engine_dtype: str
     reference: str
-    level: str
+    level: LevelName
     num_decode_steps: int
     profile: Mapping[str, int | None]
+    is_narrow: bool
+    """Smaller shapes were asked than usual."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,13 @@ class Report:
     """The whole result."""
 
     subject: Subject
+    weights: GateResult
     gate_settings: GateSettings
     noise_floors: Mapping[str, float]
     cases: tuple[CaseReport, ...]
     properties: tuple[GateResult, ...]
+    properties_outside: Mapping[str, str]
+    """Why a property could not be asked of this engine, by name."""
     depth: tuple[GateResult, ...]
     divergence: Divergence | None
     """Error by depth on a failing case, or on the probe where none failed; None where the engine cannot be looked into,
@@ -89,7 +98,7 @@ class Report:
     def gates(self) -> tuple[GateResult, ...]:
         quality = () if self.task_quality is None else (self.task_quality.gate,)
         of_cases = tuple(gate for case in self.cases for gate in case.gates)
-        return (*of_cases, *self.properties, *self.depth, *quality)
+        return (self.weights, *of_cases, *self.properties, *self.depth, *quality)
 
     @property
     def failures(self) -> list[GateResult]:
@@ -100,25 +109,31 @@ class Report:
         """Something was judged, and nothing failed."""
         return bool(self.gates) and not self.failures
 
-    def verdict(self) -> dict[str, Any]:
-        """What the bundle's manifest keeps."""
-        return {
-            "result": "pass" if self.passed else "fail",
-            "engine": self.subject.engine,
-            "level": self.subject.level,
-            "gates": len(self.gates),
-            "failed": len(self.failures),
-            "multiple": self.gate_settings.multiple,
-            "bundle_key": self.subject.bundle_key,
-            "created": self.machine.created,
-        }
+    def verdict(self) -> Verdict:
+        """What the bundle keeps."""
+        return Verdict(
+            engine_key=self.subject.engine_key,
+            target=self.subject.engine,
+            level=self.subject.level,
+            passed=self.passed,
+            gates_digest=self.gate_settings.digest(),
+            gate_kind=gate_kind(self.gate_settings, self.gates),
+            multiple=self.gate_settings.multiple,
+            is_narrow=self.subject.is_narrow,
+            num_gates=len(self.gates),
+            num_failed=len(self.failures),
+            bundle_key=self.subject.bundle_key,
+            digests=dict(self.subject.digests),
+            created=self.machine.created,
+            versions=dict(self.machine.versions),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Standard JSON: numbers that are not finite become strings."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "verdict": self.verdict(),
+            "verdict": self.verdict().to_json(),
             "failures": [asdict(gate) for gate in self.failures],
             "first_divergence": self._first_divergence(),
             **asdict(self),

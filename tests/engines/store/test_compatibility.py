@@ -65,7 +65,6 @@ def test_an_engine_loads_where_everything_is_as_it_was_built_for() -> None:
             "built with tensorrt-rtx 1.7.1.116, installed is 1.8.0.1",
         ),
         (RECORD, replace(MACHINE, gpus=(H100,)), "built for SM80, SM89, this GPU is NVIDIA H100, SM90"),
-        (RECORD, replace(MACHINE, gpus=()), "needs an NVIDIA GPU of SM80, SM89; `nvidia-smi` lists none"),
         (
             RECORD,
             replace(MACHINE, gpus=(replace(L4, driver="570.1"),)),
@@ -130,3 +129,10 @@ def test_every_target_names_a_package_that_tells_its_version() -> None:
         "tensorrt-rtx": "tensorrt-rtx-cu13-libs",
         "tensorrt": "tensorrt-cu13",
     }
+
+
+def test_without_a_gpu_the_way_out_is_another_machine_and_not_another_build() -> None:
+    said = problems(RECORD, replace(MACHINE, gpus=()))
+    assert "needs an NVIDIA GPU of SM80, SM89; `nvidia-smi` lists none" in said
+    assert "on a machine with an NVIDIA GPU of SM80 or SM89" in said
+    assert "qv-export build" not in said

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,17 +17,14 @@ from export.config import load_config
 from export.contract import vision_contract
 from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.verdicts import keep_verdict
 from tests.support.bundles import shared_bundle
+from tests.support.verdicts import judged, verdict_of
 
 
 @pytest.fixture
 def bundle(tmp_path_factory):
     return open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32"}))
-
-
-def judge(bundle, verdict):
-    """As the validator leaves a bundle."""
-    return replace(bundle, manifest=replace(bundle.manifest, verdict=verdict))
 
 
 def read_config(directory):
@@ -111,32 +109,65 @@ def test_settings_that_mean_nothing_are_refused(text, says):
         ServerSettings.from_json(text)
 
 
-def test_a_bundle_without_a_passed_validation_is_refused_unless_that_is_allowed(bundle, tmp_path):
-    for verdict, says in (
-        (None, "was not validated"),
-        ({"result": "fail", "engine": "onnxruntime"}, "failed its validation"),
-        (
-            {"result": "pass", "engine": "torch-cpu"},
-            "validated on torch-cpu, and onnxruntime would answer",
-        ),
-    ):
-        judged = judge(bundle, verdict)
-        with pytest.raises(UserError, match=f"{says}.*--allow-unvalidated"):
-            write_repository(judged, tmp_path / "repository", ServerSettings())
-        assert not (tmp_path / "repository").exists()
-        deployment = write_repository(
-            judged, tmp_path / "repository", ServerSettings(), allow_unvalidated=True
-        )
+def test_a_bundle_without_a_proof_is_refused_unless_that_is_allowed(bundle, tmp_path):
+    shortfalls: list[tuple[dict[str, Any], str]] = [
+        ({"passed": False, "num_failed": 2}, "failed at standard, 2 of 353 gates"),
+        ({"level": "quick"}, "passed at quick alone"),
+        ({"gate_kind": "looser", "multiple": 1e12}, r"grant more than the defaults \(multiple 1e\+12\)"),
+        ({"is_narrow": True}, "smaller shapes than usual"),
+        ({"bundle_key": "0" * 16}, "of bundle 0000000000000000"),
+        ({"digests": {}}, "other bytes of model.safetensors"),
+        ({"engine_key": "torch-float32", "target": "torch"}, "another engine: torch"),
+    ]
+    for number, (changes, says) in enumerate(shortfalls):
+        bundle_then = judged(bundle, tmp_path / f"bundle{number}", **changes)
+        output = tmp_path / f"repository{number}"
+        with pytest.raises(UserError, match=says) as refusal:
+            write_repository(bundle_then, output, ServerSettings())
+        command = f"qv-export validate {bundle_then.directory} --target onnxruntime --report REPORT"
+        assert command in str(refusal.value)
+        assert "--allow-unvalidated" in str(refusal.value)
+        assert not output.exists()
+        deployment = write_repository(bundle_then, output, ServerSettings(), allow_unvalidated=True)
         assert not deployment.is_validated
-        assert "not proven" in (tmp_path / "repository" / "README.md").read_text(encoding="utf-8")
-        record = json.loads((tmp_path / "repository" / "deployment.json").read_text(encoding="utf-8"))
-        assert (record["is_validated"], record["verdict"]) == (False, verdict)
-        (tmp_path / "repository").rename(tmp_path / f"old-{says}")
+        assert "not proven" in (output / "README.md").read_text(encoding="utf-8")
+        record = json.loads((output / "deployment.json").read_text(encoding="utf-8"))
+        assert (record["is_validated"], record["verdict"]) == (False, None)
+
+
+def test_a_failure_after_a_proof_takes_it_back_and_one_by_stricter_gates_does_not(bundle, tmp_path):
+    later: dict[str, Any] = {
+        "created": "2026-11-02T00:00:00+00:00",
+        "passed": False,
+        "num_failed": 1,
+        "level": "quick",
+    }
+    proven = judged(bundle, tmp_path / "proven")
+    keep_verdict(proven.directory, verdict_of(proven, **later, gate_kind="stricter"))
+    assert write_repository(proven, tmp_path / "r", ServerSettings()).is_validated
+    keep_verdict(proven.directory, verdict_of(proven, **later))
+    with pytest.raises(UserError, match="failed at quick"):
+        write_repository(proven, tmp_path / "r2", ServerSettings())
+
+
+def test_a_flipped_bit_in_the_weights_is_refused_whatever_is_allowed(bundle, tmp_path):
+    proven = judged(bundle, tmp_path / "proven")
+    [weights] = proven.manifest.weights
+    path = proven.directory / weights.name
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.unlink()  # a hard link to the shared bundle's
+    path.write_bytes(content)
+    for is_allowed in (False, True):
+        with pytest.raises(UserError, match=f"changed since the export: {weights.name}"):
+            write_repository(
+                open_bundle(proven.directory), tmp_path / "r", ServerSettings(), allow_unvalidated=is_allowed
+            )
 
 
 def test_a_validated_bundle_is_placed_by_links_beside_its_runtime(bundle, tmp_path):
-    judged = judge(bundle, {"result": "pass", "engine": "onnxruntime"})
-    assert write_repository(judged, tmp_path / "repository", ServerSettings()).is_validated
+    proven = judged(bundle, tmp_path / "proven")
+    assert write_repository(proven, tmp_path / "repository", ServerSettings()).is_validated
     version = tmp_path / "repository" / MODEL_NAME / "1"
     assert open_bundle(version / "bundle").manifest.key == bundle.manifest.key
     [weights] = bundle.manifest.weights
@@ -151,8 +182,8 @@ def test_an_engine_is_served_on_the_gpu_and_travels_alone(bundle_with_engine, tm
     bundle = bundle_with_engine("tensorrt")
     (bundle.directory / "engines" / "other").mkdir()
     settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
-    judged = judge(bundle, {"result": "pass", "engine": "tensorrt"})
-    assert write_repository(judged, tmp_path / "repository", settings).is_validated
+    keep_verdict(bundle.directory, verdict_of(bundle, "k1"))
+    assert write_repository(bundle, tmp_path / "repository", settings).is_validated
     config = read_config(tmp_path / "repository" / MODEL_NAME)
     [group] = config.instance_group
     assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 1, [0])
@@ -163,11 +194,27 @@ def test_an_engine_is_served_on_the_gpu_and_travels_alone(bundle_with_engine, tm
 
 
 def test_a_verdict_on_another_engine_is_none_on_this_one(bundle_with_engine, tmp_path):
-    judged = judge(bundle_with_engine("tensorrt"), {"result": "pass", "engine": "onnxruntime"})
-    with pytest.raises(UserError, match="validated on onnxruntime, and tensorrt would answer"):
+    bundle = bundle_with_engine("tensorrt")
+    keep_verdict(bundle.directory, verdict_of(bundle))
+    with pytest.raises(
+        UserError, match=r"(?s)the engine k1 \(tensorrt\).*another engine: onnxruntime"
+    ) as refusal:
         write_repository(
-            judged, tmp_path / "repository", ServerSettings(num_slots=4, capacity=512, engine="k1")
+            bundle, tmp_path / "repository", ServerSettings(num_slots=4, capacity=512, engine="k1")
         )
+    assert "--engine k1 --report REPORT" in str(refusal.value)
+
+
+def test_a_verdict_counts_for_the_engines_bytes_and_not_for_its_key_alone(bundle_with_engine, tmp_path):
+    bundle = bundle_with_engine("tensorrt")
+    keep_verdict(
+        bundle.directory,
+        verdict_of(
+            bundle, "k1", digests={**verdict_of(bundle, "k1").digests, "engines/k1/vision.engine": "0"}
+        ),
+    )
+    with pytest.raises(UserError, match=r"other bytes of engines/k1/vision\.engine"):
+        write_repository(bundle, tmp_path / "r", ServerSettings(num_slots=4, capacity=512, engine="k1"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from engines.sizing.limits import Limits
 from engines.store import cache
 from engines.store.cache import EngineRequest, key_inputs, writing_engine
 from export.bundle import open_bundle, place_weights, writing_bundle
-from export.engine_record import EngineRecord
+from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
 from qv_export.commands.inspect import inspect
@@ -57,7 +57,7 @@ def test_a_bundle_is_shown_with_its_manifest_and_both_graphs(bundle: Path) -> No
     lines = CliRunner().invoke(inspect, [str(bundle)], catch_exceptions=False).stdout.splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert f"key {open_bundle(bundle).manifest.key}" in shown
-    assert "verdict not validated" in shown
+    assert "not validated" in shown
     assert "onnx 1.23.2" in shown
     assert sum(line.startswith(("vision.onnx:", "decoder.onnx:")) for line in shown) == 2
 
@@ -164,6 +164,23 @@ def test_an_engine_whose_files_or_tools_changed_is_called_stale(
     assert "decoder.engine has 3 bytes, recorded were 5" in reasons
     assert any(reason.endswith("wanted 99.0") for reason in reasons)
     assert content["engine"]["facts"]["decoder"]["layers"][0]["type"] == "ATTENTION"
+
+
+def test_an_engine_is_not_called_stale_because_a_library_is_missing_here(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_engine(bundle)
+    before = dict(read_record(directory).inputs)
+    monkeypatch.setattr(
+        cache, "tool_versions", lambda _: {name: before[name] for name in ("qv-export", "onnx")}
+    )
+    content = json.loads(
+        CliRunner().invoke(inspect, [str(directory), "--json"], catch_exceptions=False).stdout
+    )
+    assert content["engine"]["stale"] == []
+    assert content["engine"]["unknown"] == [f"onnxruntime {before['onnxruntime']} is not installed here"]
+    shown = CliRunner().invoke(inspect, [str(directory)], catch_exceptions=False).stdout
+    assert "cannot be judged here" in shown
 
 
 def test_a_bundle_lists_its_engines(bundle: Path) -> None:

@@ -1,17 +1,22 @@
-"""Exit codes, files and the manifest's verdict, through the command line."""
+"""Exit codes, files and the bundle's verdicts, through the command line."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from export.bundle import open_bundle
+from export.bundle import FileRecord, open_bundle, sha256_of
 from export.config import load_config
+from export.safetensors_file import fingerprint_safetensors, read_safetensors_header
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
+from validate.gates.invariants import PROPERTIES
 from validate.selftest.mutated import mutate_bundle
 from validate.selftest.mutations import mutations
 
@@ -21,7 +26,7 @@ SMALL = ("--level", "quick", "--max-context", "128", "--max-patches", "256", "--
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of our own: its manifest will keep verdicts."""
+    """A bundle of our own: it will keep verdicts."""
     shared = shared_bundle(tmp_path_factory, {"dtype": "float32"})
     return shutil.copytree(shared, tmp_path_factory.mktemp("validated") / "bundle")
 
@@ -35,7 +40,7 @@ def test_a_sound_bundle_passes_and_keeps_its_verdict(bundle, tmp_path, capsys):
     assert run("validate", bundle, *SMALL, "--report", report, "--json") == 0
     out, err = capsys.readouterr()
     said = json.loads(out)
-    assert said["result"] == "pass"
+    assert said["passed"] is True
     assert "PASS" in err
     assert "[  0%] Reference: text" in err
     assert {path.name for path in report.iterdir()} == {
@@ -45,16 +50,10 @@ def test_a_sound_bundle_passes_and_keeps_its_verdict(bundle, tmp_path, capsys):
         "summary.md",
     }
     assert [path.name for path in tmp_path.iterdir()] == ["report"], "no workspace is left"
-    verdict = open_bundle(bundle).manifest.verdict
-    assert verdict is not None
-    assert {**verdict, "report": str(report)} == said
-    assert verdict["bundle_key"] == open_bundle(bundle).manifest.key
-    pytest.importorskip(
-        "tritonclient", reason="needs Triton's protobuf classes: pip install 'qv-export[triton]'"
-    )
-    assert run("deploy", "triton", bundle, "-o", tmp_path / "repository") == 0, (
-        "a verdict opens the way to a server"
-    )
+    [verdict] = open_bundle(bundle).verdicts(said["engine_key"])
+    assert {**verdict.to_json(), "report": str(report)} == said
+    assert verdict.bundle_key == open_bundle(bundle).manifest.key
+    assert verdict.is_narrow, "--max-context 128 is less than usual"
     peak = json.loads((report / "report.json").read_text())["machine"]["peak_memory_bytes"]
     assert 1e8 < peak < 1.6e10
 
@@ -64,8 +63,9 @@ def test_a_broken_graph_fails_with_1_and_says_where(bundle, tmp_path, capsys):
     broken = mutate_bundle(bundle, fault, tmp_path / "broken")
     assert run("-q", "validate", broken, *SMALL, "--report", tmp_path / "report") == 1
     assert capsys.readouterr() == ("", "")
-    assert (open_bundle(broken).manifest.verdict or {})["result"] == "fail"
-    assert open_bundle(bundle).manifest.verdict != open_bundle(broken).manifest.verdict
+    [verdict] = open_bundle(broken).all_verdicts()
+    assert verdict.passed is False
+    assert verdict not in open_bundle(bundle).all_verdicts()
     assert f"`{fault.node}`" in (tmp_path / "report" / "summary.md").read_text()
 
 
@@ -79,6 +79,60 @@ def test_a_golden_set_is_recorded_and_compared_with(bundle, tmp_path, capsys):
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, check=False)
     assert done.returncode == 0
     assert "golden set golden" in (report / "report.html").read_text()
+
+
+def test_a_golden_set_needs_no_torch_to_be_compared_with(bundle, tmp_path, monkeypatch):
+    golden = tmp_path / "golden"
+    assert run("-q", "validate", bundle, *SMALL, "--record", golden) == 0
+
+    def installed(name):
+        return None if name == "torch" else "1.0"
+
+    monkeypatch.setattr("validate.run.installed_version", installed)
+    report = tmp_path / "report"
+    assert run("-q", "validate", bundle, *SMALL, "--against", golden, "--report", report) == 0
+    assert "torch" not in json.loads((report / "report.json").read_text())["machine"]["versions"]
+
+
+@pytest.mark.parametrize(
+    "shapes", [("--max-context", "64"), ("--max-patches", "16"), ("--max-patches", "20")]
+)
+def test_the_smallest_shapes_that_may_be_asked_are_no_fault_of_a_sound_bundle(bundle, tmp_path, shapes):
+    report = tmp_path / "report"
+    assert run("-q", "validate", bundle, "--level", "quick", *shapes, "--report", report) == 0
+    content = json.loads((report / "report.json").read_text())
+    asked = {gate["gate"] for gate in content["properties"]}
+    outside = set(content["properties_outside"])
+    assert asked | outside == {law.name for law in PROPERTIES}
+    assert bool(outside) == ("--max-patches" in shapes)
+
+
+def test_weights_of_one_value_alone_fail_the_validation(bundle, tmp_path):
+    zeroed = shutil.copytree(bundle, tmp_path / "zeroed")
+    manifest = open_bundle(zeroed).manifest
+    [record] = manifest.weights
+    path = zeroed / record.name
+    tensor = max(read_safetensors_header(path), key=lambda tensor: tensor.length_bytes)
+    content = bytearray(path.read_bytes())
+    content[tensor.offset_bytes : tensor.offset_bytes + tensor.length_bytes] = bytes(tensor.length_bytes)
+    path.write_bytes(content)
+    replace(
+        manifest,
+        weights=(FileRecord(record.name, record.bytes, sha256_of(path), fingerprint_safetensors(path)),),
+    ).write(zeroed)
+    assert run("-q", "validate", zeroed, *SMALL, "--report", tmp_path / "report") == 1
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert tensor.name in content["weights"]["detail"]
+
+
+def test_two_validations_with_one_report_exclude_each_other(bundle, tmp_path, capsys):
+    lock = os.open(tmp_path / ".report.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        assert run("-q", "validate", bundle, *SMALL, "--report", tmp_path / "report") == 2
+    finally:
+        os.close(lock)
+    assert "Another validation is writing" in capsys.readouterr().err
 
 
 def test_tighter_gates_from_a_file_fail_what_passed(bundle, tmp_path):

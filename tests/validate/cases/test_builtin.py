@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from export.verdicts import LEVELS
 from validate.cases.builtin import (
-    LEVELS,
     Image,
     Profile,
     Text,

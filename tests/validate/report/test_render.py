@@ -53,9 +53,9 @@ def passing(exported, tmp_path_factory):
 def test_the_json_is_standard_and_says_it_all(failing):
     report, directory = failing
     content = json.loads((directory / "report.json").read_text(), parse_constant=pytest.fail)
-    assert (content["format"], content["format_version"]) == ("qv-export validation", 2)
-    assert content["verdict"]["result"] == "fail"
-    assert content["verdict"]["failed"] == len(content["failures"]) == len(report.failures)
+    assert (content["format"], content["format_version"]) == ("qv-export validation", 3)
+    assert content["verdict"]["passed"] is False
+    assert content["verdict"]["num_failed"] == len(content["failures"]) == len(report.failures)
     assert content["first_divergence"]["node"] == "/blocks.0/attn/QvPatchAttention"
     case = next(case for case in content["cases"] if case["name"] == "images_of_unequal_size")
     metrics = case["measured"]["tensors"]["decode_logits"]
@@ -109,12 +109,12 @@ def test_names_are_escaped(failing, tmp_path):
     assert "<script>" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_verdict_is_what_a_manifest_keeps(passing):
+def test_a_verdict_is_what_a_bundle_keeps(passing):
     verdict = passing[0].verdict()
-    assert verdict["result"] == "pass"
-    assert verdict["failed"] == 0
-    assert verdict["engine"] == "onnxruntime-cpu"
-    json.dumps(verdict, allow_nan=False)
+    assert verdict.passed is True
+    assert verdict.num_failed == 0
+    assert verdict.target == "onnxruntime"
+    json.dumps(verdict.to_json(), allow_nan=False)
 
 
 def browse(page, script, tmp_path):
