@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.processor.frames import PICTURE_SUFFIXES
 from export.processor.processor import Processor
 from validate.cases.prompts import PreparedCase
-from validate.tasks.quality import user_message
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 DEFAULT_PROMPT = "Describe this picture."
 
 
@@ -90,3 +89,9 @@ def _from_here(messages: Any, directory: Path) -> Any:
 def _safe_name(name: str) -> str:
     """A name that is also a file's: records are kept under it. Apart from the built-in cases by its prefix."""
     return "my_" + (re.sub(r"[^\w.-]+", "_", name).strip("._") or "case")
+
+
+def user_message(prompt: str, images: Iterable[Path]) -> dict[str, Any]:
+    """One user turn: pictures, then the text."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}

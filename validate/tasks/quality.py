@@ -5,12 +5,13 @@ The same questions go to both, so the difference is paired: only the questions o
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from validate.cases.case_files import user_message
 from validate.gates.gates import GateResult
 
 Z_95 = 1.959963984540054
@@ -130,12 +131,6 @@ def _task(line: str, directory: Path) -> Task | str:
     return Task(
         (user_message(content["prompt"], (directory / image for image in images)),), content["answer"]
     )
-
-
-def user_message(prompt: str, images: Iterable[Path]) -> dict[str, Any]:
-    """One user turn: pictures, then the text."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
 
 
 def _normal(text: str) -> str:

@@ -68,3 +68,8 @@ def test_two_cases_of_one_name_are_refused(folder, processor):
     picture(64, 48).save(folder / "cat.webp")
     with pytest.raises(UserError, match="my_cat more than once"):
         load_cases(folder, processor)
+
+
+def test_a_folder_takes_what_a_folder_of_frames_takes(tmp_path, processor):
+    picture(64, 48).save(tmp_path / "scan.jfif", "JPEG")
+    assert [case.name for case in load_cases(tmp_path, processor)] == ["my_scan"]
