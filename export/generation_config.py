@@ -75,8 +75,16 @@ def checkpoint_generation_config(directory: Path) -> GenerationConfig:
     Raises:
         UserError: as `load_generation_config`.
     """
-    eos = read_json_object(directory / "config.json").get("eos_token_id")
-    return load_generation_config(directory, (eos,) if isinstance(eos, int) else ())
+    path = directory / "config.json"
+    content = read_json_object(path)
+    nested = content.get("text_config")
+    eos = content.get("eos_token_id")
+    if eos is None and isinstance(nested, Mapping):
+        eos = nested.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(map(_is_token_id, ids)):
+        raise UserError(f"{path}: eos_token_id must be a token id or a list of them, found {eos!r}")
+    return load_generation_config(directory, tuple(ids))
 
 
 def generation_config_from_json(
@@ -169,28 +177,61 @@ def _is_token_id(value: object) -> bool:
 # Keys of Transformers that change which tokens come out, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
-    "min_p": (0, 0.0),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "min_p": (0,),
     "top_h": (),
-    "typical_p": (1, 1.0),
-    "epsilon_cutoff": (0, 0.0),
-    "eta_cutoff": (0, 0.0),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "max_length": (20,),
     "min_length": (0,),
     "min_new_tokens": (0,),
+    "max_time": (),
     "stop_strings": ([], ""),
     "no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1, 1.0),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
     "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
     "sequence_bias": ([], {}),
+    "forced_bos_token_id": (),
     "forced_eos_token_id": (),
     "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
     "exponential_decay_length_penalty": (),
-    "guidance_scale": (1, 1.0),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "token_healing": (False,),
+    "num_return_sequences": (1,),
     "watermarking_config": (),
 }
+# Who wrote the file, how a call runs and what it returns, tokens of other kinds of model: no answer depends on them.
+_INERT = frozenset(
+    {
+        "transformers_version", "bos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation",
+        "cache_config", "max_cache_len", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+        "return_dict_in_generate", "return_legacy_cache", "low_memory", "compile_config", "disable_compile",
+        "prefill_chunk_size", "continuous_batching_config",
+        # Speculation: greedy answers stay what they are.
+        "use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_early_exit",
+        "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight",
+        "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type",
+    }
+)  # fmt: skip
 
 
 def _warn_unsupported(given: Mapping[str, Any], source: str) -> None:
     active = [key for key, neutral in _UNSUPPORTED.items() if key in given and given[key] not in neutral]
     if active:
         logger.warning("%s: not supported and ignored: %s", source, ", ".join(active))
+    known = {*_UNSUPPORTED, *_INERT, *_RANGES, "do_sample", "pad_token_id", "eos_token_id"}
+    unknown = sorted(key for key in given if key not in known and not key.startswith("_"))
+    if unknown:
+        logger.warning("%s: not known and ignored: %s", source, ", ".join(unknown))

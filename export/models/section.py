@@ -66,4 +66,8 @@ class Section:
 
     def unread(self) -> set[str]:
         """Keys that hold something and that nobody asked for."""
-        return {self._path + key for key in self.content.keys() - self._asked}
+        return self.content.keys() - self._asked
+
+    def asked(self) -> set[str]:
+        """Keys that were asked for, there or not."""
+        return set(self._asked)

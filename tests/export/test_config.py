@@ -214,6 +214,86 @@ def test_a_value_that_does_not_fit_is_named(changes, expected):
     assert expected in problems_of(published(**changes))
 
 
+# Keys that nobody reads
+
+INERT = {
+    "_name_or_path": "someone/model",
+    "_attn_implementation_autoset": True,
+    "auto_map": {"AutoModel": "modeling.Model"},
+    "unsloth_version": "2025.1",
+    "pad_token_id": 3,
+    "use_cache": False,
+    "id2label": {"0": "LABEL_0"},
+    "is_encoder_decoder": False,
+    "temperature": 1.0,
+    "max_length": 20,
+    "attention_dropout": 0.1,
+    "quantization_config": None,
+    "head_dim": None,
+    "num_key_value_heads": None,
+    "some_plan": None,
+}
+
+
+@pytest.mark.parametrize("make_config", [published_config, nested_config])
+def test_keys_that_change_no_number_are_passed_over_wherever_they_stand(make_config):
+    sizes = Sizes(num_attention_heads=4, num_key_value_heads=4)
+    content = make_config(sizes, "float32")
+    expected = config_from_json(content)
+    assert config_from_json(content | INERT) == expected
+    for section in ("text_config", "vision_config"):
+        if section in content:
+            inert = {key: value for key, value in INERT.items() if key != "quantization_config"}
+            changed = content | {section: content[section] | inert}
+            assert config_from_json(changed) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"attention_multiplier": 0.5}, "attention_multiplier: not known to qv-export"),
+        ({"logit_softcapping": 30.0, "attention_multiplier": 2}, "attention_multiplier, logit_softcapping: not known"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder is True, not False"),
+        ({"attention_bias": False}, "attention_bias is False, not True"),
+        ({"temperature": 0.7}, "temperature is 0.7: move settings of generation to generation_config.json"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, not 1"),
+        ({"text_config": {"final_scale": 2.0}}, "text_config.final_scale: not known"),
+        ({"text_config": {"rms_norm_eps": 1e-5}}, "rms_norm_eps 1e-06 contradicts text_config.rms_norm_eps 1e-05"),
+        ({"text_config": [1]}, "text_config must be an object, found [1]"),
+        ({"vision_config": {"window_size": 112}}, "vision_config.window_size: not known"),
+        ({"vision_config": {"fullatt_block_indexes": [7]}}, "vision_config.fullatt_block_indexes: not known"),
+        ({"vision_config": {"hidden_act": "silu"}}, "vision_config.hidden_act is 'silu', not quick_gelu"),
+        ({"vision_config": {"rope_parameters": {"rope_type": "axial", "rope_theta": 1e6}}},
+         "vision_config.rope_parameters.rope_theta is 1000000.0, not 10000"),
+        ({"vision_config": {"rope_parameters": {"rope_type": "yarn"}}},
+         "vision_config.rope_parameters.rope_type is 'yarn', not axial or default"),
+        ({"vision_config": 3}, "vision_config must be an object, found 3"),
+        ({"quantization_config": "awq"}, "quantization_config must be an object, found 'awq'"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, found 'yes'"),
+        ({"torch_dtype": "int8"}, "dtype is 'int8', expected one of float32, float16, bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_key_that_may_decide_numbers_is_never_passed_over(changes, expected):
+    assert expected in problems_of(published(**changes))
+
+
+@pytest.mark.parametrize(
+    ("stated", "dtype"),
+    [("torch.bfloat16", "bfloat16"), ("float16", "float16"), ("auto", None), (None, None)],
+)
+def test_every_spelling_of_the_dtype(stated, dtype):
+    assert config_from_json(published(torch_dtype=stated)).dtype == dtype
+
+
+def test_the_config_that_transformers_writes_today_reads_as_the_published_one():
+    """Every key of every class of Transformers 5.23, with its default: none of them is unknown."""
+    from transformers import Qwen2VLConfig
+
+    content = published_config(SIZES["7b"], "bfloat16")
+    resaved = json.loads(json.dumps(Qwen2VLConfig(**content).to_dict()))
+    assert config_from_json(resaved) == config_from_json(content)
+
+
 def test_all_problems_are_listed_at_once():
     content = published(num_key_value_heads=3, hidden_act="gelu", image_token_id=-1, rms_norm_eps="small")
     del content["vocab_size"]

@@ -123,6 +123,21 @@ def test_keys_that_would_change_the_answer_but_are_not_supported_are_told(caplog
     assert caplog.messages == ["here.json: not supported and ignored: num_beams, no_repeat_ngram_size"]
 
 
+def test_a_key_that_nobody_knows_is_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        generation_config_from_json(PUBLISHED | {"creativity": 11, "_from_model_config": True, "mood": None})
+    assert caplog.messages == ["generation_config.json: not known and ignored: creativity"]
+
+
+def test_no_key_that_transformers_has_is_unknown(caplog):
+    from transformers import GenerationConfig as PeersConfig
+
+    written = {key: value for key, value in vars(PeersConfig()).items() if key not in PUBLISHED}
+    with caplog.at_level(logging.WARNING):
+        generation_config_from_json(dict.fromkeys(written, 1) | PUBLISHED)
+    assert not [message for message in caplog.messages if "not known" in message]
+
+
 def test_a_published_file_warns_of_nothing(caplog):
     with caplog.at_level(logging.WARNING):
         generation_config_from_json(PUBLISHED)
@@ -156,6 +171,9 @@ def test_an_override_out_of_range_is_refused():
     ("config", "generation", "expected"),
     [
         ('{"eos_token_id": 7}', None, (7,)),
+        ('{"eos_token_id": [7, 5]}', None, (7, 5)),
+        ('{"text_config": {"eos_token_id": 7}}', None, (7,)),
+        ('{"eos_token_id": null, "text_config": {"eos_token_id": [7, 5]}}', "{}", (7, 5)),
         ('{"eos_token_id": 7}', '{"eos_token_id": [8, 9]}', (8, 9)),
         ("{}", None, ()),
     ],
@@ -167,3 +185,10 @@ def test_the_end_of_an_answer_is_what_the_checkpoint_says(
     if generation:
         (tmp_path / "generation_config.json").write_text(generation)
     assert checkpoint_generation_config(tmp_path).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("eos", ['"<|im_end|>"', "[7, -1]", "true"])
+def test_an_end_in_config_json_that_is_no_token_id_is_named(tmp_path: Path, eos: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"eos_token_id": {eos}}}')
+    with pytest.raises(UserError, match=r"config\.json: eos_token_id must be a token id or a list of them"):
+        checkpoint_generation_config(tmp_path)

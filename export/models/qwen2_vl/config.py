@@ -9,6 +9,7 @@ from typing import Any
 
 from export.errors import UserError
 from export.models.configuration import DTYPES, DecoderConfig, ModelConfig, VisionConfig
+from export.models.keys import refuse_unread
 from export.models.qwen2_vl.rope import read_rope
 from export.models.section import Section
 
@@ -26,6 +27,11 @@ _TOKEN_IDS = {
     "vision_start_token_id": 151652,
     "vision_end_token_id": 151653,
 }
+
+# In `vision_config`: the width of a merged token follows the decoder, the side of a patch has another name.
+_INERT_VISION = ("hidden_size", "spatial_patch_size")
+# Stated twice with different values this is sound: either flag ties, the table's own rows count, and a window is inert.
+_DECIDED_ELSEWHERE = {"tie_word_embeddings", "vocab_size", "sliding_window", "max_window_layers"}
 
 
 def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
@@ -45,12 +51,17 @@ def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
     nested = top.section("text_config")
     text = Section({**top.content, **nested.content}, problems)
     decoder = _decoder_config(text, ties=(top, nested))
+    vision = top.section("vision_config")
     config = ModelConfig(
-        vision=_vision_config(top.section("vision_config"), decoder.hidden_size),
+        vision=_vision_config(vision, decoder.hidden_size),
         decoder=decoder,
         dtype=_dtype(top, nested),
         **{name: top.integer(name, default, minimum=0) for name, default in _TOKEN_IDS.items()},
     )
+    _refuse_contradictions(top, nested, text)
+    refuse_unread(top, inert=text.asked())  # a flat file holds the decoder's keys beside its own
+    refuse_unread(nested, inert={*text.asked(), *_TOKEN_IDS})
+    refuse_unread(vision, inert=_INERT_VISION)
     for name in _TOKEN_IDS:
         token_id = getattr(config, name)
         if token_id >= decoder.vocab_size:
@@ -58,6 +69,15 @@ def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
     if problems:
         raise UserError(f"{source} does not describe a Qwen2-VL model:\n- " + "\n- ".join(problems))
     return config
+
+
+def _refuse_contradictions(top: Section, nested: Section, text: Section) -> None:
+    """Transformers reads `text_config` alone where there is one: two values mean one forgotten edit."""
+    for key in sorted(text.asked() & top.content.keys() & nested.content.keys() - _DECIDED_ELSEWHERE):
+        if top.content[key] != nested.content[key]:
+            top.problem(
+                f"{key} {top.content[key]!r} contradicts text_config.{key} {nested.content[key]!r}: keep the one meant"
+            )
 
 
 def _dtype(top: Section, nested: Section) -> str | None:
@@ -86,6 +106,10 @@ def _vision_config(vision: Section, decoder_hidden_size: int) -> VisionConfig:
             "the 2-D rotary splits a head into row and column halves"
         )
     vision.one_of("hidden_act", ("quick_gelu",))
+    rope = vision.section("rope_parameters")
+    rope.one_of("rope_type", ("axial", "default"))
+    rope.one_of("rope_theta", (10_000,))
+    refuse_unread(rope)
     return config
 
 
@@ -126,7 +150,8 @@ def _decoder_config(text: Section, ties: tuple[Section, ...]) -> DecoderConfig:
 def _refuse_sliding_window(text: Section, config: DecoderConfig) -> None:
     """Sliding attention is not computed; a window that no layer uses, or that no context outgrows, changes nothing."""
     num_layers = config.num_hidden_layers
-    window = text.integer("sliding_window", 4096) if text.flag("use_sliding_window", False) else None
+    stated = text.integer("sliding_window", 4096)
+    window = stated if text.flag("use_sliding_window", False) else None
     first = text.integer("max_window_layers", 80, minimum=0)
     kinds = text.get("layer_types")
     if kinds is None:

@@ -55,9 +55,7 @@ def read_rope(text: Section, head_dim: int, max_position_embeddings: int) -> Rop
         )
         return Rope(inner_theta, sections, None)
     if unread := sorted(rope.unread()):
-        rope.problems.append(
-            f"{', '.join(unread)}: not part of rope type {kind}. Remove it, or correct the type"
-        )
+        rope.problem(f"{', '.join(unread)}: not part of rope type {kind}. Remove it, or correct the type")
     return Rope(inner_theta, sections, yarn)
 
 
