@@ -16,8 +16,8 @@ import PIL
 from PIL import Image
 
 from export.processor.images import load_image
+from export.processor.media.decode import resized_image
 from export.processor.patches import grid_of_frames, write_patches
-from export.processor.processor import resized_image
 from export.processor.settings import ImageSettings
 
 HUB = ImageSettings(max_pixels=16384 * 28 * 28)

@@ -1,6 +1,7 @@
 """What do all models of a repository do alike? Find their settings, their bundle and its engine, and read requests."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.open import open_engine
+from engines.serving.media_pool import MediaPool
 from engines.session import Engine
 from engines.triton_server.fetching import Fetcher, FetchPolicy
 from engines.triton_server.interface import ServerTensor
@@ -18,6 +20,7 @@ from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.generation_config import checkpoint_generation_config
+from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.processor import Processor
 
 BUNDLE_DIRECTORY = "bundle"
@@ -74,14 +77,36 @@ class RequestReader:
         self._limits = settings.request_limits
         hosts = frozenset(settings.allowed_hosts)
         self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
+        self._pool = MediaPool(settings.media)
 
-    def read(self, tensors: Mapping[str, npt.NDArray[Any]]) -> ChatRequest:
-        """What a client asks.
+    def read(
+        self,
+        tensors: Mapping[str, npt.NDArray[Any]],
+        received: float | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> ChatRequest:
+        """What a client asks; its media are decoded in processes of their own.
+
+        Args:
+            tensors: of the request.
+            received: when it came, on the monotonic clock; None: now. The request's seconds count from then.
+            is_cancelled: whether the client left; its media are no longer decoded then.
 
         Raises:
             UserError: it may not run; all problems at once.
         """
-        return parse_request(tensors, self.processor, self._defaults, self._limits, self._fetcher)
+        start = time.monotonic() if received is None else received
+
+        def make_reader(local: LocalReader, seconds: float) -> MediaReader:
+            return self._pool.reader(local, start + seconds, is_cancelled)
+
+        return parse_request(
+            tensors, self.processor, self._defaults, self._limits, self._fetcher, make_reader
+        )
+
+    def close(self) -> None:
+        """End the processes that decode media."""
+        self._pool.close()
 
 
 def log_fault(error: Exception) -> None:

@@ -8,6 +8,7 @@ puts events into queues. No torch.
 import json
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -75,7 +76,8 @@ class TritonPythonModel:
                 _end_with_error(sender, message, backend.TritonError.UNAVAILABLE)
                 continue
             try:
-                self._pool.submit(self._serve, read_tensors(request, CHAT_INPUTS), sender)
+                received = time.monotonic()
+                self._pool.submit(self._serve, read_tensors(request, CHAT_INPUTS), sender, received)
             except BaseException:
                 self._room.release()
                 raise
@@ -85,14 +87,15 @@ class TritonPythonModel:
         self._service.drain(self._settings.drain_seconds)
         self._service.close()
         self._pool.shutdown(wait=True)
+        self._reader.close()
         self._metrics.close()
 
-    def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any) -> None:
+    def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any, received: float) -> None:
         """One request, from its check to its last response."""
         try:
-            chat = self._reader.read(tensors)
+            chat = self._reader.read(tensors, received, sender.is_cancelled)
             del tensors
-            self._answer(chat, sender)
+            self._answer(chat, sender, received)
         except UserError as error:
             _end_with_error(sender, str(error), backend.TritonError.INVALID_ARG)
         except TryLaterError as error:
@@ -103,10 +106,11 @@ class TritonPythonModel:
         finally:
             self._room.release()
 
-    def _answer(self, chat: ChatRequest, sender: Any) -> None:
+    def _answer(self, chat: ChatRequest, sender: Any, received: float) -> None:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         stream = TextStream(self._reader.processor.tokenizer, stop_strings=chat.stop_strings)
-        ticket = self._service.submit(chat.request, events.put, deadline_seconds=chat.timeout_seconds)
+        left_seconds = max(0.001, received + chat.timeout_seconds - time.monotonic())
+        ticket = self._service.submit(chat.request, events.put, deadline_seconds=left_seconds)
         try:
             while True:
                 try:

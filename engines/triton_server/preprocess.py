@@ -29,6 +29,10 @@ class TritonPythonModel:
         """One response for each request; a request that is wrong has an error of its own."""
         return respond_to_each(requests, self._graph_inputs)
 
+    def finalize(self) -> None:
+        """End the processes that decode media."""
+        self._reader.close()
+
     def _graph_inputs(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         """By the names of the graphs' contract."""
         inputs = self._reader.read(read_tensors(request, PREPROCESS_INPUTS)).request.inputs

@@ -9,9 +9,9 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -20,11 +20,10 @@ from engines.runtime.answer import Request
 from engines.triton_server.fetching import Fetcher
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
-from export.processor.images import open_image
+from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.media.limits import MediaLimits
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize
-from export.processor.video import open_frames
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """By name, as the server hands them over: TYPE_STRING as an object array of bytes."""
@@ -87,6 +86,7 @@ def parse_request(
     defaults: GenerationConfig,
     limits: RequestLimits,
     fetcher: Fetcher | None = None,
+    make_reader: Callable[[LocalReader, float], MediaReader] | None = None,
 ) -> ChatRequest:
     """Check a request and make it ready for the scheduler.
 
@@ -96,6 +96,7 @@ def parse_request(
         defaults: the checkpoint's way of choosing tokens, where the client does not say.
         limits: what one request may hold.
         fetcher: for web addresses; None refuses them all.
+        make_reader: what decodes media, from what would decode them here and the request's seconds; None: here.
 
     Raises:
         UserError: whatever is wrong with it; all problems that can be told apart, in one message.
@@ -114,8 +115,10 @@ def parse_request(
         messages = [media.resolved(message) for message in messages]
         media.check()
     problems.raise_if_any()
-    media.check_before_decoding(processor, limits)
-    inputs = processor.inputs_from_messages(messages)
+    local = replace(processor.reader, limits=MediaLimits(max_video_frames=limits.max_video_frames))
+    reader = make_reader(local, timeout_seconds) if make_reader else local
+    media.check_before_decoding(processor, limits, reader)
+    inputs = processor.inputs_from_messages(messages, reader)
     return ChatRequest(Request(inputs, config, seed), stop_strings, timeout_seconds)
 
 
@@ -328,13 +331,10 @@ class _Media:
             names = ", ".join(f'"{_MEDIA_PREFIX}{i}"' for i in sorted(self._unused)[:8])
             raise UserError(f"The messages show no {names}: a file in `media` that no message names.")
 
-    def check_before_decoding(self, processor: Processor, limits: RequestLimits) -> None:
+    def check_before_decoding(self, processor: Processor, limits: RequestLimits, reader: MediaReader) -> None:
         """Read headers alone: how much would there be to decode, and could it fit into the context?"""
-        media_limits = MediaLimits(max_video_frames=limits.max_video_frames)
         num_pixels = num_tokens = 0
-        for picture in self._sources["image"]:
-            with open_image(picture) as image:
-                width, height = image.size
+        for width, height in reader.picture_sizes(self._sources["image"]):
             num_pixels += width * height
             rows, columns = smart_resize(height, width, processor.image_settings)
             num_tokens += (rows // processor.image_settings.factor) * (
@@ -350,8 +350,6 @@ class _Media:
                 f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}. "
                 "Send fewer or smaller ones."
             )
-        for video in self._sources["video"]:
-            open_frames(video, media_limits)
 
 
 def _from_base64(text: str, kind: str) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.media_pool import MediaSettings
 from engines.triton_server.requests import RequestLimits
 from export.errors import UserError
 from export.json_object import parse_json_object
@@ -42,6 +43,7 @@ class ServerSettings:
     """Hosts that pictures may be fetched from; none: web addresses are refused."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
+    media: MediaSettings = field(default_factory=MediaSettings)
 
     def __post_init__(self) -> None:
         problems = [
@@ -82,9 +84,12 @@ class ServerSettings:
         content = parse_json_object(text, f'parameter "{PARAMETER}"')
         scheduler = _dataclass_from(SchedulerLimits, content.pop("scheduler", {}), "scheduler")
         requests = _dataclass_from(RequestLimits, content.pop("requests", {}), "requests")
+        media = _dataclass_from(MediaSettings, content.pop("media", {}), "media")
         content["allowed_hosts"] = tuple(content.get("allowed_hosts", ()))
         settings: ServerSettings = _dataclass_from(
-            cls, {**content, "scheduler": scheduler, "requests": requests}, f'parameter "{PARAMETER}"'
+            cls,
+            {**content, "scheduler": scheduler, "requests": requests, "media": media},
+            f'parameter "{PARAMETER}"',
         )
         return settings
 

@@ -101,6 +101,8 @@ def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
         raise UserError(
             f"{describe(source)} is not a picture that can be read. Expected one of {', '.join(PICTURE_FORMATS)}."
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - as in `decoding`
         raise UserError(f"{describe(source)} cannot be opened as a picture: {error}") from None
 
@@ -110,12 +112,12 @@ def decoding(source: object) -> Iterator[None]:
     """Turn whatever a decoder throws into a `UserError` that names the picture."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     # Pillow's decoders raise nearly any type on broken input: OSError, SyntaxError, struct.error, IndexError.
     except Exception as error:  # noqa: BLE001
         raise UserError(
-            f"{describe(source)} is truncated or corrupt: {error or type(error).__name__}. Send the file again."
+            f"{describe(source)} is truncated or corrupt: {str(error) or type(error).__name__}. Send the file again."
         ) from None
 
 

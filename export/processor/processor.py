@@ -6,21 +6,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 
 from export.config import ModelConfig, load_config
 from export.errors import UserError
 from export.inputs import Grid, ModelInputs
 from export.processor.chat import Medium, expand_placeholders, media_from_messages, token_ids_from_messages
-from export.processor.images import load_image
+from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
-from export.processor.resize import smart_resize
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
 from export.processor.template import ChatTemplate, load_chat_template
 from export.processor.tokenizer import SpecialTokens, load_tokenizer
-from export.processor.video import load_video
 
 
 class Processor:
@@ -59,13 +56,21 @@ class Processor:
         _check_agreement(directory, config, image_settings, tokenizer)
         return cls(config, tokenizer, load_chat_template(directory), image_settings, video_settings)
 
-    def inputs_from_messages(self, messages: Sequence[Mapping[str, Any]]) -> ModelInputs:
+    @property
+    def reader(self) -> LocalReader:
+        """What decodes pictures and videos in this process, as the checkpoint asks."""
+        return LocalReader(self.image_settings, self.video_settings)
+
+    def inputs_from_messages(
+        self, messages: Sequence[Mapping[str, Any]], reader: MediaReader | None = None
+    ) -> ModelInputs:
         """Process a conversation in the Hugging Face chat format.
 
         Args:
             messages: each {"role": ..., "content": text or a list of parts}; a part is {"type": "text", "text": ...},
                 {"type": "image", "image": path, bytes or Pillow image} or {"type": "video", "video": path, bytes,
                 folder or list of frames}. Special tokens in texts are encoded as ordinary text.
+            reader: what decodes them; None: this process.
 
         Raises:
             UserError: malformed messages, or a picture or video that cannot be used.
@@ -73,7 +78,7 @@ class Processor:
         # Text first: a malformed prompt should not wait for a video to decode.
         token_ids = token_ids_from_messages(messages, self.template, self._special_tokens)
         media = media_from_messages(messages)
-        patches, grids = self.patches_from_media(media)
+        patches, grids = self.patches_from_media(media, reader)
         token_ids = expand_placeholders(token_ids, media, grids, self.config)
         position_ids, position_delta = mrope_position_ids(token_ids, grids, self.config)
         return ModelInputs(
@@ -86,14 +91,17 @@ class Processor:
             grids=tuple(grids),
         )
 
-    def patches_from_media(self, media: Sequence[Medium]) -> tuple[NDArray[np.float32], list[Grid]]:
+    def patches_from_media(
+        self, media: Sequence[Medium], reader: MediaReader | None = None
+    ) -> tuple[NDArray[np.float32], list[Grid]]:
         """Decode, resize and cut up pictures and videos: float32 [P, patch_values] and a grid for each.
 
         Raises:
             UserError: a picture or video cannot be used.
         """
         # Pixels take a quarter of the patches' bytes or less: all are read before the one big array is made.
-        resized = [self._resized_frames(medium) for medium in media]
+        reader = reader or self.reader
+        resized = [reader.decode(medium.kind, medium.source).frames for medium in media]
         grids = [grid_of_frames(frames, self.image_settings) for frames in resized]
         offsets = np.cumsum([0, *(np.prod(grid, dtype=int) for grid in grids)])
         patches = np.empty((offsets[-1], self.image_settings.patch_values), np.float32)
@@ -101,21 +109,6 @@ class Processor:
             settings = self.image_settings if medium.kind == "image" else self.video_settings.frame
             write_patches(frames, settings, patches[start:stop])
         return patches, grids
-
-    def _resized_frames(self, medium: Medium) -> list[NDArray[np.uint8]]:
-        if medium.kind == "video":
-            return load_video(medium.source, self.video_settings)
-        return [resized_image(load_image(medium.source), self.image_settings)]
-
-
-def resized_image(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
-    """An RGB image at the size at which the model sees it: uint8 [H, W, 3].
-
-    Raises:
-        UserError: the picture is too elongated.
-    """
-    height, width = smart_resize(image.height, image.width, settings)
-    return np.asarray(image.resize((width, height), Image.Resampling(settings.resample)))
 
 
 def _check_agreement(

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from engines.serving.media_pool import MediaSettings
 from engines.triton_server.requests import RequestLimits
 from engines.triton_server.settings import ServerSettings
 from export.errors import UserError
@@ -25,7 +26,19 @@ def test_all_that_is_out_of_range_is_named_at_once():
         ServerSettings(num_slots=0, capacity=-1, drain_seconds=float("nan"))
 
 
-@pytest.mark.parametrize("text", ['{"slots": 3}', '{"scheduler": {"queue": 1}}', '{"requests": []}', "["])
+@pytest.mark.parametrize(
+    "text",
+    ['{"slots": 3}', '{"scheduler": {"queue": 1}}', '{"requests": []}', '{"media": {"workers": 2}}', "["],
+)
 def test_unknown_keys_and_wrong_shapes_are_refused(text):
     with pytest.raises(UserError):
         ServerSettings.from_json(text)
+
+
+def test_bounds_on_media_are_settings_too():
+    settings = replace(SETTINGS, media=MediaSettings(num_workers=3, picture_seconds=2.5))
+    assert ServerSettings.from_json(settings.to_json()) == settings
+    with pytest.raises(UserError, match=r"num_workers.*\n.*video_seconds"):
+        MediaSettings(num_workers=0, video_seconds=float("nan"))
+    with pytest.raises(UserError, match="num_workers must be a number"):
+        MediaSettings(num_workers=1.5)  # type: ignore[arg-type]

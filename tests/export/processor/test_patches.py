@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import ImageOps
 
 from export.processor.images import load_image
+from export.processor.media.decode import resized_image
 from export.processor.patches import grid_of_frames, normalization_table, write_patches
-from export.processor.processor import resized_image
 from export.processor.settings import ImageSettings
 from tests.support.pictures import picture, varied_pictures
 

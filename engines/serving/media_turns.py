@@ -1,0 +1,100 @@
+"""Whose picture or video is decoded next, when there are more than processes for them?
+
+Small things go before large ones, and whoever has waited goes before who came later: a request's own media take turns
+with those of others, and one place is never given to a long video, so that pictures go on beside it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+_POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 1.0
+"""After which nobody passes one that waits for room."""
+
+
+class NoTurnError(Exception):
+    """The deadline came or the client left before there was a place."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job is thought to take."""
+
+    seconds: float
+    pixels: int
+    is_long: bool = False
+
+
+@dataclass(eq=False)
+class _Waiting:
+    cost: Cost
+    spent_seconds: float
+    since: float = field(default_factory=time.monotonic)
+
+    def key(self, now: float) -> float:
+        return self.spent_seconds + self.cost.seconds - (now - self.since)
+
+
+class Turns:
+    """Places for jobs, by number and by the pixels that are decoded at the same time."""
+
+    def __init__(self, num_places: int, max_pixels: int) -> None:
+        self._num_places, self._max_pixels = num_places, max_pixels
+        self._changed = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._running: list[Cost] = []
+
+    @contextmanager
+    def turn(
+        self, cost: Cost, spent_seconds: float, deadline: float, is_cancelled: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Wait for a place and hold it.
+
+        Args:
+            cost: of this job.
+            spent_seconds: what jobs of the same request took so far.
+            deadline: on the monotonic clock.
+            is_cancelled: looked at while waiting.
+
+        Raises:
+            NoTurnError: the deadline came first, or the client left.
+        """
+        self._enter(_Waiting(cost, spent_seconds), deadline, is_cancelled)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.remove(cost)
+                self._changed.notify_all()
+
+    def _enter(self, mine: _Waiting, deadline: float, is_cancelled: Callable[[], bool]) -> None:
+        with self._changed:
+            self._waiting.append(mine)
+            try:
+                while self._next() is not mine:
+                    if is_cancelled() or time.monotonic() >= deadline:
+                        raise NoTurnError
+                    self._changed.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+                self._running.append(mine.cost)
+            finally:
+                self._waiting.remove(mine)
+                self._changed.notify_all()
+
+    def _next(self) -> _Waiting | None:
+        """Who may run now."""
+        if len(self._running) >= self._num_places:
+            return None
+        now = time.monotonic()
+        num_long = sum(cost.is_long for cost in self._running)
+        free_pixels = self._max_pixels - sum(cost.pixels for cost in self._running)
+        for one in sorted(self._waiting, key=lambda waiting: waiting.key(now)):
+            if one.cost.is_long and num_long and num_long >= self._num_places - 1:
+                continue
+            if one.cost.pixels <= free_pixels or not self._running:
+                return one
+            if now - one.since > _PATIENCE_SECONDS:
+                return None
+        return None

@@ -1,0 +1,77 @@
+"""From one picture or video as it was sent to the frames that the model sees.
+
+What needs foreign decoders is here and nothing else is, so that a server can run it in a process that it may end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.processor.images import load_image, open_image
+from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
+from export.processor.resize import smart_resize
+from export.processor.settings import ImageSettings, VideoSettings
+from export.processor.video import load_video
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedMedium:
+    """One picture or video at the size at which the model sees it."""
+
+    frames: Sequence[NDArray[np.uint8]]
+    """Each [H, W, 3], all of one size; one of a picture."""
+
+
+class MediaReader(Protocol):
+    """Where media are decoded: in this process, or in one that can be ended."""
+
+    def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
+        """Width and height of each, as their headers say.
+
+        Raises:
+            UserError: one is no picture.
+        """
+        ...
+
+    def decode(self, kind: str, source: Any) -> DecodedMedium:
+        """One medium of kind `image` or `video`.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalReader:
+    """Decodes in this process."""
+
+    image_settings: ImageSettings
+    video_settings: VideoSettings
+    limits: MediaLimits = DEFAULT_LIMITS
+
+    def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
+        sizes = []
+        for picture in pictures:
+            with open_image(picture) as image:
+                sizes.append(image.size)
+        return sizes
+
+    def decode(self, kind: str, source: Any) -> DecodedMedium:
+        if kind == "video":
+            return DecodedMedium(load_video(source, self.video_settings, self.limits))
+        return DecodedMedium([resized_image(load_image(source), self.image_settings)])
+
+
+def resized_image(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
+    """An RGB image at the size at which the model sees it: uint8 [H, W, 3].
+
+    Raises:
+        UserError: the picture is too elongated.
+    """
+    height, width = smart_resize(image.height, image.width, settings)
+    return np.asarray(image.resize((width, height), Image.Resampling(settings.resample)))
