@@ -83,7 +83,6 @@ class IBuilderConfig(Protocol):
     hardware_compatibility_level: Any
 
     def set_flag(self, flag: Any) -> None: ...
-    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None: ...
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache: ...
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool: ...
@@ -160,10 +159,6 @@ class ProfilingVerbosity(Protocol):
     DETAILED: Any
 
 
-class MemoryPoolType(Protocol):
-    WORKSPACE: Any
-
-
 class HardwareCompatibilityLevel(Protocol):
     NONE: Any
     SAME_COMPUTE_CAPABILITY: Any
@@ -209,7 +204,6 @@ class Bindings(Protocol):
     __version__: str
     BuilderFlag: BuilderFlag
     ProfilingVerbosity: ProfilingVerbosity
-    MemoryPoolType: MemoryPoolType
     HardwareCompatibilityLevel: HardwareCompatibilityLevel
     ExecutionContextAllocationStrategy: ExecutionContextAllocationStrategy
     ILogger: Any
@@ -244,7 +238,6 @@ COMMON: Mapping[type, str] = {
         Runtime,
         BuilderFlag,
         ProfilingVerbosity,
-        MemoryPoolType,
         HardwareCompatibilityLevel,
         ExecutionContextAllocationStrategy,
         TensorIOMode,

@@ -30,8 +30,6 @@ class BuildOptions:
     """Which other GPUs a TensorRT engine runs on. RTX has its list `sm` for that."""
     optimization_level: int | None = None
     """0 (quick build) to 5 (quick engine); None: TensorRT's own default."""
-    workspace_bytes: int | None = None
-    """Most device memory for one layer's scratch; None: all of it."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -57,8 +55,6 @@ class BuildOptions:
         level = self.optimization_level
         if level is not None and not 0 <= level <= _MAX_OPTIMIZATION_LEVEL:
             problems.append(f"optimization level must be 0 to {_MAX_OPTIMIZATION_LEVEL}, found {level}")
-        if self.workspace_bytes is not None and self.workspace_bytes < 0:
-            problems.append(f"workspace must be a number of bytes, found {self.workspace_bytes}")
         return problems
 
 

@@ -30,8 +30,6 @@ def apply_options(trt: Bindings, config: IBuilderConfig, options: BuildOptions) 
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.flavour == "tensorrt-rtx":
         _set_architectures(cast(RtxBindings, trt), cast(RtxBuilderConfig, config), options.sm)
     else:
