@@ -5,26 +5,28 @@ the token embedding it should be tied to is compared with it. No torch.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.config import DecoderConfig, ModelConfig, VisionConfig, load_config
+from export.config import DecoderConfig, ModelConfig, VisionConfig, config_from_json
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.compare import have_equal_values
+from export.weights.names import is_adapters, is_derived, is_inside_model, published_name
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
-# Key layouts in use: as published on the hub, and as Transformers >= 4.52 names modules in memory.
-_PREFIX_RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
-
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
+ARCHITECTURE = "Qwen2VLForConditionalGeneration"
+"""The class whose graphs are exported, as `config.json` names it."""
+
 _MAX_LISTED_PROBLEMS = 40
+_MAX_LISTED_EXTRAS = 10
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,86 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         UserError: with all problems listed at once.
     """
-    config = load_config(directory)
+    content = read_json_object(directory / "config.json")
+    config = config_from_json(content, str(directory / "config.json"))
+    weight_files = tuple(_weight_paths(directory))
+    found, wrappers, problems = _found_tensors(weight_files)
+    notes = [*_architecture_notes(content), *_wrapper_notes(wrappers)]
+    decoder, changes = _follow_weights(found, config.decoder, notes)
+    config = replace(config, decoder=decoder)
+    expected = dict(expected_shapes(config))
+    outside = [name for name in found if name not in expected and not is_inside_model(name)]
+    problems += _problems(found, expected)
+    if problems:
+        problems += [f"{name}: not part of Qwen2-VL (in {found[name].path.name})" for name in outside]
+        raise UserError(_problem_list(directory, problems))
+    if outside:
+        shown = ", ".join(outside[:_MAX_LISTED_EXTRAS]) + (
+            ", ..." if len(outside) > _MAX_LISTED_EXTRAS else ""
+        )
+        notes.append(f"{len(outside)} stored tensors are not part of Qwen2-VL and are left out: {shown}.")
+    tensors = {name: found[name] for name in expected}
+    return Checkpoint(directory, config, tensors, weight_files, changes, tuple(notes))
+
+
+def _found_tensors(
+    weight_files: Sequence[Path],
+) -> tuple[dict[str, StoredTensor], Counter[str], list[str]]:
+    """Every stored weight by its published name, how often each wrapper stood before one, and names that came twice."""
     found: dict[str, StoredTensor] = {}
-    problems: list[str] = []
-    weight_files = _weight_paths(directory)
+    wrappers = Counter[str]()
+    problems = []
     for path in weight_files:
         for tensor in read_safetensors_header(path):
-            name = _published_name(tensor.name)
+            name, wrapper = published_name(tensor.name)
+            if is_derived(name):
+                continue
+            if wrapper:
+                wrappers[wrapper] += 1
             if name in found:
                 problems.append(f"{name}: stored twice, in {found[name].path.name} and {path.name}")
             found[name] = tensor
-    tied, notes = _resolve_head(found, config.decoder.tie_word_embeddings)
-    changes = {} if tied == config.decoder.tie_word_embeddings else {"tie_word_embeddings": tied}
-    config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=tied))
-    expected = dict(expected_shapes(config))
-    problems += _problems(found, expected)
-    if problems:
-        raise UserError(_problem_list(directory, problems))
-    tensors = {name: found[name] for name in expected}
-    return Checkpoint(directory, config, tensors, tuple(weight_files), changes, tuple(notes))
+    return found, wrappers, problems
+
+
+def _architecture_notes(content: Mapping[str, Any]) -> list[str]:
+    stated = content.get("architectures")
+    if stated in (None, [], [ARCHITECTURE]):
+        return []
+    note = (
+        f"architectures is {stated!r}: it is exported as {ARCHITECTURE}, which generates text; what another class adds "
+        "to it, such as a pooling or a value head, is not."
+    )
+    return [note]
+
+
+def _wrapper_notes(wrappers: Counter[str]) -> list[str]:
+    return [
+        f"{count} names of tensors begin with {wrapper!r}, left by a tool: they are read without it."
+        for wrapper, count in wrappers.items()
+    ]
+
+
+def _follow_weights(
+    found: dict[str, StoredTensor], config: DecoderConfig, notes: list[str]
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The configuration as the weights have it, and the values of `config.json` that they contradict."""
+    tied, head_notes = _resolve_head(found, config.tie_word_embeddings)
+    notes += head_notes
+    followed = replace(config, tie_word_embeddings=tied)
+    embedding, head = found.get(_EMBEDDING), found.get(_HEAD)
+    num_rows = embedding.shape[0] if embedding and embedding.shape else 0
+    if num_rows > config.vocab_size and (head is None or head.shape[:1] == (num_rows,)):
+        notes.append(
+            f"vocab_size is {config.vocab_size}, but the tables have {num_rows} rows: all are exported."
+        )
+        followed = replace(followed, vocab_size=num_rows)
+    changed = [
+        name
+        for name in ("tie_word_embeddings", "vocab_size")
+        if getattr(followed, name) != getattr(config, name)
+    ]
+    return followed, {name: getattr(followed, name) for name in changed}
 
 
 def _resolve_head(found: dict[str, StoredTensor], stated: bool) -> tuple[bool, list[str]]:
@@ -175,11 +238,17 @@ def _problems(found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[in
     missing = [
         f"{name}: missing, expected shape {list(expected[name])}" for name in expected if name not in found
     ]
+    extra = [name for name in found if name not in expected and is_inside_model(name)]
     unused = [
-        f"{name}: not part of Qwen2-VL (in {tensor.path.name})"
-        for name, tensor in found.items()
-        if name not in expected
+        f"{name}: not part of Qwen2-VL (in {found[name].path.name})"
+        for name in extra
+        if not is_adapters(name)
     ]
+    if adapters := [name for name in extra if is_adapters(name)]:
+        unused.append(
+            f"{adapters[0]} and {len(adapters) - 1} more belong to an adapter that is not merged: merge it with PEFT's "
+            "merge_and_unload(), or export the base model with --adapter DIRECTORY"
+        )
     wrong = [
         f"{name}: shape {list(found[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -227,10 +296,3 @@ def _sharded_paths(directory: Path) -> list[Path]:
             "Download them again."
         )
     return [directory / name for name in names]
-
-
-def _published_name(stored_name: str) -> str:
-    for prefix, published in _PREFIX_RENAMES:
-        if stored_name.startswith(prefix):
-            return published + stored_name.removeprefix(prefix)
-    return stored_name

@@ -51,6 +51,7 @@ def export_checkpoint(
     *,
     dtype: str | None = None,
     weights: WeightsMode = "copy",
+    strict: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the bundle of a Qwen2-VL checkpoint.
@@ -60,6 +61,7 @@ def export_checkpoint(
         output: the bundle's directory; an existing bundle is replaced when the new one is whole.
         dtype: what the graphs compute in; None: the checkpoint's own.
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
+        strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         progress: told each phase as it begins; None: nobody listens.
 
     Raises:
@@ -68,11 +70,10 @@ def export_checkpoint(
     report = progress or _ignore
     report("reading the checkpoint")
     source = open_checkpoint(checkpoint)
-    for note in source.notes:
-        logger.warning("%s: %s", checkpoint, note)
+    _tell(source, strict=strict)
     dtype = _checked_dtype(dtype or source.dtype)
     # A bundle that could not answer a question would be half a model: fail before the long part.
-    Processor.from_directory(checkpoint)
+    processor = Processor.from_directory(checkpoint, source.config)
     with writing_bundle(output) as directory:
         graphs = {}
         for name, make_graph in _GRAPH_MAKERS.items():
@@ -82,7 +83,16 @@ def export_checkpoint(
         report("placing the weights")
         weight_records = place_weights(source.weight_files, directory, weights)
         report("writing the bundle")
+        _copy_companions(source, processor, directory)
         return _write_files(source, directory, graphs, weight_records, dtype, weights)
+
+
+def _tell(source: Checkpoint, *, strict: bool) -> None:
+    if strict and source.notes:
+        listed = "\n- ".join(source.notes)
+        raise UserError(f"{source.directory} is refused by --strict:\n- {listed}")
+    for note in source.notes:
+        logger.warning("%s: %s", source.directory, note)
 
 
 def _ignore(_phase: str) -> None:
@@ -105,11 +115,7 @@ def _write_files(
 ) -> Manifest:
     for name, graph in graphs.items():
         ir.save(graph, directory / f"{name}.onnx")
-    companions = [name for name in _COMPANION_FILES if (source.directory / name).is_file()]
-    for name in companions:
-        shutil.copyfile(source.directory / name, directory / name)
-    if source.config_changes:
-        _correct_config(directory / "config.json", source.config_changes)
+    companions = [name for name in _COMPANION_FILES if (directory / name).is_file()]
     graph_records = {name: FileRecord.from_file(directory / f"{name}.onnx") for name in graphs}
     manifest = Manifest(
         qv_export_version=version("qv-export"),
@@ -127,13 +133,27 @@ def _write_files(
     return manifest
 
 
-def _correct_config(path: Path, changes: Mapping[str, Any]) -> None:
-    """Let the bundle's `config.json` say what was exported, since everything after the export reads it there."""
-    content = read_json_object(path)
-    nested = content.get("text_config")
-    if isinstance(nested, dict):
-        content["text_config"] = {**nested, **changes}
-    path.write_text(json.dumps({**content, **changes}, indent=2) + "\n", encoding="utf-8")
+def _copy_companions(source: Checkpoint, processor: Processor, directory: Path) -> None:
+    """Copy what the runtime reads, and let it say what was exported: all that comes later reads it there."""
+    for name in _COMPANION_FILES:
+        if (source.directory / name).is_file():
+            shutil.copyfile(source.directory / name, directory / name)
+    if source.config_changes:
+        path = directory / "config.json"
+        content = read_json_object(path)
+        nested = content.get("text_config")
+        if isinstance(nested, dict):
+            content["text_config"] = {**nested, **source.config_changes}
+        _write_json(path, {**content, **source.config_changes})
+    if unused := processor.token_ids_without_a_token():
+        path = directory / "generation_config.json"
+        content = read_json_object(path) if path.exists() else {}
+        suppressed = sorted({*(content.get("suppress_tokens") or []), *unused})
+        _write_json(path, {**content, "suppress_tokens": suppressed})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _key(graphs: Mapping[str, FileRecord], weights: list[FileRecord]) -> str:

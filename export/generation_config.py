@@ -41,6 +41,8 @@ class GenerationConfig:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    suppress_tokens: tuple[int, ...] = ()
+    """Never chosen. An export adds the ids that have no token, which pad the vocabulary to a round size."""
 
     def __post_init__(self) -> None:
         problems = [_problem(field.name, getattr(self, field.name)) for field in fields(self)]
@@ -100,6 +102,8 @@ def generation_config_from_json(
     _warn_unsupported(given, source)
     known = {field.name for field in fields(GenerationConfig)} - {"eos_token_ids"}
     settings = {key: value for key, value in given.items() if key in known}
+    if isinstance(settings.get("suppress_tokens"), list):
+        settings["suppress_tokens"] = tuple(settings["suppress_tokens"])
     eos = given.get("eos_token_id", eos_token_ids)
     try:
         return GenerationConfig(
@@ -159,6 +163,9 @@ def _problem(name: str, value: object) -> str | None:
         valid, expected = isinstance(value, bool), "true or false"
     elif name == "pad_token_id":
         valid, expected = value is None or _is_token_id(value), "a token id (a whole number, 0 or more)"
+    elif name == "suppress_tokens":
+        valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
+        expected = "a list of token ids (whole numbers, 0 or more)"
     else:
         valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
         name, expected = "eos_token_id", "a token id or a list of them (whole numbers, 0 or more)"
@@ -200,7 +207,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "sequence_bias": ([], {}),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
-    "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],),
     "exponential_decay_length_penalty": (),
     "guidance_scale": (1,),
@@ -231,7 +237,7 @@ def _warn_unsupported(given: Mapping[str, Any], source: str) -> None:
     active = [key for key, neutral in _UNSUPPORTED.items() if key in given and given[key] not in neutral]
     if active:
         logger.warning("%s: not supported and ignored: %s", source, ", ".join(active))
-    known = {*_UNSUPPORTED, *_INERT, *_RANGES, "do_sample", "pad_token_id", "eos_token_id"}
+    known = {*_UNSUPPORTED, *_INERT, *_RANGES, "do_sample", "pad_token_id", "eos_token_id", "suppress_tokens"}
     unknown = sorted(key for key in given if key not in known and not key.startswith("_"))
     if unknown:
         logger.warning("%s: not known and ignored: %s", source, ", ".join(unknown))

@@ -1,9 +1,11 @@
 """Which token comes next, given the logits?
 
 Pure functions on one row of logits, float32 [vocab]. They mean what Transformers' logits processors of the
-same names mean and run in the same order: repetition penalty, temperature, top-k, top-p, then a draw from the
-softmax.
+same names mean and run in the same order: repetition penalty, suppressed tokens, temperature, top-k, top-p, then a
+draw from the softmax.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +31,23 @@ def next_token(
         EngineError: the logits hold not-a-number or infinity, or rule out every token.
     """
     scores = apply_repetition_penalty(logits, seen, config.repetition_penalty)
-    if config.is_greedy:
+    if not config.is_greedy:
+        require_finite_maximum(logits)
+        return _drawn_token(suppress_tokens(scores, config.suppress_tokens), config, generator)
+    token_id = greedy_token(scores)
+    # The largest of values with a not-a-number among them is that one: no second pass over the logits.
+    if not np.isfinite(scores[token_id]):
+        require_finite_maximum(logits)
+    if token_id in config.suppress_tokens:
+        scores = suppress_tokens(scores, config.suppress_tokens)
+        require_finite_maximum(scores)
         token_id = greedy_token(scores)
-        # The largest of values with a not-a-number among them is that one: no second pass over the logits.
-        if not np.isfinite(scores[token_id]):
-            require_finite_maximum(logits)
-        return token_id
-    require_finite_maximum(logits)
+    return token_id
+
+
+def _drawn_token(scores: Logits, config: GenerationConfig, generator: np.random.Generator) -> int:
+    if config.suppress_tokens:
+        require_finite_maximum(scores)
     scores = apply_temperature(scores, config.temperature)
     scores = apply_top_k(scores, config.top_k)
     scores = apply_top_p(scores, config.top_p)
@@ -66,6 +78,17 @@ def apply_repetition_penalty(logits: Logits, seen: npt.NDArray[np.bool_], penalt
     penalized = logits.copy()
     penalized[token_ids] = np.where(seen_logits < 0, seen_logits * penalty, seen_logits / penalty)
     return penalized
+
+
+def suppress_tokens(logits: Logits, token_ids: Sequence[int]) -> Logits:
+    """Rule out tokens; ids past the vocabulary rule out nothing."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    ids = ids[ids < logits.size]
+    if not ids.size:
+        return logits
+    kept = logits.copy()
+    kept[ids] = -np.inf
+    return kept
 
 
 def apply_temperature(logits: Logits, temperature: float) -> Logits:

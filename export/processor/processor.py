@@ -56,6 +56,11 @@ class Processor:
         _check_agreement(directory, config, image_settings, tokenizer)
         return cls(config, tokenizer, load_chat_template(directory), image_settings, video_settings)
 
+    def token_ids_without_a_token(self) -> list[int]:
+        """Rows of the vocabulary's tables that pad them to a round size: an answer must not hold any."""
+        named = self.tokenizer.get_vocab(with_added_tokens=True).values()
+        return sorted(set(range(self.config.decoder.vocab_size)).difference(named))
+
     @property
     def reader(self) -> LocalReader:
         """What decodes pictures and videos in this process, as the checkpoint asks."""

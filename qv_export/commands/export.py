@@ -34,8 +34,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Copy the weight files, or hard-link them: that copies no byte, on one file system.",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
-def export(checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsMode", as_json: bool) -> None:
+def export(
+    checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsMode", strict: bool, as_json: bool
+) -> None:
     """Turn a Qwen2-VL CHECKPOINT into a bundle: two ONNX graphs, weights, tokenizer.
 
     CHECKPOINT is a directory as downloaded from the hub: config.json, *.safetensors, tokenizer.json.
@@ -44,7 +51,9 @@ def export(checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsM
 
     start = time.perf_counter()
     with progress() as step:
-        manifest = api.export(checkpoint, output, dtype=dtype, weights=weights, progress=step).manifest
+        manifest = api.export(
+            checkpoint, output, dtype=dtype, weights=weights, strict=strict, progress=step
+        ).manifest
     seconds = time.perf_counter() - start
     if as_json:
         print_json({"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)})

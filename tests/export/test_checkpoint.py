@@ -39,6 +39,19 @@ def rewrite(checkpoint: Path, change: Callable[[Tensors], object]) -> None:
     save_file(tensors, checkpoint / SINGLE_FILE)
 
 
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+PLACEHOLDERS = {
+    "image_token_id": 390,
+    "video_token_id": 391,
+    "vision_start_token_id": 392,
+    "vision_end_token_id": 393,
+}
+
+
 # What opens
 
 
@@ -138,9 +151,102 @@ def test_a_dtype_that_is_left_to_the_weights_is_that_of_most_of_them(single: Pat
             {name: array.astype(np.float16) for name, array in tensors.items() if array.ndim > 1}
         ),
     )
-    config = json.loads((single / "config.json").read_text()) | {"torch_dtype": stated}
-    (single / "config.json").write_text(json.dumps(config))
+    edit_config(single, torch_dtype=stated)
     assert open_checkpoint(single).dtype == "float16"
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "module.", "_orig_mod.", "model."])
+def test_names_behind_a_wrapper_are_read_and_told(single: Path, prefix):
+    expected = {name: tensor.shape for name, tensor in open_checkpoint(single).tensors.items()}
+    tensors = load_file(single / SINGLE_FILE)
+    save_file({prefix + name: array for name, array in tensors.items()}, single / SINGLE_FILE)
+    checkpoint = open_checkpoint(single)
+    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == expected
+    assert "begin with" in checkpoint.notes[0]
+    assert all(tensor.name == prefix + name for name, tensor in checkpoint.tensors.items())
+
+
+def test_derived_buffers_are_passed_over(single: Path):
+    buffer = np.ones(16, np.float32)
+    rewrite(
+        single,
+        lambda tensors: tensors.update(
+            {
+                "model.layers.0.self_attn.rotary_emb.inv_freq": buffer,
+                "visual.rotary_pos_emb.inv_freq": buffer.copy(),
+            }
+        ),
+    )
+    assert not open_checkpoint(single).notes
+
+
+def test_tensors_outside_the_model_are_named_and_left_out(single: Path):
+    rewrite(
+        single,
+        lambda tensors: tensors.update(
+            {"score.weight": np.ones((1, 128), np.float32), "v_head.bias": np.ones(1, np.float32)}
+        ),
+    )
+    checkpoint = open_checkpoint(single)
+    assert "score.weight" not in checkpoint.tensors
+    (note,) = checkpoint.notes
+    assert "2 stored tensors are not part of Qwen2-VL and are left out: score.weight, v_head.bias" in note
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.layers.0.self_attn.o_proj.bias", "model.layers.1.mlp.up_proj.weight"]
+)
+def test_a_tensor_inside_the_model_that_nobody_computes_is_refused(single: Path, name):
+    rewrite(single, lambda tensors: tensors.update({name: np.ones(128, np.float32)}))
+    assert f"{name}: not part of Qwen2-VL" in message_of(lambda: open_checkpoint(single))
+
+
+def test_an_adapter_that_was_saved_with_the_model_is_refused_with_the_way_out(single: Path):
+    def wrap(tensors: Tensors) -> None:
+        module = "model.layers.0.self_attn.q_proj"
+        tensors[f"{module}.base_layer.weight"] = tensors.pop(f"{module}.weight")
+        tensors[f"{module}.lora_A.default.weight"] = np.ones((4, 128), np.float32)
+
+    rewrite(single, wrap)
+    message = message_of(lambda: open_checkpoint(single))
+    assert "1 more belong to an adapter that is not merged" in message
+    assert "merge_and_unload()" in message
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_more_rows_than_the_vocabulary_says_are_followed(tmp_path: Path, tied):
+    directory = write_checkpoint(
+        tmp_path / "resized", dtype="float32", **{**SMALL, "tie_word_embeddings": tied, "vocab_size": 448}
+    )
+    edit_config(directory, vocab_size=400, **PLACEHOLDERS)
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.config.decoder.vocab_size == 448
+    assert checkpoint.config_changes == {"vocab_size": 448}
+    assert "vocab_size is 400, but the tables have 448 rows" in checkpoint.notes[0]
+
+
+def test_tables_that_disagree_about_the_vocabulary_are_refused(tmp_path: Path):
+    directory = write_checkpoint(
+        tmp_path / "resized", dtype="float32", **{**SMALL, "tie_word_embeddings": False, "vocab_size": 448}
+    )
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": np.ones((400, 128), np.float32)}))
+    edit_config(directory, vocab_size=400, **PLACEHOLDERS)
+    assert "model.embed_tokens.weight: shape [448, 128], expected [400, 128]" in message_of(
+        lambda: open_checkpoint(directory)
+    )
+
+
+@pytest.mark.parametrize("architectures", [["ColQwen2"], ["Qwen2VLForSequenceClassification"], ["A", "B"]])
+def test_another_class_is_named(single: Path, architectures):
+    edit_config(single, architectures=architectures)
+    (note,) = open_checkpoint(single).notes
+    assert f"architectures is {architectures!r}: it is exported as Qwen2VLForConditionalGeneration" in note
+
+
+@pytest.mark.parametrize("architectures", [None, ["Qwen2VLForConditionalGeneration"]])
+def test_the_usual_class_needs_no_word(single: Path, architectures):
+    edit_config(single, architectures=architectures)
+    assert not open_checkpoint(single).notes
 
 
 def test_opening_reads_headers_only(tmp_path: Path):

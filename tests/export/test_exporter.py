@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from examples.random_checkpoint import write_checkpoint
 from export import exporter
@@ -126,6 +128,26 @@ def test_a_bundle_says_which_head_it_holds(tmp_path, caplog, layout):
     assert np.array_equal(reference.lm_head.weight.numpy(), embedding[::-1])
     graph = onnx.load(bundle.graph("decoder"), load_external_data=False).graph
     assert "lm_head.weight" in {initializer.name for initializer in graph.initializer}
+
+
+def test_strict_refuses_what_would_be_a_warning(checkpoint, tmp_path, no_tracing):
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text()) | {"architectures": ["ColQwen2"]}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"refused by --strict:\n- architectures is \['ColQwen2'\]"):
+        export_checkpoint(other, tmp_path / "bundle", strict=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_never_chooses_an_id_without_a_token(tmp_path):
+    directory = write_checkpoint(tmp_path / "padded", **SMALL)
+    settings = json.loads((directory / "generation_config.json").read_text())
+    (directory / "generation_config.json").write_text(json.dumps(settings | {"suppress_tokens": [7]}))
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    padding = [index for index in range(400) if tokenizer.id_to_token(index) is None]
+    export_checkpoint(directory, tmp_path / "bundle")
+    assert len(padding) == 2
+    assert open_bundle(tmp_path / "bundle").generation_config.suppress_tokens == (7, *padding)
 
 
 def test_a_second_export_replaces_the_first_and_has_the_same_key(

@@ -93,6 +93,12 @@ def test_eos_is_one_token_or_several_or_the_fallback(given, expected):
         ("eos_token_id", True, "found True"),
         ("eos_token_id", {"id": 3}, "found {'id': 3}"),
         ("pad_token_id", -1, "pad_token_id must be a token id"),
+        (
+            "suppress_tokens",
+            3,
+            "suppress_tokens must be a list of token ids (whole numbers, 0 or more), found 3",
+        ),
+        ("suppress_tokens", [3, -1], "suppress_tokens must be a list of token ids"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range_and_its_file(key, value, told):
@@ -134,7 +140,7 @@ def test_no_key_that_transformers_has_is_unknown(caplog):
 
     written = {key: value for key, value in vars(PeersConfig()).items() if key not in PUBLISHED}
     with caplog.at_level(logging.WARNING):
-        generation_config_from_json(dict.fromkeys(written, 1) | PUBLISHED)
+        generation_config_from_json(dict.fromkeys(written, 1) | {"suppress_tokens": [1]} | PUBLISHED)
     assert not [message for message in caplog.messages if "not known" in message]
 
 

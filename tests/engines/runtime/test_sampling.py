@@ -17,6 +17,7 @@ from engines.runtime.sampling import (
     next_token,
     sample_token,
     softmax,
+    suppress_tokens,
 )
 from engines.session import EngineError
 from export.generation_config import GenerationConfig
@@ -54,6 +55,39 @@ def test_repetition_penalty_equals_transformers(processors, seed, penalty):
     expected = transformers_scores(processors.RepetitionPenaltyLogitsProcessor(penalty), logits, token_ids)
     seen = np.isin(np.arange(VOCAB), token_ids)
     np.testing.assert_array_equal(apply_repetition_penalty(logits, seen, penalty), expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("token_ids", [[3], [0, 5, VOCAB - 1], list(range(900, VOCAB))])
+def test_suppression_equals_transformers(processors, seed, token_ids):
+    logits = random_logits(seed)
+    expected = transformers_scores(processors.SuppressTokensLogitsProcessor(token_ids), logits, [0])
+    np.testing.assert_array_equal(suppress_tokens(logits, token_ids), expected)
+
+
+def test_ids_past_the_vocabulary_rule_out_nothing():
+    logits = random_logits(0)
+    assert suppress_tokens(logits, (VOCAB, 10**12)) is logits
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"do_sample": True, "top_k": 5}, {"do_sample": True, "temperature": 90.0, "top_k": 0}]
+)
+def test_a_suppressed_token_is_never_chosen(how):
+    suppressed = tuple(range(0, VOCAB, 2))
+    config = GenerationConfig(suppress_tokens=suppressed, **how)
+    generator = np.random.default_rng(0)
+    for seed in SEEDS:
+        logits = random_logits(seed)
+        logits[list(suppressed)] += 50
+        assert next_token(logits, np.zeros(VOCAB, bool), config, generator) % 2 == 1
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_suppression_that_leaves_no_token_is_an_error(do_sample):
+    config = GenerationConfig(suppress_tokens=tuple(range(VOCAB)), do_sample=do_sample)
+    with pytest.raises(EngineError, match="unusable"):
+        next_token(random_logits(0), np.zeros(VOCAB, bool), config, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
