@@ -7,16 +7,17 @@ must not read its own files for a stranger. All problems of a request come in on
 
 import base64
 import binascii
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 
 from engines.runtime.answer import Request
+from engines.serving.limits import RequestLimits
+from engines.serving.messages import read_messages
 from engines.triton_server.fetching import Fetcher
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
@@ -29,46 +30,8 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 """By name, as the server hands them over: TYPE_STRING as an object array of bytes."""
 
 _MEDIA_PREFIX = "media:"
+_BASE64_STEP = 1 << 20  # characters, whole groups of four
 _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Bounds on one request. What decoding costs is bounded before anything is decoded.
-
-    Raises:
-        UserError: values out of range; all of them at once.
-    """
-
-    max_messages: int = 256
-    max_text_characters: int = 200_000
-    """All texts together: some 50,000 tokens, more than the model's context."""
-    max_pictures: int = 32
-    max_videos: int = 4
-    max_media_bytes: int = 64 << 20
-    """All files of a request together, as they come."""
-    max_picture_pixels: int = 1 << 26
-    """67 megapixels, all pictures of a request together, as their headers say."""
-    max_video_frames: int = 36_000
-    """Frames in a video's file, twenty minutes at 30 a second: all up to the last sampled one are decoded."""
-    max_tokens: int = 4096
-    """The largest `max_tokens` that may be asked for."""
-    max_stop_strings: int = 16
-    max_stop_characters: int = 1024
-    """All stop strings together."""
-    timeout_seconds: float = 600.0
-    """The longest, and the default, for one answer."""
-    max_context: int | None = None
-    """Tokens of a KV slot: pictures that cannot fit are refused before they are decoded."""
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{field.name} must be above 0, found {value!r}"
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None and not value > 0
-        ]
-        if problems:
-            raise UserError("The server's limits are out of range:\n- " + "\n- ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -118,7 +81,7 @@ def parse_request(
     local = replace(processor.reader, limits=MediaLimits(max_video_frames=limits.max_video_frames))
     reader = make_reader(local, timeout_seconds) if make_reader else local
     media.check_before_decoding(processor, limits, reader)
-    inputs = processor.inputs_from_messages(messages, reader)
+    inputs = processor.inputs_from_messages(messages, reader, max_tokens=limits.max_context)
     return ChatRequest(Request(inputs, config, seed), stop_strings, timeout_seconds)
 
 
@@ -215,40 +178,10 @@ def _stop_strings(tensors: Tensors, limits: RequestLimits) -> tuple[str, ...]:
 
 
 def _messages(tensors: Tensors, limits: RequestLimits) -> list[dict[str, Any]]:
-    """The conversation, in shape and bounds; what a part may hold is checked where it is resolved."""
     texts = _strings(tensors, "messages")
     if len(texts) != 1:
         raise UserError(f"messages must hold one JSON text, found {len(texts)}.")
-    # base64 takes four bytes for three; the rest is the texts, of at most four bytes a character.
-    most_bytes = limits.max_media_bytes * 4 // 3 + 4 * limits.max_text_characters + (1 << 20)
-    if len(texts[0]) > most_bytes:
-        raise UserError(f"messages has {len(texts[0])} bytes, this server takes {most_bytes} at most.")
-    try:
-        messages = json.loads(_text(texts[0], "messages"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"messages is not JSON: {error}.") from None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UserError(
-            'messages must be a JSON list like [{"role": "user", "content": "..."}], found '
-            f"{type(messages).__name__}."
-        )
-    if len(messages) > limits.max_messages:
-        raise UserError(f"A conversation has at most {limits.max_messages} messages, found {len(messages)}.")
-    num_characters = sum(map(len, _texts(messages)))
-    if num_characters > limits.max_text_characters:
-        raise UserError(
-            f"The texts have {num_characters} characters, this server takes {limits.max_text_characters} at most."
-        )
-    return messages
-
-
-def _texts(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else [content]:
-            text = part.get("text") if isinstance(part, dict) else part
-            if isinstance(text, str):
-                yield text
+    return read_messages(texts[0], limits)
 
 
 class _Media:
@@ -271,6 +204,8 @@ class _Media:
         if not isinstance(part, dict):
             return part  # the processor says what is wrong with it
         kind = part.get("type")
+        if not isinstance(kind, str):
+            return part
         if kind == "image_url":  # as OpenAI's clients send it
             address = part.get("image_url")
             return self._medium("image", address.get("url") if isinstance(address, dict) else address)
@@ -354,8 +289,21 @@ class _Media:
 
 def _from_base64(text: str, kind: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return b"".join(_decoded_steps(text))
     except (binascii.Error, ValueError):
         raise UserError(
             f'The {kind} is neither a data: URL nor base64 nor "media:0". A path is never read: send the file\'s bytes.'
         ) from None
+
+
+def _decoded_steps(text: str) -> Iterator[bytes]:
+    """In steps, because one call for a large file would let no other thread run.
+
+    Raises:
+        ValueError: the text is no base64.
+    """
+    for start in range(0, len(text), _BASE64_STEP):
+        decoded = base64.b64decode(text[start : start + _BASE64_STEP], validate=True)
+        if start + _BASE64_STEP < len(text) and len(decoded) < _BASE64_STEP // 4 * 3:
+            raise ValueError("padding stands before the end")
+        yield decoded

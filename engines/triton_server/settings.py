@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
-from engines.triton_server.requests import RequestLimits
 from export.errors import UserError
 from export.json_object import parse_json_object
 

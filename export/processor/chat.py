@@ -7,6 +7,7 @@ for only then, and the characters changed back only after. Ordinary text is not 
 joins it as ever, and words form across the seam between template and text.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from export.processor.template import ChatTemplate
 from export.processor.tokenizer import SpecialTokens
 
 _PRIVATE_USE = range(0x100000, 0x10FFFE)
+_MAX_ROLE_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,29 @@ def media_from_messages(messages: Sequence[Mapping[str, Any]]) -> list[Medium]:
 
 
 def token_ids_from_messages(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, special_tokens: SpecialTokens
+    messages: Sequence[Mapping[str, Any]],
+    template: ChatTemplate,
+    special_tokens: SpecialTokens,
+    *,
+    max_tokens: int | None = None,
 ) -> NDArray[np.int64]:
     """Token ids of the rendered conversation, ready for the answer: int64 [S], one placeholder for each medium.
 
     Raises:
-        UserError: malformed messages, or the template fails on them.
+        UserError: malformed messages, the template fails on them, or there are more tokens than `max_tokens`.
     """
     guard = _TextGuard(special_tokens.texts, [*_all_texts(messages), template.source])
     rendered = template.render([_for_template(*message, guard) for message in _checked(messages)])
+    most = math.inf if max_tokens is None else max_tokens
     token_ids: list[int] = []
     for text, special_id in special_tokens.split(rendered):
-        token_ids += special_tokens.encode_plain(guard.uncover(text))
-        if special_id is not None:
-            token_ids.append(special_id)
+        num_tokens = len(token_ids) + special_tokens.fewest_tokens(text)
+        if num_tokens <= most:
+            token_ids += special_tokens.encode_plain(guard.uncover(text))
+            token_ids += [] if special_id is None else [special_id]
+            num_tokens = len(token_ids)
+        if num_tokens > most:
+            raise UserError(f"The prompt takes more than {most} tokens, which the context holds. Shorten it.")
     return np.array(token_ids, dtype=np.int64)
 
 
@@ -124,9 +135,14 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[st
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         # The role is written into the prompt as it is.
-        if not isinstance(role, str) or not role.replace("_", "").replace("-", "").isalnum():
+        if (
+            not isinstance(role, str)
+            or len(role) > _MAX_ROLE_CHARACTERS
+            or not role.replace("_", "").replace("-", "").isalnum()
+        ):
             raise UserError(
-                f"Message {index} needs a role of letters, like system, user or assistant; found {role!r}."
+                f"Message {index} needs a role of letters, {_MAX_ROLE_CHARACTERS} at most, like system, user or "
+                f"assistant; found {role!r:.80}."
             )
         _refuse_unknown_keys(message, {"role", "content"}, f"Message {index}")
         content = message.get("content")
@@ -136,6 +152,8 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[st
 
 def _checked_part(part: Any, where: str) -> str | Medium:
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):  # a list or an object, of which no set can be asked
+        raise UserError(f"{where}: expected an object of type text, image or video, found {part!r:.80}.")
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise UserError(f"{where}: expected a string as text, found {type(part.get('text')).__name__}.")
@@ -152,7 +170,7 @@ def _checked_part(part: Any, where: str) -> str | Medium:
             )
         _refuse_unknown_keys(part, {"type", kind, "path"}, where)
         return Medium(kind, source)
-    raise UserError(f"{where}: expected an object of type text, image or video, found {kind or part!r:.80}.")
+    raise UserError(f"{where}: expected an object of type text, image or video, found {kind!r:.80}.")
 
 
 def _refuse_unknown_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -67,7 +67,11 @@ class Processor:
         return LocalReader(self.image_settings, self.video_settings)
 
     def inputs_from_messages(
-        self, messages: Sequence[Mapping[str, Any]], reader: MediaReader | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        reader: MediaReader | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> ModelInputs:
         """Process a conversation in the Hugging Face chat format.
 
@@ -76,12 +80,15 @@ class Processor:
                 {"type": "image", "image": path, bytes or Pillow image} or {"type": "video", "video": path, bytes,
                 folder or list of frames}. Special tokens in texts are encoded as ordinary text.
             reader: what decodes them; None: this process.
+            max_tokens: what the context holds; text beyond it is refused before anything is decoded.
 
         Raises:
-            UserError: malformed messages, or a picture or video that cannot be used.
+            UserError: malformed messages, more text than the context holds, or a picture or video that cannot be used.
         """
         # Text first: a malformed prompt should not wait for a video to decode.
-        token_ids = token_ids_from_messages(messages, self.template, self._special_tokens)
+        token_ids = token_ids_from_messages(
+            messages, self.template, self._special_tokens, max_tokens=max_tokens
+        )
         media = media_from_messages(messages)
         patches, grids = self.patches_from_media(media, reader)
         token_ids = expand_placeholders(token_ids, media, grids, self.config)

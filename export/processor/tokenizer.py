@@ -4,14 +4,14 @@
 `tokenizer_config.json`.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from export.errors import UserError
+from export.errors import UserError, is_request_to_stop
 from export.json_object import read_json_object
 
 # Qwen2's split into words: single digits, words with at most one leading sign, runs of signs, white space.
@@ -41,18 +41,26 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_from_file(path: Path) -> Tokenizer:
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Make whatever the Rust library raises the user's error: bare `Exception`, or a panic, which is not even that."""
     try:
+        yield
+    except BaseException as error:
+        if is_request_to_stop(error) or isinstance(error, UserError):
+            raise
+        [summary, *_] = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{what}: {summary:.300}") from None
+
+
+def _tokenizer_from_file(path: Path) -> Tokenizer:
+    with _library_errors(f"{path} cannot be read as a tokenizer"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-        raise UserError(f"{path} cannot be read as a tokenizer: {error}") from None
 
 
 def _tokenizer_from_vocabulary(vocab: Path, merges: Path) -> Tokenizer:
-    try:
+    with _library_errors(f"{vocab} and {merges.name} cannot be read as a byte-level BPE"):
         model = models.BPE.from_file(str(vocab), str(merges))
-    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exception
-        raise UserError(f"{vocab} and {merges.name} cannot be read as a byte-level BPE: {error}") from None
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated")
@@ -95,38 +103,48 @@ class SpecialTokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         added = tokenizer.get_added_tokens_decoder()
-        self._added = added
         self.ids = frozenset(added)
         self.texts = frozenset(token.content for token in added.values())
-        # Longest first: the library takes the longest token at the leftmost place.
-        longest_first = sorted(added.items(), key=lambda item: -len(item[1].content))
-        self._pattern = re.compile("|".join(_token_pattern(*item) for item in longest_first) or r"(?!)")
-        # The same model without its added tokens: in it, "<|im_end|>" is a word like any other.
-        self._plain = Tokenizer(tokenizer.model)
-        if tokenizer.normalizer is not None:
-            self._plain.normalizer = tokenizer.normalizer
-        if tokenizer.pre_tokenizer is not None:
-            self._plain.pre_tokenizer = tokenizer.pre_tokenizer
+        with _library_errors("The tokenizer's added tokens cannot be used"):
+            self._finder, self._ids_of_finder = _finder(added)
+            # The same model without its added tokens: in it, "<|im_end|>" is a word like any other.
+            self._plain = Tokenizer(tokenizer.model)
+            if tokenizer.normalizer is not None:
+                self._plain.normalizer = tokenizer.normalizer
+            if tokenizer.pre_tokenizer is not None:
+                self._plain.pre_tokenizer = tokenizer.pre_tokenizer
+        self._longest_token = _longest_token(tokenizer)
 
     def split(self, text: str) -> list[tuple[str, int | None]]:
-        """Cut at special tokens: pairs of the text before a token and its id, None after the last."""
-        pieces: list[tuple[str, int | None]] = []
-        start = 0
-        while match := self._pattern.search(text, start):
-            token_id = int(str(match.lastgroup).removeprefix("id_"))
-            token = self._added[token_id]
-            before, after = text[start : match.start()], text[match.end() :]
-            pieces.append((before.rstrip() if token.lstrip else before, token_id))
-            start = len(text) - len(after.lstrip() if token.rstrip else after)
-        return [*pieces, (text[start:], None)]
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Encode text in which no special token is recognised.
+        """Cut at special tokens: pairs of the text before a token and its id, None after the last.
 
         Raises:
-            UserError: the vocabulary itself turns the text into a special token.
+            UserError: the tokenizers library fails on the text.
         """
-        token_ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        with _library_errors("The tokenizer fails on the prompt"):
+            [encoding] = self._finder.encode_batch([text], add_special_tokens=False)
+        pieces: list[tuple[str, int | None]] = []
+        start = 0
+        for found_id, (first, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if found_id in self._ids_of_finder:
+                pieces.append((text[start:first], self._ids_of_finder[found_id]))
+                start = stop
+        return [*pieces, (text[start:], None)]
+
+    def fewest_tokens(self, text: str) -> int:
+        """A count that encoding surely reaches, told without encoding; 0 where nothing is sure."""
+        return len(text) // self._longest_token if self._longest_token else 0
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Encode text in which no special token is recognised. Other threads run meanwhile.
+
+        Raises:
+            UserError: the vocabulary itself turns the text into a special token, or the tokenizers library fails.
+        """
+        with _library_errors("The tokenizer fails on the prompt"):
+            # Unlike `encode`, which does the same for one text, this lets go of the interpreter.
+            [encoding] = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        token_ids: list[int] = encoding.ids
         smuggled = self.ids.intersection(token_ids)
         if smuggled:
             raise UserError(
@@ -136,7 +154,31 @@ class SpecialTokens:
         return token_ids
 
 
-def _token_pattern(token_id: int, token: AddedToken) -> str:
-    """A regular expression that finds the token as the tokenizers library does, in the group `id_<token id>`."""
-    pattern = f"(?P<id_{token_id}>{re.escape(token.content)})"
-    return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern
+def _finder(added: Mapping[int, AddedToken]) -> tuple[Tokenizer, dict[int, int]]:
+    """A tokenizer that knows the added tokens and nothing else, and their true ids by its own.
+
+    So the library itself finds them, by its own rules and in one pass however many they are.
+    """
+    texts = {token.content for token in added.values()}
+    other = next(name for n in range(len(texts) + 1) if (name := f"other{n}") not in texts)
+    finder = Tokenizer(models.WordLevel({other: 0}, unk_token=other))
+    flags = ("single_word", "lstrip", "rstrip")
+    finder.add_tokens(
+        [
+            AddedToken(token.content, normalized=False, **{flag: getattr(token, flag) for flag in flags})
+            for token in added.values()
+        ]
+    )
+    found = {finder.token_to_id(token.content): token_id for token_id, token in added.items()}
+    return finder, {finder_id: token_id for finder_id, token_id in found.items() if finder_id is not None}
+
+
+def _longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most characters of a text that one token can stand for; None where a normalizer could remove any number."""
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
+    # A byte-level token is spelt with one character a byte. NFC makes one character of three at most.
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    if tokenizer.normalizer is None:
+        return longest
+    return 3 * longest if isinstance(tokenizer.normalizer, normalizers.NFC) else None

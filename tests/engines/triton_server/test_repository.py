@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.limits import RequestLimits
 from engines.store.cache import cached_engine
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository
-from engines.triton_server.requests import RequestLimits
 from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.bundle import FileRecord, open_bundle
 from export.config import load_config

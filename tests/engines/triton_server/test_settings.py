@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
-from engines.triton_server.requests import RequestLimits
 from engines.triton_server.settings import ServerSettings
 from export.errors import UserError
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,38 @@ def test_a_vocabulary_that_reaches_special_tokens_from_plain_text_is_refused():
     assert special.encode_plain("hello") == [0]
     with pytest.raises(UserError, match="special tokens must not be reachable"):
         special.encode_plain("<end>")
+
+
+def test_thousands_of_added_tokens_are_found_in_one_pass(checkpoint_directory):
+    tokenizer = load_tokenizer(checkpoint_directory)
+    tokenizer.add_tokens([AddedToken(f"<loc{number:04d}>", special=False) for number in range(6000)])
+    special = SpecialTokens(tokenizer)
+    text = "a <loc000 <loc0005> b " * 1000
+    started = time.perf_counter()
+    found = [token_id for _, token_id in special.split(text)]
+    assert time.perf_counter() - started < 1
+    assert found == [tokenizer.token_to_id("<loc0005>")] * 1000 + [None]
+    assert sum(special.split(f"x{token}y")[0] == ("x", i) for i, token in added_texts(tokenizer)) == len(
+        special.ids
+    )
+
+
+def added_texts(tokenizer):
+    return [(i, token.content) for i, token in tokenizer.get_added_tokens_decoder().items()]
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        (
+            "pre_tokenizer",
+            {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        ),
+        ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+    ],
+)
+def test_a_panic_of_the_library_is_the_users_error(tmp_path, checkpoint_directory, section, value):
+    content = json.loads((checkpoint_directory / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, section: value}))
+    with pytest.raises(UserError, match="tokenizer fails on the prompt"):
+        SpecialTokens(load_tokenizer(tmp_path)).encode_plain("a" * 100 + "!")
