@@ -1,13 +1,15 @@
-"""What did TensorRT say while it built, and how far is it?
+"""What did TensorRT say while it built or ran, and how far is it?
 
 Both of its interfaces are classes of the module at hand, so they are made here for a given module. TensorRT calls them
 from its own threads.
 """
 
+import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from engines.backends.facts import WarningFacts
 from engines.backends.tensorrt.api import Bindings, ILogger, Severity
@@ -16,6 +18,7 @@ Progress = Callable[[str, float], None]
 """Called with what TensorRT does now and the done fraction, 0 to 1, which never falls."""
 
 _REPORT_SECONDS = 0.1
+_KEPT_ERRORS = 8
 
 _WHERE = re.compile(r"^\w+\.(?:cpp|hpp|h):\d+: ")
 _VARIABLE = re.compile(r"(?<=named )\S+|(?<=input )\w\S*|'[^']*'|\"[^\"]*\"|\([^()]*\)|\d+")
@@ -56,7 +59,43 @@ class BuildLog:
             self.activation_bytes.append(int(found[1]))
 
 
-def make_logger(trt: Bindings, log: BuildLog) -> ILogger:
+class Listener(Protocol):
+    """What a logger tells."""
+
+    def add_error(self, message: str) -> None: ...
+    def add_warning(self, message: str) -> None: ...
+    def add_information(self, message: str) -> None: ...
+
+
+class RunLog:
+    """What TensorRT said of the call at hand, for the error that tells of it; Python's logging gets all of it."""
+
+    _logger = logging.getLogger("qv_export.tensorrt")
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+
+    def add_error(self, message: str) -> None:
+        self._errors.append(message.strip())
+        self._logger.error("%s", message)
+
+    def add_warning(self, message: str) -> None:
+        self._logger.info("%s", message)
+
+    def add_information(self, message: str) -> None:
+        self._logger.debug("%s", message)
+
+    def take(self) -> str:
+        """Its last errors, one a line, which are not told again."""
+        errors = [self._errors.popleft() for _ in range(len(self._errors))]
+        return "\n- ".join(errors) or "it gives no reason"
+
+
+RUN_LOG = RunLog()
+"""One for the process, as TensorRT keeps one logger for the process: the first that it was given."""
+
+
+def make_logger(trt: Bindings, log: Listener) -> ILogger:
     """An `ILogger` that fills `log`. The first one of a process stays for all later builders."""
     severity: Severity = trt.ILogger.Severity
     listeners = {

@@ -19,7 +19,13 @@ from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
 from engines.backends.tensorrt.flavour import Flavour, load_bindings
 from engines.backends.tensorrt.run.cuda import Device
-from engines.backends.tensorrt.run.execution import Buffers, Execution, engine_tensors, numpy_dtype
+from engines.backends.tensorrt.run.execution import (
+    Buffers,
+    Execution,
+    WorkingMemory,
+    engine_tensors,
+    numpy_dtype,
+)
 from engines.backends.tensorrt.run.session import is_step, upload_feeds
 from engines.session import Probe, Values, cache_rows
 from engines.sizing.limits import Limits
@@ -112,6 +118,7 @@ class _ProbedEngine:
         self._engine = tools.compile(graph, self._names)
         self._inputs, self._outputs = engine_tensors(self._engine)
         self._buffers = Buffers(tools.device)
+        self._memory = WorkingMemory(tools.device)
         self._executions: dict[int, Execution] = {}
 
     def run(
@@ -168,7 +175,9 @@ class _ProbedEngine:
     def _execution(self, profile: int) -> Execution:
         if profile not in self._executions:
             tools = self._tools
-            self._executions[profile] = Execution(tools.trt, self._engine, tools.device, profile)
+            self._executions[profile] = Execution(
+                tools.trt, self._engine, tools.device, profile, self._memory
+            )
         return self._executions[profile]
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Array:

@@ -17,6 +17,9 @@ from export.install import package_command
 
 Array = npt.NDArray[Any]
 
+ALIGNMENT = 256
+"""Bytes, of every address that TensorRT is given (NvInferRuntime.h, setTensorAddress)."""
+
 
 class Device(Protocol):
     """One GPU with one stream. Addresses are integers; everything is ordered by the stream."""
@@ -25,7 +28,11 @@ class Device(Protocol):
     def stream(self) -> int: ...
 
     def allocate(self, num_bytes: int) -> int:
-        """Device memory, aligned to 256 bytes at least, as TensorRT wants it."""
+        """Device memory, aligned to `ALIGNMENT` at least.
+
+        Raises:
+            EngineError: there is not so much.
+        """
         ...
 
     def free(self, address: int) -> None: ...
@@ -43,7 +50,11 @@ class Device(Protocol):
         ...
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Record what `run` puts on the stream, without running it; gives a call that runs it all at once."""
+        """Record what `run` puts on the stream, without running it; gives a call that runs it all at once.
+
+        Raises:
+            EngineError: something in it cannot be recorded; the stream takes calls again.
+        """
         ...
 
 
@@ -101,8 +112,8 @@ class CudaDevice:
         runtime = load_cuda()
         self._cuda = runtime
         self._allocated: set[int] = set()
-        weakref.finalize(self, _free_all, runtime, self._allocated)
         self._stream = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
+        weakref.finalize(self, _release, runtime, self._stream, self._allocated)
 
     @property
     def stream(self) -> int:
@@ -137,9 +148,12 @@ class CudaDevice:
         call(self._cuda.cudaStreamBeginCapture, self._stream, mode)
         try:
             run()
-        finally:
-            # Also after a failure: a stream that stays in capture takes nothing else any more.
-            graph = call(self._cuda.cudaStreamEndCapture, self._stream)
+        except BaseException:
+            # A stream that stays in capture takes nothing else any more. Ending it fails too then: of no interest.
+            self._cuda.cudaStreamEndCapture(self._stream)
+            self._cuda.cudaGetLastError()
+            raise
+        graph = call(self._cuda.cudaStreamEndCapture, self._stream)
         executable = call(self._cuda.cudaGraphInstantiate, graph, 0)
         call(self._cuda.cudaGraphDestroy, graph)
         replay = _Replay(lambda: call(self._cuda.cudaGraphLaunch, executable, self._stream))
@@ -157,6 +171,9 @@ class _Replay:
         self.launch()
 
 
-def _free_all(runtime: Any, addresses: set[int]) -> None:
+def _release(runtime: Any, stream: Any, addresses: set[int]) -> None:
+    """In the order that nothing is gone while it is in use."""
+    runtime.cudaStreamSynchronize(stream)
     for address in addresses:
         runtime.cudaFree(address)
+    runtime.cudaStreamDestroy(stream)

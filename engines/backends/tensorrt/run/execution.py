@@ -1,6 +1,7 @@
 """How does one call reach an engine: which profile, which shapes, which memory?"""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import ml_dtypes
@@ -10,10 +11,13 @@ from engines.backends.facts import ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, RtxExecutionContext
 from engines.backends.tensorrt.description import dtype_name
 from engines.backends.tensorrt.flavour import is_rtx
+from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.session import EngineError
 
 _NUMPY_DTYPES: Mapping[str, np.dtype] = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+_LOGGER = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Addresses = Mapping[str, int]
@@ -39,37 +43,106 @@ def engine_tensors(engine: ICudaEngine) -> tuple[dict[str, TensorFacts], dict[st
     return tensors["INPUT"], tensors["OUTPUT"]
 
 
-class Execution:
-    """One profile of an engine, with a context and working memory of its own.
+class WorkingMemory:
+    """What the calls of an engine compute in: one block for all of its contexts, since one stream runs them in turn.
 
-    Working memory is ours, since the engine's own share would be for the largest shapes of the profile, some of which
-    nobody asks for together; it grows to what the calls need.
+    It is ours, since the engine's own share would be for the largest shapes of the profile, some of which nobody asks
+    for together; it grows to what the calls need.
     """
 
-    def __init__(self, trt: Bindings, engine: ICudaEngine, device: Device, profile: int) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
+        self.address, self.num_bytes = 0, 0
+        self.version = 0
+        """Counts the blocks: a context, and a graph made from it, are good for the one that they were given."""
+
+    def reserve(self, num_bytes: int) -> None:
+        """Make it at least that large.
+
+        The block in use is freed when the larger one is there; only where the device has no room for both, before.
+
+        Raises:
+            EngineError: the device has no room. There is no block then, and no context may run before the next call.
+        """
+        if num_bytes <= self.num_bytes:
+            return
+        try:
+            grown = self._device.allocate(num_bytes)
+        except EngineError:
+            if not self.num_bytes:
+                raise
+            self._release()
+            grown = self._device.allocate(num_bytes)
+        else:
+            self._release()
+        self.address, self.num_bytes = grown, num_bytes
+
+    def _release(self) -> None:
+        self.version += 1
+        if self.num_bytes:
+            address, self.address, self.num_bytes = self.address, 0, 0
+            self._device.free(address)
+
+
+class Execution:
+    """One profile of an engine, with a context of its own that is set up for one call at a time.
+
+    Not for several threads at once: TensorRT's contexts are not, and they share the working memory.
+    """
+
+    def __init__(
+        self, trt: Bindings, engine: ICudaEngine, device: Device, profile: int, memory: WorkingMemory
+    ) -> None:
+        """Raises:
+        EngineError: TensorRT cannot make a context; its own words are quoted.
+        """
+        self._device, self._memory = device, memory
         self._is_rtx = is_rtx(trt)
-        self._context: IExecutionContext = engine.create_execution_context(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        self._require(self._context.set_optimization_profile_async(profile, device.stream), "profile")
+        # What streamed weights do cannot be captured (NvInferRuntime.h, IExecutionContext::enqueueV3).
+        self._is_never_captured = bool(engine.streamable_weights_size)
+        self._needs_memory = engine.get_device_memory_size_for_profile_v2(profile) > 0
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise EngineError(f"TensorRT cannot make an execution context:\n- {RUN_LOG.take()}")
+        self._context: IExecutionContext = context
+        _require(self._context.set_optimization_profile_async(profile, device.stream), "profile")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._memory, self._memory_bytes = 0, 0
+        self._memory_version: int | None = None  # of the block that the context knows; None: set up anew
+        self._num_runs = 0
+        self._replay: Callable[[], None] | None = None
+
+    def is_ready(self) -> bool:
+        """True if the call that was prepared last can be run (again)."""
+        return self._memory_version == self._memory.version
+
+    def forget(self) -> None:
+        """Take the prepared call for done with: its graph goes, and the next one must be prepared."""
+        self._memory_version, self._num_runs, self._replay = None, 0, None
 
     def prepare(self, shapes: Shapes, addresses: Addresses) -> None:
-        """Set what differs from the call before."""
-        for name, address in addresses.items():
-            if self._addresses.get(name) != address:
-                self._require(self._context.set_tensor_address(name, address), f"address of {name}")
-                self._addresses[name] = address
-        is_new = False
-        for name, shape in shapes.items():
-            if self._shapes.get(name) != shape:
-                self._require(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
-                self._shapes[name], is_new = shape, True
-        if is_new:
-            self._reserve(self._context.update_device_memory_size_for_shapes())
+        """Set what differs from the call before.
+
+        Raises:
+            EngineError: TensorRT refuses something, or the device lacks memory; the next call is set up whole.
+        """
+        moved = {name: address for name, address in addresses.items() if self._addresses.get(name) != address}
+        resized = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
+        if self.is_ready() and not moved and not resized:
+            return
+        self.forget()
+        for name, address in moved.items():
+            _require(self._context.set_tensor_address(name, address), f"address of {name}")
+            self._addresses[name] = address
+        for name, shape in resized.items():
+            _require(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
+            self._shapes[name] = shape
+        needed = self._context.update_device_memory_size_for_shapes()
+        _require(needed > 0 or not self._needs_memory, "shapes: it cannot say what memory they need")
+        self._memory.reserve(needed)
+        if self._memory.num_bytes:
+            self._context.set_device_memory(self._memory.address, self._memory.num_bytes)
+        self._memory_version = self._memory.version
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Of an output, for the shapes that were set last."""
@@ -77,25 +150,38 @@ class Execution:
 
     def run(self) -> None:
         """Put the prepared call on the stream."""
-        self._require(self._context.execute_async_v3(self._device.stream), "call")
+        assert self.is_ready(), "prepare a call first"
+        _require(self._context.execute_async_v3(self._device.stream), "call")
+
+    def run_repeatedly(self) -> None:
+        """Like `run`, for a call that comes again: first plainly, which loads the kernels, then as a graph."""
+        assert self.is_ready(), "prepare a call first"
+        if self._replay is None and self._num_runs and self.is_capturable():
+            self._capture()
+        self._num_runs += 1
+        (self._replay or self.run)()
 
     def is_capturable(self) -> bool:
         """True if a CUDA graph can hold the prepared call: RTX compiles kernels as it goes, and says when not."""
+        if self._is_never_captured:
+            return False
         if not self._is_rtx:
             return True
         return cast(RtxExecutionContext, self._context).is_stream_capturable(self._device.stream)
 
-    def _reserve(self, num_bytes: int) -> None:
-        if num_bytes > self._memory_bytes:
-            if self._memory:
-                self._device.free(self._memory)
-            self._memory, self._memory_bytes = self._device.allocate(num_bytes), num_bytes
-            self._context.set_device_memory(self._memory, num_bytes)
+    def _capture(self) -> None:
+        try:
+            self._replay = self._device.capture(self.run)
+        except EngineError as error:
+            self._is_never_captured = True
+            _LOGGER.warning(
+                "Steps run without a CUDA graph from now on, since one cannot be captured: %s", error
+            )
 
-    @staticmethod
-    def _require(is_done: bool, what: str) -> None:
-        if not is_done:
-            raise EngineError(f"TensorRT refuses the {what}; its log above says why")
+
+def _require(is_done: bool, what: str) -> None:
+    if not is_done:
+        raise EngineError(f"TensorRT refuses the {what}\n- {RUN_LOG.take()}")
 
 
 class Buffers:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.flavour import Flavour, load_bindings
-from engines.backends.tensorrt.log import BuildLog, make_logger
+from engines.backends.tensorrt.log import RUN_LOG, make_logger
 from engines.backends.tensorrt.run.cuda import CudaDevice
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
 from engines.session import Engine, EngineError
@@ -48,13 +48,11 @@ def load_engine(trt: Bindings, path: Path) -> ICudaEngine:
     Raises:
         EngineError: TensorRT refuses it.
     """
-    log = BuildLog()
-    runtime = trt.Runtime(make_logger(trt, log))
+    runtime = trt.Runtime(make_logger(trt, RUN_LOG))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
-        said = "\n- ".join(log.errors) or "it gives no reason"
-        raise EngineError(f"{trt.__name__} {trt.__version__} cannot load {path}:\n- {said}")
+        raise EngineError(f"{trt.__name__} {trt.__version__} cannot load {path}:\n- {RUN_LOG.take()}")
     if engine.streamable_weights_size:  # built with weight streaming: keep on the card what fits
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     return engine

@@ -1,6 +1,6 @@
 """How do TensorRT engines run behind the sessions' interface, with the cache on the device and updated in place?"""
 
-from collections.abc import Callable
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -9,9 +9,18 @@ import numpy.typing as npt
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL, fits
-from engines.backends.tensorrt.run.cuda import Array, Device
-from engines.backends.tensorrt.run.execution import Buffers, Execution, Shapes, engine_tensors, numpy_dtype
+from engines.backends.tensorrt.flavour import is_rtx
+from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
+from engines.backends.tensorrt.run.execution import (
+    Buffers,
+    Execution,
+    Shapes,
+    WorkingMemory,
+    engine_tensors,
+    numpy_dtype,
+)
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
+from engines.backends.tensorrt.run.steps import MAX_STEP_CONTEXTS, StepExecutions
 from engines.session import require_slots
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
@@ -35,7 +44,7 @@ class TensorRtVision:
             self._buffers.allocate(spec.name, spec.profiles[0].maximum, spec.dtype)
         largest = (self._max_patches // self._patches_per_token, self._output.shape[1])
         self._buffers.allocate(self._output.name, largest, self._output.dtype)
-        self._execution = Execution(trt, engine, device, 0)
+        self._execution = Execution(trt, engine, device, 0, WorkingMemory(device))
 
     def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`; more patches or segments than the engine takes go through it in groups.
@@ -64,9 +73,8 @@ class TensorRtVision:
 class TensorRtDecoder:
     """The decoder's engine with its KV slots on the device: a `DecoderSession`.
 
-    A slot's keys and values are bound as both past and present. Prefill and decode are two profiles, each with a
-    context of its own, so neither is set up anew when they take turns. Decode steps that go on for the same slots run
-    as a CUDA graph.
+    A slot's keys and values are bound as both past and present. Prefill and decode are two profiles, each with
+    contexts of its own, so neither is set up anew when they take turns. Decode steps run as CUDA graphs.
     """
 
     def __init__(
@@ -91,12 +99,16 @@ class TensorRtDecoder:
         rows = (largest[0], self._max_logits_tokens, config.decoder.vocab_size)
         self._buffers.allocate("logits", rows, outputs["logits"].dtype)
         self._caches = self._allocate_caches(inputs)
-        self._executions = {profile: Execution(trt, engine, device, profile) for profile in (PREFILL, DECODE)}
-        self._step: tuple[int, int] | None = None  # first slot and rows that the decode context is set up for
-        self._replay: Callable[[], None] | None = None
+        memory = WorkingMemory(device)
+        self._prefill = Execution(trt, engine, device, PREFILL, memory)
+        # Each context of RTX compiles its kernels anew, which takes seconds: one there, which takes turns.
+        self._steps = StepExecutions(
+            lambda: Execution(trt, engine, device, DECODE, memory), 1 if is_rtx(trt) else MAX_STEP_CONTEXTS
+        )
 
     def _allocate_caches(self, inputs: dict[str, TensorFacts]) -> dict[tuple[str, int], tuple[int, int]]:
         """Address and bytes of one slot, of each layer's keys and values."""
+        require_aligned_slots(inputs[cache_name("past", "key", 0)], self.num_slots)
         caches = {}
         for layer in range(self._config.decoder.num_hidden_layers):
             for part in CACHE_PARTS:
@@ -126,24 +138,20 @@ class TensorRtDecoder:
         if is_step(shapes, self._inputs):
             self._run_step(first_slot, shapes)
         else:
-            self._prepare(PREFILL, first_slot, shapes)
-            self._executions[PREFILL].run()
+            self._prepare(self._prefill, first_slot, shapes)
+            self._prefill.run()
         logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
         self._buffers.download("logits", logits)
         return logits
 
     def _run_step(self, first_slot: int, shapes: Shapes) -> None:
-        """One token a row. The first step of some slots runs plainly and so loads the kernels; the next is captured."""
-        execution, step = self._executions[DECODE], (first_slot, shapes["token_ids"][0])
-        if step != self._step:
-            self._step, self._replay = step, None
-            self._prepare(DECODE, first_slot, shapes)
-        elif self._replay is None and execution.is_capturable():
-            self._replay = self._device.capture(execution.run)
-        run = self._replay or execution.run
-        run()
+        """One token a row. Slots and rows say all of what such a call is set up for."""
+        execution = self._steps.of((first_slot, shapes["token_ids"][0]))
+        if not execution.is_ready():
+            self._prepare(execution, first_slot, shapes)
+        execution.run_repeatedly()
 
-    def _prepare(self, profile: int, first_slot: int, shapes: Shapes) -> None:
+    def _prepare(self, execution: Execution, first_slot: int, shapes: Shapes) -> None:
         batch = shapes["token_ids"][0]
         addresses, cache_shapes = dict(self._buffers.addresses), {}
         for (part, layer), (address, slot_bytes) in self._caches.items():
@@ -151,7 +159,28 @@ class TensorRtDecoder:
             addresses[past] = addresses[present] = address + first_slot * slot_bytes
             heads, head_dim = self._config.decoder.num_key_value_heads, self._config.decoder.head_dim
             cache_shapes[past] = (batch, heads, self.capacity, head_dim)
-        self._executions[profile].prepare({**shapes, **cache_shapes}, addresses)
+        execution.prepare({**shapes, **cache_shapes}, addresses)
+
+
+def require_aligned_slots(cache: TensorFacts, num_slots: int) -> None:
+    """A call's rows lie side by side in the cache, so a slot begins where the one before ends.
+
+    Args:
+        cache: of one layer, [B, K, L, D].
+        num_slots: that are to be opened.
+
+    Raises:
+        UserError: it would begin at an address that TensorRT does not take.
+    """
+    _, heads, capacity, head_dim = cache.shape
+    token_bytes = heads * head_dim * numpy_dtype(cache.dtype).itemsize
+    step = ALIGNMENT // math.gcd(ALIGNMENT, token_bytes)
+    if num_slots > 1 and capacity % step:
+        raise UserError(
+            f"{num_slots} slots asked, each of {capacity} tokens of {token_bytes} bytes: the second would not begin "
+            f"at a multiple of {ALIGNMENT} bytes, which TensorRT needs. "
+            f"Build with --max-context {-(-capacity // step) * step}, or ask for one slot."
+        )
 
 
 def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:

@@ -1,13 +1,16 @@
 """A runtime that does what TensorRT's does, on host memory, with ONNX Runtime as the engine.
 
 It keeps to `engines.backends.tensorrt.api` and is strict where TensorRT is silent: memory that was never written is
-not a number, an address must lie in living memory with room for its tensor, a shape must fit the profile, a cache's
-input and output must be one address, and nothing but engine calls may go into a captured graph.
+not a number, an address must be aligned and lie in living memory with room for its tensor, a shape must fit the
+profile, a cache's input and output must be one address, nothing but engine calls may go into a captured graph, and a
+graph may not run once its context was set up for another call or its working memory is gone. It fails as TensorRT
+does when a test tells it to: the attributes that say so are `HostDevice.room_bytes` and those of `Failures`.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +22,9 @@ import onnxruntime as ort
 from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
 from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
-from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.log import RUN_LOG
+from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
+from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.config import ModelConfig
 from export.contract import GraphName, TensorSpec
@@ -42,10 +47,15 @@ class HostDevice:
         self.is_capturing = False
         self.recorded: list[Callable[[], None]] = []
         self.num_captures, self.num_replays = 0, 0
+        self.room_bytes: int | None = None
+        """What it has in all; None: enough."""
 
     def allocate(self, num_bytes: int) -> int:
         self._require_no_capture()
         assert num_bytes > 0
+        taken = sum(map(len, self.memory.values()))
+        if self.room_bytes is not None and taken + num_bytes > self.room_bytes:
+            raise EngineError("cudaMalloc: CUDA error 2, out of memory")
         block = np.full(num_bytes + 256, _NOT_A_NUMBER, np.uint8)
         offset = -block.ctypes.data % 256
         aligned = block[offset : offset + num_bytes]
@@ -98,6 +108,18 @@ class HostDevice:
         assert not self.is_capturing, "not allowed while a graph is captured"
 
 
+@dataclass
+class Failures:
+    """What an engine's contexts fail at; each failure is told to the logger first, as TensorRT does."""
+
+    context: bool = False
+    sizes: bool = False
+    """`update_device_memory_size_for_shapes` answers 0."""
+    shape: str = ""
+    """Name of an input that takes no shape."""
+    capture: bool = False
+
+
 class FakeEngine:
     """An engine of one of a bundle's graphs, which ONNX Runtime computes in float32."""
 
@@ -133,6 +155,7 @@ class FakeEngine:
             dict(shape_ranges(contract, profile)) for profile in graph_profiles(graph, config, limits)
         ]
         self.contexts: list[FakeContext] = []
+        self.failures = Failures()
 
     @property
     def num_io_tensors(self) -> int:
@@ -169,8 +192,14 @@ class FakeEngine:
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return name.replace("present", "past") if name.startswith("present") else None
 
-    def create_execution_context(self, strategy: Any) -> IExecutionContext:
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 1_000_000 * (profile_index + 1)
+
+    def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
         assert strategy == "user managed"
+        if self.failures.context:
+            RUN_LOG.add_error("[runtime.cpp] Error Code 2: no memory for a context")
+            return None
         self.contexts.append(FakeContext(self))
         return self.contexts[-1]
 
@@ -184,7 +213,7 @@ class FakeContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
-        self.num_calls = 0
+        self.num_calls, self.num_setups = 0, 0
         self.capturable = itertools.chain(
             [False], itertools.repeat(True)
         )  # as if a kernel were still compiling
@@ -196,8 +225,12 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.profile is not None
+        if self.engine.failures.shape == name:
+            RUN_LOG.add_error("[shapes.cpp] Error Code 3: not a shape of the profile")
+            return False
         shapes = self.engine.range_of(name, self.profile)
         self.shapes[name] = shape
+        self.num_setups += 1
         lowest, highest = shapes.minimum, shapes.maximum
         return len(shape) == len(lowest) and all(
             low <= size <= high for low, size, high in zip(lowest, shape, highest, strict=True)
@@ -205,7 +238,8 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
-        return name in self.engine.specs and memory > 0
+        self.num_setups += 1
+        return name in self.engine.specs and memory > 0 and memory % ALIGNMENT == 0
 
     def get_tensor_shape(self, name: str) -> Sequence[int]:
         """Of an output: known once all inputs have a shape."""
@@ -214,11 +248,15 @@ class FakeContext:
 
     def update_device_memory_size_for_shapes(self) -> int:
         self._require_shapes()
+        if self.engine.failures.sizes:
+            RUN_LOG.add_error("[sizes.cpp] Error Code 4: a shape is missing")
+            return 0
         return self._needed_bytes()
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert memory % 256 == 0
+        assert memory % ALIGNMENT == 0
         self.memory = (memory, size)
+        self.num_setups += 1
 
     def is_stream_capturable(self, stream: int) -> bool:
         assert stream == self.device.stream
@@ -233,11 +271,24 @@ class FakeContext:
         assert self.memory[1] >= self._needed_bytes()
         self.device.view(*self.memory)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
+        if self.device.is_capturing and self.engine.failures.capture:
+            RUN_LOG.add_error("[capture.cpp] Error Code 1: operation not permitted when stream is capturing")
+            return False
         if self.device.is_capturing:
-            self.device.recorded.append(lambda: self._compute(shapes, addresses))
+            self.device.recorded.append(self._replayed(shapes, addresses))
         else:
             self._compute(shapes, addresses)
         return True
+
+    def _replayed(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> Callable[[], None]:
+        num_setups, memory = self.num_setups, self.memory
+
+        def replay() -> None:
+            assert self.num_setups == num_setups, "the context of this graph was set up for another call"
+            self.device.view(*memory)
+            self._compute(shapes, addresses)
+
+        return replay
 
     def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         self.num_calls += 1
@@ -268,10 +319,10 @@ class FakeContext:
         return 64 * sum(math.prod(shape) for name, shape in self.shapes.items() if "past" not in name)
 
 
-def fake_bindings() -> Bindings:
+def fake_bindings(name: str = "tensorrt_rtx") -> Bindings:
     """As much of the module as a session uses."""
     fake: Any = SimpleNamespace(
-        __name__="tensorrt_rtx",
+        __name__=name,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
     bindings: Bindings = fake

@@ -1,5 +1,6 @@
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,3 +32,51 @@ def test_every_name_of_cudas_runtime_that_we_use_exists():
 def test_a_machine_without_a_driver_says_so_in_cudas_words(use):
     with pytest.raises(EngineError, match=r"CUDA error .*driver"):
         use()
+
+
+class FakeRuntime:
+    """CUDA's runtime, as far as a device needs it; it keeps the order of calls."""
+
+    cudaStreamNonBlocking = 1  # noqa: N815  (CUDA's names)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def function(*_arguments):
+            self.calls.append(name)
+            if name == "cudaStreamEndCapture":
+                return 901, None
+            return (0, b"capture invalidated") if name == "cudaGetErrorString" else (0, 4096)
+
+        function.__name__ = name
+        return function
+
+
+@pytest.fixture
+def fake_runtime(monkeypatch):
+    runtime = FakeRuntime()
+    monkeypatch.setattr("engines.backends.tensorrt.run.cuda.load_cuda", lambda: runtime)
+    return runtime
+
+
+def test_a_failed_capture_ends_and_tells_its_own_cause(fake_runtime):
+    device = CudaDevice()
+
+    def fail():
+        raise EngineError("the cause")
+
+    with pytest.raises(EngineError, match=r"^the cause$"):
+        device.capture(fail)
+    assert fake_runtime.calls[-2:] == ["cudaStreamEndCapture", "cudaGetLastError"]
+    with pytest.raises(EngineError, match="cudaStreamEndCapture: CUDA error 901, capture invalidated"):
+        device.capture(lambda: None)
+
+
+def test_a_device_waits_for_its_stream_before_its_memory_goes(fake_runtime):
+    device = CudaDevice()
+    device.allocate(16)
+    fake_runtime.calls.clear()
+    del device
+    assert fake_runtime.calls == ["cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy"]
