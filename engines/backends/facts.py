@@ -57,6 +57,8 @@ class WarningFacts:
     message: str
     """The first of them."""
     count: int
+    is_expected: bool = False
+    """Every sound build gives it, and it asks the user for nothing."""
 
 
 @dataclass(frozen=True)

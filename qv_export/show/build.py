@@ -136,9 +136,10 @@ def engine_text(record: "EngineRecord") -> str:
 
 
 def warning_lines(record: "EngineRecord") -> list[str]:
-    """TensorRT's warnings, counted."""
+    """The library's warnings that ask for something, counted; `inspect` shows all."""
     return [
         f"warning: {graph}, {warning['count']} times: {warning['message']}"
         for graph, facts in record.facts.items()
         for warning in facts["warnings"]
+        if not warning.get("is_expected")
     ]

@@ -22,7 +22,8 @@ _DTYPES = {
 }
 _OPS = tuple(signature.name for signature in SIGNATURES)
 _SOURCE = re.compile(r"^\[ONNX Layer: (.*)\]$")
-_CALL = re.compile(r"^(?P<node>.*) \((?P<op>\w+)\)$")
+_CALL = re.compile(r"^(?P<node>.*) \(\w+\)$")
+_PLACE = re.compile(rf"^(?P<call>.*?/(?P<op>{'|'.join(_OPS)})[^/]*)(?:/.*)?$")
 
 _PLUGIN_LAYERS = {"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"}
 _NATIVE_LAYERS = {"ATTENTION_INPUT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING"}
@@ -63,18 +64,19 @@ def _layer(layer: ILayer) -> LayerFacts:
 def source_of(metadata: str) -> tuple[str, str]:
     """Node in the main graph and op of ours, from the parser's metadata of a layer.
 
-    That is `[ONNX Layer: node_of_cos | /blocks.0/attn/QvRotary (QvRotary)]` for a node of a function: the node, then
-    the calls around it, the outermost last.
+    That is `[ONNX Layer: /blocks.0/attn/QvRotary/cos]` for a node of a body that was put in the place of its call
+    (`plugins.onnx.inline`), and `[ONNX Layer: /blocks.0/attn/QvRotary]` where a plugin took that place. In a function
+    that the parser itself expands, the node is followed by the calls around it, the outermost last:
+    `[ONNX Layer: node_of_cos | /blocks.0/attn/QvRotary (QvRotary)]`.
     """
     found = _SOURCE.match(metadata)
     if not found:
         return "", ""
     *_, outermost = found[1].split(" | ")
     call = _CALL.match(outermost)
-    if call:
-        return call["node"], call["op"] if call["op"] in _OPS else ""
-    # A plugin takes the place of the whole call, so its layer carries the call's own name.
-    return outermost, next((op for op in _OPS if outermost.rpartition("/")[2].startswith(op)), "")
+    node = call["node"] if call else outermost
+    place = _PLACE.match(node)
+    return (place["call"], place["op"]) if place else (node, "")
 
 
 def ops_of(layers: Sequence[LayerFacts]) -> Mapping[str, Implementation]:

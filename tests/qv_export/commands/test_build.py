@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.install import install_command
 from qv_export.cli import run_command_line
+from qv_export.show.build import warning_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 H100 = GpuFacts("NVIDIA H100", "580.65.06", (9, 0), 81559)
@@ -130,6 +132,7 @@ def test_a_second_build_does_nothing_in_under_a_second(bundle: Path, build: Any)
     program = """
 import sys, time
 from qv_export.cli import run_command_line
+from qv_export.show.build import warning_lines
 code = run_command_line(sys.argv[1:])
 print(code, time.process_time(), *sys.modules)
 """
@@ -303,3 +306,16 @@ def test_architectures_come_from_what_is_asked_then_from_the_machine() -> None:
 def test_tensorrt_builds_for_the_gpu_at_hand_only() -> None:
     with pytest.raises(UserError, match="found SM90 here, asked was SM89"):
         backend_of("tensorrt").architectures((89,), lambda: (H100,))
+
+
+def test_only_warnings_that_ask_for_something_are_shown():
+    warnings = [
+        {"message": "Insufficient workspace", "count": 2},  # of a record that an older qv-export wrote
+        {"message": "Kernel missing", "count": 1, "is_expected": False},
+        {"message": "Make sure input token_ids has Int64 binding.", "count": 4, "is_expected": True},
+    ]
+    record: Any = SimpleNamespace(facts={"decoder": {"warnings": warnings}})
+    assert warning_lines(record) == [
+        "warning: decoder, 2 times: Insufficient workspace",
+        "warning: decoder, 1 times: Kernel missing",
+    ]

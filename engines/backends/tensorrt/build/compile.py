@@ -14,6 +14,7 @@ from engines.backends.tensorrt.build.configuration import (
     timing_cache,
     write_engine,
 )
+from engines.backends.tensorrt.build.judged_warnings import judged
 from engines.backends.tensorrt.build.network import MappedWeights, load_graph, parse_network
 from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, require_small_padding
 from engines.backends.tensorrt.build.registration import register_plugins
@@ -45,7 +46,11 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     contract = graph_contract(request.graph, config, bundle.manifest.dtype)
     profiles = graph_profiles(request.graph, config, request.limits)
     model = load_graph(
-        bundle.graph(request.graph), bundle.manifest.dtype, request.limits.max_context, request.probes
+        bundle.graph(request.graph),
+        bundle.manifest.dtype,
+        request.limits.max_context,
+        request.probes,
+        has_plugins=request.options.flavour == "tensorrt",
     )
     weights = MappedWeights(model, bundle.directory)
 
@@ -75,7 +80,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         outputs=outputs,
         layers=layers,
         ops=ops_of(layers),
-        warnings=log.warnings,
+        warnings=judged(log.warnings),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         engine_bytes=request.output.stat().st_size,

@@ -23,12 +23,16 @@ from engines.backends.tensorrt.api import (
 )
 from engines.backends.tensorrt.log import BuildLog
 from engines.session import EngineError
+from plugins.onnx.inline import inline_calls
 from plugins.onnx.native import choose_bodies
+from plugins.registry import SIGNATURES
 
 _RELEASE_SECONDS = 0.02
 
 
-def load_graph(path: Path, dtype: str, capacity: int, probes: Sequence[str] = ()) -> onnx.ModelProto:
+def load_graph(
+    path: Path, dtype: str, capacity: int, probes: Sequence[str] = (), *, has_plugins: bool = False
+) -> onnx.ModelProto:
     """Read a canonical graph without its weights and fit it to TensorRT's parser.
 
     The bodies are the native ones for both flavours: a node whose plugin is registered never reads its body. float32
@@ -39,9 +43,11 @@ def load_graph(path: Path, dtype: str, capacity: int, probes: Sequence[str] = ()
         dtype: what it computes in, as the manifest says.
         capacity: tokens of the KV cache, L.
         probes: values of the graph that the engine shall give as further outputs.
+        has_plugins: ops that have one stay calls, which is what the parser puts a plugin in the place of.
     """
     model = onnx.load(path, load_external_data=False)
     choose_bodies(model, is_decomposable=dtype == "float32")
+    inline_calls(model, [op.name for op in SIGNATURES if not (has_plugins and op.attributes)])
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "L":
