@@ -105,7 +105,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error becomes a message on stderr."""
     try:
         return int(cli.main(list(arguments), prog_name="qv-export", standalone_mode=False) or ExitCode.DONE)
-    except click.Abort:  # Ctrl-C
+    except (click.Abort, KeyboardInterrupt):  # Ctrl-C, within Click or outside
         click.echo("interrupted", err=True)
         return ExitCode.INTERRUPTED
     except click.ClickException as error:
@@ -113,14 +113,14 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return ExitCode.USER_ERROR
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else ExitCode.FAULT
-    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it gets an exit code and a way on
+    except BaseException as error:  # noqa: BLE001 - the last resort: whatever it is, a library's panic too, gets an exit code
         _show_traceback(arguments)
         mistake = _users_mistake(error)
         click.echo(f"error: {mistake}" if mistake else _fault_message(error, arguments), err=True)
         return ExitCode.USER_ERROR if mistake else ExitCode.FAULT
 
 
-def _users_mistake(error: Exception) -> str | None:
+def _users_mistake(error: BaseException) -> str | None:
     """What a user can mend, with the way to do it; None for a fault."""
     if isinstance(error, UserError):
         return str(error)
@@ -131,7 +131,7 @@ def _users_mistake(error: Exception) -> str | None:
     return None
 
 
-def _fault_message(error: Exception, arguments: Sequence[str]) -> str:
+def _fault_message(error: BaseException, arguments: Sequence[str]) -> str:
     [summary, *_] = traceback.format_exception_only(error)[-1].strip().splitlines() or [repr(error)]
     hint = (
         ""

@@ -80,7 +80,7 @@ class FailureEvent:
     """The end of an answer that an engine could not go on with. It says nothing about any other answer."""
 
     request_index: int
-    error: Exception
+    error: BaseException
     timings: Timings
     is_last: ClassVar[bool] = True
 

@@ -139,7 +139,7 @@ class Scheduler:
         self._decode()
         return self.has_work
 
-    def end_all(self, error: Exception | None = None) -> None:
+    def end_all(self, error: BaseException | None = None) -> None:
         """End every request now: with a `FailureEvent` of `error`, or as cancelled."""
         with self._lock:
             waiting = list(self._queue)
@@ -305,7 +305,7 @@ class Scheduler:
         self._leave(job, is_cache_sound=True)
         self._tell(job, FinishEvent(job.ticket.number, reason, job.timings))
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         logger.error("request %d failed", job.ticket.number, exc_info=error)
         self._stats.num_failed += 1
         self._leave(job, is_cache_sound=False)

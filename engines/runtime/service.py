@@ -81,8 +81,9 @@ class SchedulerService:
         while self._wait_for_work():
             try:
                 has_more = self.scheduler.step()
-            except Exception as error:
-                # The scheduler hands an engine's faults to the requests they hit: this is a fault of its own.
+            except BaseException as error:
+                # The scheduler hands an engine's faults to the requests they hit: this is a fault of its own, or a
+                # native library's panic. Without this thread nobody would ever be answered.
                 logger.exception("a scheduling step failed; all requests in it end")
                 self.scheduler.end_all(error)
                 has_more = False

@@ -109,7 +109,7 @@ class RequestReader:
         self._pool.close()
 
 
-def log_fault(error: Exception) -> None:
+def log_fault(error: BaseException) -> None:
     """Say in the server's log what the client is not told."""
     backend.Logger.log_error(f"a request failed: {type(error).__name__}: {error}")
 
@@ -126,7 +126,7 @@ def _response(request: Any, answer: Callable[[Any], Mapping[str, npt.NDArray[Any
         tensors = answer(request).items()
     except UserError as error:
         return _refusal(str(error), backend.TritonError.INVALID_ARG)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this request alone
         log_fault(error)
         return _refusal(FAULT, backend.TritonError.INTERNAL)
     outputs = [backend.Tensor(name, np.ascontiguousarray(array)) for name, array in tensors]

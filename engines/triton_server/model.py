@@ -59,7 +59,12 @@ class TritonPythonModel:
         scheduler = Scheduler(vision, decoder, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()
-        seconds = warm_up(self._service, self._reader.processor)
+        try:
+            seconds = warm_up(self._service, self._reader.processor)
+        except BaseException:  # a thread or a process that lives on would keep the server from ending
+            self._service.close()
+            self._reader.close()
+            raise
         self._metrics = MetricsReporter(self._service.stats, backend, args["model_name"])
         self._room = threading.BoundedSemaphore(settings.max_requests)
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
@@ -70,17 +75,16 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Take requests in; their responses come later, from their own threads."""
         for request in requests:
-            sender = request.get_response_sender()
+            received, sender = time.monotonic(), request.get_response_sender()
             if not self._room.acquire(blocking=False):
                 message = f"{self._settings.max_requests} requests are being served. Try again later."
                 _end_with_error(sender, message, backend.TritonError.UNAVAILABLE)
                 continue
             try:
-                received = time.monotonic()
                 self._pool.submit(self._serve, read_tensors(request, CHAT_INPUTS), sender, received)
-            except BaseException:
+            except BaseException as error:  # noqa: BLE001 - a request that cannot be read fails no other
                 self._room.release()
-                raise
+                _fail(sender, error)
 
     def finalize(self) -> None:
         """Let the answers that are being written end, as long as the settings allow; then stop."""
@@ -96,13 +100,8 @@ class TritonPythonModel:
             chat = self._reader.read(tensors, received, sender.is_cancelled)
             del tensors
             self._answer(chat, sender, received)
-        except UserError as error:
-            _end_with_error(sender, str(error), backend.TritonError.INVALID_ARG)
-        except TryLaterError as error:
-            _end_with_error(sender, str(error), backend.TritonError.UNAVAILABLE)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this request alone
-            log_fault(error)
-            _end_with_error(sender, FAULT, backend.TritonError.INTERNAL)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this request alone
+            _fail(sender, error)
         finally:
             self._room.release()
 
@@ -163,6 +162,17 @@ def _send(sender: Any, text: str, finish_reason: str, usage: str, *, is_last: bo
     tensors = [backend.Tensor(name, np.array([value.encode()], np.object_)) for name, value in values.items()]
     flags = backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL if is_last else 0
     sender.send(backend.InferenceResponse(output_tensors=tensors), flags=flags)
+
+
+def _fail(sender: Any, error: BaseException) -> None:
+    """End a request with what its client may know of an error."""
+    if isinstance(error, UserError):
+        _end_with_error(sender, str(error), backend.TritonError.INVALID_ARG)
+    elif isinstance(error, TryLaterError):
+        _end_with_error(sender, str(error), backend.TritonError.UNAVAILABLE)
+    else:
+        log_fault(error)
+        _end_with_error(sender, FAULT, backend.TritonError.INTERNAL)
 
 
 def _end_with_error(sender: Any, message: str, code: Any) -> None:

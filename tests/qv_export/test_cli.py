@@ -66,6 +66,18 @@ def test_a_fault_is_one_line_with_the_way_to_its_traceback(
     )
 
 
+class Panic(BaseException):
+    """As the native libraries raise it: no `Exception`."""
+
+
+def test_a_native_librarys_panic_is_a_fault_and_no_failed_gate(
+    command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(Panic("called `Option::unwrap()`")))
+    assert run_command_line(["probe"]) == 3
+    assert capsys.readouterr().err.startswith("error: a fault of qv-export or of this machine: ")
+
+
 @pytest.mark.parametrize(("error", "code"), [(ZeroDivisionError("zero"), 3), (UserError("yours"), 2)])
 def test_debug_shows_the_traceback(
     command, error: Exception, code: int, capsys: pytest.CaptureFixture[str]

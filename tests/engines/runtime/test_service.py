@@ -141,3 +141,27 @@ def test_a_fault_of_the_scheduler_itself_ends_the_requests_in_it_and_the_service
         later = Heard()
         service.submit(Request(make_inputs(TEXT), CONFIG), later)
         assert len(later.tokens()) == 8
+
+
+class Panic(BaseException):
+    """As the native libraries raise it: no `Exception`."""
+
+
+def test_a_native_librarys_panic_ends_the_requests_and_not_the_service(monkeypatch):
+    decoder = FakeDecoder()
+    forward = decoder.forward
+    with make_service(decoder) as service:
+
+        def panic(*_):
+            raise Panic("index out of bounds")
+
+        monkeypatch.setattr(decoder, "forward", panic)
+        heard = Heard()
+        service.submit(Request(make_inputs(TEXT), CONFIG), heard)
+        assert heard.ended.wait(30)
+        assert isinstance(heard.events[-1], FailureEvent)
+        assert isinstance(heard.events[-1].error, Panic)
+        monkeypatch.setattr(decoder, "forward", forward)
+        heard = Heard()
+        service.submit(Request(make_inputs(TEXT), CONFIG), heard)
+        assert heard.tokens() == tokens_without_cache(make_inputs(TEXT), CONFIG, 0)
