@@ -5,19 +5,15 @@ process; the next one is forked in a few milliseconds.
 """
 
 import contextlib
-import json
 import os
 import select
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +22,7 @@ from engines.serving.media_turns import Cost, NoTurnError, Turns
 from export.errors import UserError
 from export.processor.images import describe
 from export.processor.media.decode import DecodedMedium, LocalReader
+from plugins.child_python import interpreter, module_command
 
 _START_SECONDS = 30.0
 _POLL_MS = 100
@@ -246,7 +243,7 @@ class _Parent:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                _command(theirs.fileno(), memory_bytes),
+                module_command("engines.serving.media_worker", str(theirs.fileno()), str(memory_bytes)),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -261,7 +258,7 @@ class _Parent:
         self._control = ours
         self._control.settimeout(_START_SECONDS)
         if self._control.recv(1) != b"r":
-            raise OSError(f"the media process did not start; tried {_interpreter()}")
+            raise OSError(f"the media process did not start; tried {interpreter()}")
 
     def fork(self) -> "_Worker":
         ours, theirs = socket.socketpair()
@@ -324,30 +321,6 @@ class _Worker:
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
             os.close(self._process)
             self._process = None
-
-
-def _command(control: int, memory_bytes: int) -> list[str]:
-    """Python with the very modules of this process, from absolute places alone: never from the current directory."""
-    places = [place for place in sys.path if Path(place).is_absolute()]
-    code = f"import sys; sys.path[:] = {json.dumps(places)}; from engines.serving.media_worker import main; "
-    return [_interpreter(), "-I", "-c", f"{code}main({control}, {memory_bytes})"]
-
-
-def _interpreter() -> str:
-    """This Python; inside of a server that embeds it, `sys.executable` may be the server's own program."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    candidates = [
-        Path(sys.executable or "/"),
-        Path(sys.exec_prefix, "bin", version),
-        Path(sys.base_exec_prefix, "bin", version),
-        Path(str(sysconfig.get_config_var("BINDIR")), version),
-    ]
-    for candidate in candidates:
-        if candidate.name.startswith("python") and candidate.exists():
-            return str(candidate)
-    raise OSError(
-        "no Python interpreter found for the media processes; looked for " + ", ".join(map(str, candidates))
-    )
 
 
 def _never() -> bool:

@@ -5,12 +5,13 @@ Nothing here needs a GPU, TensorRT or Triton: what is missing is a finding, not 
 
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+
+from plugins.child_python import program_command
 
 PACKAGES = ("triton", "tensorrt", "tensorrt-rtx-cu13-bindings", "onnxruntime")
 DEFAULT_DRIVER_CUDA = "13.0"
@@ -136,7 +137,7 @@ def _registration(capability: int, driver_cuda: str) -> str:
     if find_spec("tensorrt") is None:
         return "TensorRT is not installed: graphs run the ops' bodies, and engines cannot be built with plugins here"
     program = f"from plugins.tensorrt.register import *; register_plugins({capability}, {driver_cuda!r})"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(program_command(program), capture_output=True, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         return f"TensorRT is installed, but the plugins do not register: {reason}"

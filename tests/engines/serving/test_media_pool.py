@@ -5,14 +5,12 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from engines.serving import media_pool
 from engines.serving.media_pool import MediaPool, MediaSettings
 from export.errors import UserError
 from export.processor.media.decode import LocalReader
@@ -210,10 +208,3 @@ def test_the_processes_take_no_module_from_the_current_directory(tmp_path, monke
     with MediaPool(MediaSettings(num_workers=1)) as own:
         assert reader(own).decode("image", encoded(picture(60, 60), "PNG")).frames
     assert not (tmp_path / "ran").exists()
-
-
-def test_an_interpreter_is_found_where_a_server_embeds_python(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/opt/server/bin/stub")
-    assert Path(media_pool._interpreter()).name.startswith("python")
-    monkeypatch.setattr(sys, "executable", "")
-    assert Path(media_pool._interpreter()).name.startswith("python")

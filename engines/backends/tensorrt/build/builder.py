@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.contract import GraphName
 from export.errors import UserError
+from plugins.child_python import module_command
 
 __all__ = ["BuildOptions", "EngineFacts", "Flavour", "GraphName", "Progress", "build_engine"]
 
@@ -80,9 +80,7 @@ def _run_worker(request: BuildRequest, progress: Progress) -> EngineFacts:
 def _worker(request: BuildRequest, said: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[str]]]:
     """The building process and its events; it is ended with the context, whatever it does then."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "engines.backends.tensorrt.build.worker", str(writing), str(os.getpid())]
-    # The same code as here, wherever the child starts.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = module_command("engines.backends.tensorrt.build.worker", str(writing), str(os.getpid()))
     with os.fdopen(reading, encoding="utf-8") as events:
         try:
             process = subprocess.Popen(
@@ -91,7 +89,6 @@ def _worker(request: BuildRequest, said: IO[bytes]) -> Iterator[tuple[subprocess
                 stdout=said,
                 stderr=said,
                 pass_fds=(writing,),
-                env=environment,
             )
         finally:
             os.close(writing)

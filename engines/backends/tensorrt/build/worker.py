@@ -1,6 +1,6 @@
 """What runs in the process that builds one engine?
 
-    python -m engines.backends.tensorrt.build.worker EVENTS_FD PARENT_PID < request.json
+    engines.backends.tensorrt.build.worker EVENTS_FD PARENT_PID < request.json
 
 A process of its own, since TensorRT-RTX aborts beside registered plugins, keeps the first logger for good, and cannot
 be interrupted; and since its peak memory is then the build's. Events go to EVENTS_FD, one JSON object a line:

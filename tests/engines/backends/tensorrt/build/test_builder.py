@@ -143,6 +143,21 @@ def test_an_interrupted_build_ends_its_process_at_once(bundle_of, tmp_path):
     assert time.monotonic() - started < 30
 
 
+def test_a_build_inside_of_the_bundle_runs_no_code_of_the_bundle(bundle_of, tmp_path, monkeypatch):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_of("bfloat16"), bundle)
+    for module in ("ml_dtypes", "onnx", "tensorrt_rtx", "json"):
+        (bundle / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    monkeypatch.chdir(bundle)
+
+    def interrupt(phase, fraction):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle_of("bfloat16"), tmp_path / "decoder.engine", progress=interrupt)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full, which Linux has")
 def test_a_full_disk_is_the_users_to_mend(bundle_of, tmp_path):
     output = tmp_path / "decoder.engine"
