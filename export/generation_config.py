@@ -39,8 +39,22 @@ class GenerationConfig:
     top_k: int = 50
     """0 switches the filter off."""
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest are left out; 0 switches the filter off."""
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that the answer holds (OpenAI's API)."""
+    frequency_penalty: float = 0.0
+    """The same, once for each time that the answer holds it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens comes twice in prompt and answer; 0 allows it."""
+    min_new_tokens: int = 0
+    """No token ends the answer before."""
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    num_logprobs: int | None = None
+    """Tell of every token how likely it was, and of so many of the likeliest; None tells nothing."""
     suppress_tokens: tuple[int, ...] = ()
     """Never chosen. An export adds the ids that have no token, which pad the vocabulary to a round size."""
 
@@ -100,7 +114,7 @@ def generation_config_from_json(
     """
     given = {key: value for key, value in content.items() if value is not None}
     _warn_unsupported(given, source)
-    known = {field.name for field in fields(GenerationConfig)} - {"eos_token_ids"}
+    known = {field.name for field in fields(GenerationConfig)} - {"eos_token_ids", *_OF_A_REQUEST}
     settings = {key: value for key, value in given.items() if key in known}
     if isinstance(settings.get("suppress_tokens"), list):
         settings["suppress_tokens"] = tuple(settings["suppress_tokens"])
@@ -120,27 +134,41 @@ def override_generation_config(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    no_repeat_ngram_size: int | None = None,
+    min_new_tokens: int | None = None,
     max_new_tokens: int | None = None,
+    num_logprobs: int | None = None,
 ) -> GenerationConfig:
     """Apply what the user asked for; None keeps the checkpoint's own.
 
-    Who names a temperature, top_k or top_p wants to sample, so these switch sampling on unless `do_sample`
+    Who names a temperature, top_k, top_p or min_p wants to sample, so these switch sampling on unless `do_sample`
     says otherwise. Qwen2-VL checkpoints come with top_k 1 (greedy in effect): a higher temperature alone does
     not lift that.
 
     Raises:
         UserError: values out of range.
     """
-    if do_sample is None and any(value is not None for value in (temperature, top_k, top_p)):
+    if do_sample is None and any(value is not None for value in (temperature, top_k, top_p, min_p)):
         do_sample = True
     asked: dict[str, Any] = {
         "do_sample": do_sample,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
+        "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": None if logit_bias is None else tuple(sorted(logit_bias.items())),
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "min_new_tokens": min_new_tokens,
         "max_new_tokens": max_new_tokens,
+        "num_logprobs": num_logprobs,
     }
     return replace(config, **{name: value for name, value in asked.items() if value is not None})
 
@@ -151,8 +179,16 @@ _RANGES: dict[str, tuple[bool, float, float, str]] = {
     "top_k": (True, 0, math.inf, "a whole number, 0 (off) or more"),
     "top_p": (False, 0, 1, "a number from 0 to 1"),
     "repetition_penalty": (False, 0.01, 100, "a number from 0.01 to 100 (1 is no penalty)"),
+    "min_p": (False, 0, 1, "a number from 0 (off) to 1"),
+    "presence_penalty": (False, -2, 2, "a number from -2 to 2"),
+    "frequency_penalty": (False, -2, 2, "a number from -2 to 2"),
+    "no_repeat_ngram_size": (True, 0, math.inf, "a whole number, 0 (off) or more"),
+    "min_new_tokens": (True, 0, math.inf, "a whole number, 0 or more"),
     "max_new_tokens": (True, 1, math.inf, "a whole number of at least 1"),
 }
+MAX_LOGPROBS = 20
+"""As in OpenAI's API."""
+_LARGEST_BIAS = 100.0
 
 
 def _problem(name: str, value: object) -> str | None:
@@ -163,6 +199,12 @@ def _problem(name: str, value: object) -> str | None:
         valid, expected = isinstance(value, bool), "true or false"
     elif name == "pad_token_id":
         valid, expected = value is None or _is_token_id(value), "a token id (a whole number, 0 or more)"
+    elif name == "num_logprobs":
+        valid = value is None or (_is_number(value, whole=True) and 0 <= value <= MAX_LOGPROBS)  # type: ignore[operator]
+        expected = f"a whole number from 0 to {MAX_LOGPROBS}"
+    elif name == "logit_bias":
+        valid = isinstance(value, tuple) and all(_is_token_id(id_) and _is_bias(bias) for id_, bias in value)
+        expected = f"token ids with numbers from {-_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}"
     elif name == "suppress_tokens":
         valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
         expected = "a list of token ids (whole numbers, 0 or more)"
@@ -177,28 +219,31 @@ def _is_number(value: object, whole: bool) -> bool:
     return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
+def _is_bias(value: object) -> bool:
+    return _is_number(value, whole=False) and abs(value) <= _LARGEST_BIAS  # type: ignore[arg-type]
+
+
 def _is_token_id(value: object) -> bool:
     return _is_number(value, whole=True) and value >= 0  # type: ignore[operator]
 
 
 # Keys of Transformers that change which tokens come out, with the values that change nothing.
+# What only a request says: under these names the file's own keys have other meanings, or none.
+_OF_A_REQUEST = frozenset({"presence_penalty", "frequency_penalty", "logit_bias", "num_logprobs"})
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "diversity_penalty": (0,),
     "length_penalty": (1,),
     "early_stopping": (False,),
-    "min_p": (0,),
     "top_h": (),
     "typical_p": (1,),
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
     "max_length": (20,),
     "min_length": (0,),
-    "min_new_tokens": (0,),
     "max_time": (),
     "stop_strings": ([], ""),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1,),
     "bad_words_ids": ([],),
@@ -238,6 +283,7 @@ def _warn_unsupported(given: Mapping[str, Any], source: str) -> None:
     if active:
         logger.warning("%s: not supported and ignored: %s", source, ", ".join(active))
     known = {*_UNSUPPORTED, *_INERT, *_RANGES, "do_sample", "pad_token_id", "eos_token_id", "suppress_tokens"}
+    known -= _OF_A_REQUEST
     unknown = sorted(key for key in given if key not in known and not key.startswith("_"))
     if unknown:
         logger.warning("%s: not known and ignored: %s", source, ", ".join(unknown))

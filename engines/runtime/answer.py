@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.sampling import next_token
+from engines.runtime.penalties import Written
+from engines.runtime.sampling import TokenLogprobs, next_token, token_logprobs
 from export.config import ModelConfig
 from export.errors import UserError
 from export.generation_config import GenerationConfig
@@ -59,6 +60,8 @@ class TokenEvent:
     token_id: int
     finish_reason: FinishReason | None
     timings: Timings
+    logprobs: TokenLogprobs | None = None
+    """Where the request's `num_logprobs` asks for them."""
 
     @property
     def is_last(self) -> bool:
@@ -137,6 +140,8 @@ class Answer:
         self._generator = np.random.default_rng(request.seed)
         self._seen = np.zeros(model.decoder.vocab_size, dtype=np.bool_)
         self._seen[request.inputs.token_ids] = True
+        self._written = Written(request.inputs.token_ids, self.token_ids)
+        self._logprobs: TokenLogprobs | None = None
 
     @property
     def timings(self) -> Timings:
@@ -167,8 +172,10 @@ class Answer:
             EngineError: the logits are not finite.
         """
         config = self.request.config
-        token_id = next_token(logits, self._seen, config, self._generator)
+        token_id = next_token(logits, self._seen, config, self._generator, self._written)
         self._seen[token_id] = True
+        if config.num_logprobs is not None:
+            self._logprobs = token_logprobs(logits, token_id, config.num_logprobs)
         self.token_ids.append(token_id)
         if token_id in config.eos_token_ids:
             self.finish_reason = "stop"
@@ -184,7 +191,7 @@ class Answer:
 
     def event(self) -> TokenEvent:
         """The newest token, told to the caller."""
-        return TokenEvent(self.index, self.token_ids[-1], self.finish_reason, self.timings)
+        return TokenEvent(self.index, self.token_ids[-1], self.finish_reason, self.timings, self._logprobs)
 
 
 def visual_offsets(token_ids: npt.NDArray[np.int64], model: ModelConfig) -> npt.NDArray[np.int64]:

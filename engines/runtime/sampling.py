@@ -1,23 +1,38 @@
 """Which token comes next, given the logits?
 
 Pure functions on one row of logits, float32 [vocab]. They mean what Transformers' logits processors of the
-same names mean and run in the same order: repetition penalty, suppressed tokens, temperature, top-k, top-p, then a
-draw from the softmax.
+same names mean and run in the same order: repetition penalty, what `penalties` holds, suppressed tokens, temperature,
+top-k, top-p, min-p, then a draw from the softmax.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.runtime.penalties import NOTHING_WRITTEN, Written, adjusted_logits, looks_back
 from engines.session import EngineError
 from export.generation_config import GenerationConfig
 
 Logits = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was, and which were the likeliest: natural logarithms of the model's own probabilities."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob), the likeliest first."""
+
+
 def next_token(
-    logits: Logits, seen: npt.NDArray[np.bool_], config: GenerationConfig, generator: np.random.Generator
+    logits: Logits,
+    seen: npt.NDArray[np.bool_],
+    config: GenerationConfig,
+    generator: np.random.Generator,
+    written: Written = NOTHING_WRITTEN,
 ) -> int:
     """Choose one token id.
 
@@ -26,11 +41,16 @@ def next_token(
         seen: [vocab], true for every token of the prompt and of the answer so far.
         config: how to choose.
         generator: source of chance; untouched when the choice is greedy.
+        written: prompt and answer so far, for what looks back at them.
 
     Raises:
         EngineError: the logits hold not-a-number or infinity, or rule out every token.
     """
     scores = apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    if looks_back(config):
+        require_finite_maximum(logits)
+        scores = adjusted_logits(scores, written, config)
+        require_finite_maximum(scores)
     if not config.is_greedy:
         require_finite_maximum(logits)
         return _drawn_token(suppress_tokens(scores, config.suppress_tokens), config, generator)
@@ -51,6 +71,7 @@ def _drawn_token(scores: Logits, config: GenerationConfig, generator: np.random.
     scores = apply_temperature(scores, config.temperature)
     scores = apply_top_k(scores, config.top_k)
     scores = apply_top_p(scores, config.top_p)
+    scores = apply_min_p(scores, config.min_p)
     return sample_token(scores, generator)
 
 
@@ -120,6 +141,26 @@ def apply_top_p(logits: Logits, top_p: float) -> Logits:
     num_tied_kept = int(np.searchsorted(ascending, edge, side="right")) - num_removed
     kept[np.flatnonzero(logits == edge)[num_tied_kept:]] = -np.inf
     return kept
+
+
+def apply_min_p(logits: Logits, min_p: float) -> Logits:
+    """Keep tokens that are at least `min_p` times as likely as the likeliest; 0 keeps everything."""
+    if min_p <= 0.0:
+        return logits
+    probabilities = softmax(logits)
+    return np.where(probabilities < np.float32(min_p) * probabilities.max(), np.float32(-np.inf), logits)
+
+
+def token_logprobs(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs:
+    """How likely a chosen token was before any penalty or temperature, and the `num_top` likeliest tokens."""
+    wide = logits.astype(np.float64)
+    log_sum = float(wide.max() + np.log(np.exp(wide - wide.max()).sum()))
+    likeliest = np.argpartition(-wide, num_top - 1)[:num_top] if num_top else np.zeros(0, np.int64)
+    # Of equal logits the lowest id first, as in a greedy choice.
+    ordered = sorted(likeliest.tolist(), key=lambda found: (-wide[found], found))
+    return TokenLogprobs(
+        float(wide[token_id]) - log_sum, tuple((found, float(wide[found]) - log_sum) for found in ordered)
+    )
 
 
 def softmax(logits: Logits) -> Logits:

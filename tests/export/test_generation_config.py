@@ -124,9 +124,11 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, text):
 def test_keys_that_would_change_the_answer_but_are_not_supported_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         generation_config_from_json(
-            {"no_repeat_ngram_size": 3, "num_beams": 4, "typical_p": 1.0}, source="here.json"
+            {"encoder_no_repeat_ngram_size": 3, "num_beams": 4, "typical_p": 1.0}, source="here.json"
         )
-    assert caplog.messages == ["here.json: not supported and ignored: num_beams, no_repeat_ngram_size"]
+    assert caplog.messages == [
+        "here.json: not supported and ignored: num_beams, encoder_no_repeat_ngram_size"
+    ]
 
 
 def test_a_key_that_nobody_knows_is_told(caplog):
