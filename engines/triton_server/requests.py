@@ -16,9 +16,9 @@ from typing import Any
 import numpy.typing as npt
 
 from engines.runtime.answer import Request
+from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
-from engines.triton_server.fetching import Fetcher
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.media.decode import LocalReader, MediaReader
