@@ -15,7 +15,7 @@ from export.errors import UserError
 from export.json_object import read_json_object
 from export.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.compare import have_equal_values
-from export.weights.names import is_adapters, is_derived, is_inside_model, published_name
+from export.weights.names import MERGED_FILE, is_adapters, is_derived, is_inside_model, published_name
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -65,15 +65,20 @@ class Checkpoint:
         }
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None) -> Checkpoint:
     """Read a checkpoint's configuration and headers, and check every tensor's presence, shape, dtype and extent.
+
+    Args:
+        directory: a Hugging Face directory, or a bundle.
+        weight_files: its weights, where they were converted or merged; None: those in the directory.
 
     Raises:
         UserError: with all problems listed at once.
     """
+    _refuse_adapter(directory)
     content = read_json_object(directory / "config.json")
     config = config_from_json(content, str(directory / "config.json"))
-    weight_files = tuple(_weight_paths(directory))
+    weight_files = tuple(weight_files or _weight_paths(directory))
     found, wrappers, problems = _found_tensors(weight_files)
     notes = [*_architecture_notes(content), *_wrapper_notes(wrappers)]
     decoder, changes = _follow_weights(found, config.decoder, notes)
@@ -93,6 +98,15 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, tensors, weight_files, changes, tuple(notes))
 
 
+def _refuse_adapter(directory: Path) -> None:
+    if (directory / "config.json").exists() or not (directory / "adapter_config.json").exists():
+        return
+    base = read_json_object(directory / "adapter_config.json").get("base_model_name_or_path")
+    raise UserError(
+        f"{directory} is a PEFT adapter, not a model: export its base model ({base}) with --adapter {directory}"
+    )
+
+
 def _found_tensors(
     weight_files: Sequence[Path],
 ) -> tuple[dict[str, StoredTensor], Counter[str], list[str]]:
@@ -100,14 +114,14 @@ def _found_tensors(
     found: dict[str, StoredTensor] = {}
     wrappers = Counter[str]()
     problems = []
-    for path in weight_files:
+    for path in sorted(weight_files, key=lambda path: path.name == MERGED_FILE):
         for tensor in read_safetensors_header(path):
             name, wrapper = published_name(tensor.name)
             if is_derived(name):
                 continue
             if wrapper:
                 wrappers[wrapper] += 1
-            if name in found:
+            if name in found and path.name != MERGED_FILE:
                 problems.append(f"{name}: stored twice, in {found[name].path.name} and {path.name}")
             found[name] = tensor
     return found, wrappers, problems
@@ -274,6 +288,10 @@ def _weight_paths(directory: Path) -> list[Path]:
         return _sharded_paths(directory)
     if (directory / SINGLE_FILE).exists():
         return [directory / SINGLE_FILE]
+    if any(directory.glob("pytorch_model*.bin*")):
+        raise UserError(
+            f"{directory} holds pickled weights, which `qv-export export` converts: open its bundle."
+        )
     raise UserError(
         f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}. Point at a directory with safetensors weights."
     )

@@ -21,6 +21,9 @@ from export.graphs.vision import vision_graph
 from export.json_object import read_json_object
 from export.manifest import Source, sha256_of
 from export.processor.processor import Processor
+from export.safetensors_file import fingerprint_safetensors
+from export.weights.prepare import needs_new_weights, write_new_weights
+from export.weights.writer import write_index
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def export_checkpoint(
     *,
     dtype: str | None = None,
     weights: WeightsMode = "copy",
+    adapter: Path | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -61,6 +65,7 @@ def export_checkpoint(
         output: the bundle's directory; an existing bundle is replaced when the new one is whole.
         dtype: what the graphs compute in; None: the checkpoint's own.
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
+        adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes; None: there is none.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         progress: told each phase as it begins; None: nobody listens.
 
@@ -69,22 +74,32 @@ def export_checkpoint(
     """
     report = progress or _ignore
     report("reading the checkpoint")
-    source = open_checkpoint(checkpoint)
-    _tell(source, strict=strict)
-    dtype = _checked_dtype(dtype or source.dtype)
+    _check_dtype(dtype)
     # A bundle that could not answer a question would be half a model: fail before the long part.
-    processor = Processor.from_directory(checkpoint, source.config)
+    opened = None
+    if not needs_new_weights(checkpoint, adapter):
+        opened = _with_processor(open_checkpoint(checkpoint), strict=strict)
     with writing_bundle(output) as directory:
+        source, processor = opened or _with_processor(
+            write_new_weights(checkpoint, adapter, directory, report), strict=strict
+        )
+        dtype = dtype or source.dtype
         graphs = {}
         for name, make_graph in _GRAPH_MAKERS.items():
             report(f"tracing the {name} graph")
             graphs[name] = make_graph(source, dtype)
             check_graph(graphs[name])
         report("placing the weights")
-        weight_records = place_weights(source.weight_files, directory, weights)
+        weight_records = _place_weights(source, directory, weights)
         report("writing the bundle")
         _copy_companions(source, processor, directory)
-        return _write_files(source, directory, graphs, weight_records, dtype, weights)
+        name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
+        return _write_files(source, name, directory, graphs, weight_records, dtype, weights)
+
+
+def _with_processor(source: Checkpoint, *, strict: bool) -> tuple[Checkpoint, Processor]:
+    _tell(source, strict=strict)
+    return source, Processor.from_directory(source.directory, source.config)
 
 
 def _tell(source: Checkpoint, *, strict: bool) -> None:
@@ -99,14 +114,26 @@ def _ignore(_phase: str) -> None:
     pass
 
 
-def _checked_dtype(dtype: str) -> str:
-    if dtype not in DTYPES:
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
-    return dtype
+
+
+def _place_weights(source: Checkpoint, directory: Path, mode: WeightsMode) -> list[FileRecord]:
+    """The checkpoint's own files by copy or link; what the export wrote is in its place already."""
+    written = [path for path in source.weight_files if path.parent == directory]
+    records = place_weights([path for path in source.weight_files if path not in written], directory, mode)
+    for path in written:
+        fingerprint = fingerprint_safetensors(path)
+        records.append(FileRecord(path.name, path.stat().st_size, sha256_of(path), fingerprint))
+    if written:
+        write_index(directory, [directory / record.name for record in records])
+    return records
 
 
 def _write_files(
     source: Checkpoint,
+    source_name: str,
     directory: Path,
     graphs: Mapping[str, ir.Model],
     weights: list[FileRecord],
@@ -121,7 +148,7 @@ def _write_files(
         qv_export_version=version("qv-export"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tools={package: version(package) for package in ("torch", "onnx", "onnx-ir", "onnxscript")},
-        source=Source(source.directory.resolve().name, sha256_of(source.directory / "config.json")),
+        source=Source(source_name, sha256_of(source.directory / "config.json")),
         dtype=dtype,
         weights_mode=weights_mode,
         graphs=graph_records,
@@ -136,7 +163,8 @@ def _write_files(
 def _copy_companions(source: Checkpoint, processor: Processor, directory: Path) -> None:
     """Copy what the runtime reads, and let it say what was exported: all that comes later reads it there."""
     for name in _COMPANION_FILES:
-        if (source.directory / name).is_file():
+        # An index of the checkpoint's own would not know the weights that the export wrote.
+        if (source.directory / name).is_file() and not (directory / name).exists():
             shutil.copyfile(source.directory / name, directory / name)
     if source.config_changes:
         path = directory / "config.json"

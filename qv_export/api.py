@@ -38,6 +38,7 @@ def export(
     *,
     dtype: str | None = None,
     weights: "WeightsMode" = "copy",
+    adapter: str | Path | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -48,6 +49,7 @@ def export(
         output: the bundle's directory; one that is there is replaced once the new one is whole.
         dtype: what the graphs compute in; None: the checkpoint's own.
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
+        adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
         progress: told each phase as it begins.
 
@@ -60,7 +62,13 @@ def export(
     from export.exporter import export_checkpoint
 
     manifest = export_checkpoint(
-        Path(checkpoint), Path(output), dtype=dtype, weights=weights, strict=strict, progress=progress
+        Path(checkpoint),
+        Path(output),
+        dtype=dtype,
+        weights=weights,
+        adapter=None if adapter is None else Path(adapter),
+        strict=strict,
+        progress=progress,
     )
     return Bundle(Path(output), manifest)
 

@@ -1,5 +1,8 @@
 """Names of stored tensors: the published one behind a wrapper or another layout, and what is no weight of the model."""
 
+MERGED_FILE = "adapter_merged.safetensors"
+"""Of a bundle: weights that an adapter changed. They take the place of those of the same name in the other files."""
+
 # Layouts in use, read without a word: as published on the hub, and as Transformers >= 4.52 names modules in memory.
 _LAYOUTS = {"model.visual.": "visual.", "model.language_model.": "model."}
 

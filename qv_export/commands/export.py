@@ -35,13 +35,24 @@ if TYPE_CHECKING:
     help="Copy the weight files, or hard-link them: that copies no byte, on one file system.",
 )
 @click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A PEFT LoRA adapter of this checkpoint, merged into it.",
+)
+@click.option(
     "--strict",
     is_flag=True,
     help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def export(
-    checkpoint: Path, output: Path, dtype: str | None, weights: "WeightsMode", strict: bool, as_json: bool
+    checkpoint: Path,
+    output: Path,
+    dtype: str | None,
+    weights: "WeightsMode",
+    adapter: Path | None,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Turn a Qwen2-VL CHECKPOINT into a bundle: two ONNX graphs, weights, tokenizer.
 
@@ -52,7 +63,7 @@ def export(
     start = time.perf_counter()
     with progress() as step:
         manifest = api.export(
-            checkpoint, output, dtype=dtype, weights=weights, strict=strict, progress=step
+            checkpoint, output, dtype=dtype, weights=weights, adapter=adapter, strict=strict, progress=step
         ).manifest
     seconds = time.perf_counter() - start
     if as_json:
