@@ -1,37 +1,30 @@
 """What text does the checkpoint's chat template make of a conversation?
 
-A template is a program from someone else's checkpoint. It runs in Jinja2's sandbox as in Transformers (same options,
-same extras), with a limit on its own size, on its output and on its time. What no limit catches is a template that
-fills the memory inside one step: run checkpoints that you do not trust in a container with a memory limit.
+A template is a program from someone else's checkpoint. It is compiled and rendered in a process of its own, in
+Jinja2's sandbox: its time and its memory are bounded there whatever it does, and so are its size and its output.
 """
 
-import json
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
 from export.errors import UserError
 from export.json_object import read_json_object
+from export.processor.template_process import TEMPLATE_PROCESS, TemplateProcessError
+from export.processor.template_worker import make_environment
 
-MAX_TEMPLATE_BYTES = 2**20
+MAX_TEMPLATE_BYTES = 2**16  # several times the longest that is published; parsing one takes half a second
 MAX_RENDERED_CHARACTERS = 2**24
 MAX_RENDER_SECONDS = 5.0
-_MAX_REPEATS = 2**20
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplate:
-    """One compiled template and the named special tokens that it may ask for."""
+    """One template and the named special tokens that it may ask for."""
 
     def __init__(self, source: str, name: str, named_tokens: Mapping[str, str]) -> None:
         if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
@@ -39,38 +32,64 @@ class ChatTemplate:
         self.name = name
         self.source = source
         self._named_tokens = dict(named_tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            raise UserError(f"{name}: the chat template cannot be compiled: {error}") from None
+        _check_syntax(source, name)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Render a conversation of plain strings, lists and dicts.
 
         Raises:
-            UserError: the template refuses the messages, is broken, or runs too long.
+            UserError: the template refuses the messages, is broken, or takes too long or too much memory.
         """
         variables = {
             **self._named_tokens,
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
         }
-        parts, length = [], 0
+        job = {
+            "source": self.source,
+            "variables": variables,
+            "max_characters": MAX_RENDERED_CHARACTERS,
+        }
         try:
-            with _deadline(MAX_RENDER_SECONDS):
-                for part in self._template.generate(variables | {"tools": None, "documents": None}):
-                    parts.append(part)
-                    length += len(part)
-                    if length > MAX_RENDERED_CHARACTERS:
-                        raise jinja2.TemplateError(
-                            f"it writes more than {MAX_RENDERED_CHARACTERS} characters"
-                        )
-        # A template can raise whatever Python raises: division by zero, a missing key, too deep recursion.
-        except Exception as error:  # noqa: BLE001
-            raise UserError(
-                f"{self.name}: the chat template failed on these messages: {error or type(error).__name__}"
-            ) from None
-        return "".join(parts)
+            answer = TEMPLATE_PROCESS.run(job, MAX_RENDER_SECONDS)
+        except TemplateProcessError as error:
+            answer = {"stage": "render", "error": str(error)}
+        if "error" in answer:
+            did = "cannot be compiled" if answer["stage"] == "compile" else "failed on these messages"
+            # Clients of a server read this: the file's name says enough, its place is not theirs to know.
+            raise UserError(f"{Path(self.name).name}: the chat template {did}: {answer['error']}")
+        return str(answer["text"])
+
+
+def _check_syntax(source: str, name: str) -> None:
+    """Say at once what is wrong with a template's text. It is parsed only: compiling would compute its constants."""
+    environment = make_environment()
+    try:
+        tree = environment.parse(source)
+    except (jinja2.TemplateError, RecursionError, ValueError) as error:
+        raise UserError(f"{name}: the chat template cannot be compiled: {error}") from None
+    unknown = {
+        node.name
+        for node in _all_nodes(tree)
+        if (isinstance(node, nodes.Filter) and node.name not in environment.filters)
+        or (isinstance(node, nodes.Test) and node.name not in environment.tests)
+    }
+    if unknown:
+        raise UserError(
+            f"{name}: the chat template cannot be compiled: it uses {', '.join(sorted(unknown)):.200}, which no "
+            "Jinja2 filter or test is called."
+        )
+
+
+def _all_nodes(tree: nodes.Node) -> Iterator[nodes.Node]:
+    """Jinja2's own walk is recursive, and a template may be nested deeper than Python's stack."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        waiting += node.iter_child_nodes()
+        yield node
 
 
 def load_chat_template(directory: Path) -> ChatTemplate:
@@ -111,69 +130,3 @@ def _template_source(path: Path) -> str | None:
 
 def _token_text(value: Any) -> str:
     return str(value.get("content", "")) if isinstance(value, Mapping) else str(value)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox that also refuses to repeat things without end."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "**" or not numbers:
-            for side in (left, right):
-                if isinstance(side, int) and abs(side) > (1024 if operator == "**" else _MAX_REPEATS):
-                    raise jinja2.TemplateError(f"{operator} with the number {side} is not allowed")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment() -> jinja2.Environment:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML, which no model has seen.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
-    return datetime.now().strftime(format)  # noqa: DTZ005 - local time, as Transformers renders it
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Stop Python code of this thread's templates that runs longer, even in loops that write nothing.
-
-    A template is compiled to Python, so the interpreter's line trace sees each of its steps.
-    """
-    end = time.monotonic() + seconds
-
-    def trace(frame: FrameType, _event: str, _argument: object) -> Any:
-        if frame.f_code.co_filename != "<template>":
-            return None
-        if time.monotonic() > end:
-            raise jinja2.TemplateError(f"it ran longer than {seconds:g} s")
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(previous)
