@@ -21,7 +21,8 @@ from engines.serving.media_channel import Job, Reply, receive_reply, send_job
 from engines.serving.media_turns import Cost, NoTurnError, Turns
 from export.errors import UserError
 from export.processor.images import describe
-from export.processor.media.decode import DecodedMedium, LocalReader
+from export.processor.media.decode import LocalReader
+from export.processor.media.medium import DecodedMedium
 from plugins.child_python import interpreter, module_command
 
 _START_SECONDS = 30.0
@@ -202,7 +203,12 @@ class PooledReader:
         reply = self._run(kind, list(source) if is_list else [source], cost, name, is_list=is_list)
         if reply.frames is None:
             raise UserError(f"{name} cannot be decoded. Save it again.")
-        return DecodedMedium(list(reply.frames))
+        seconds, notes = reply.header.get("seconds", []), reply.header.get("notes", [])
+        return DecodedMedium(
+            list(reply.frames),
+            tuple(float(second) for second in seconds),
+            tuple(str(note)[:1000] for note in notes[:16]),
+        )
 
     def _cost_of_picture(self, source: Any) -> Cost:
         width, height = self._sizes.get(id(source), (1 << 11, 1 << 11))

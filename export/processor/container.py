@@ -1,8 +1,8 @@
 """How are frames read from a video file, without trusting what it says about itself?
 
-A first pass over the packets, without decoding, counts the frames and finds a file that ends early; a second pass
-decodes and hands out the wanted ones. FFmpeg gets the open file, never a name, and only self-contained formats: a
-playlist could make it read other files or addresses.
+A first pass over the packets, without decoding, finds when each frame stands and how much of the file is missing; a
+second pass decodes and hands out the wanted ones. FFmpeg gets the open file, never a name, and only self-contained
+formats: a playlist could make it read other files or addresses.
 """
 
 import io
@@ -17,8 +17,11 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from export.errors import UserError
-from export.processor.media.limits import DEFAULT_LIMITS, MAX_PICTURE_PIXELS, MediaLimits
+from export.processor.media.limits import DEFAULT_LIMITS, MAX_LOST_SHARE, MAX_PICTURE_PIXELS, MediaLimits
 from export.processor.media.mp4_tables import check_tables
+from export.processor.media.shown import shown_image
+from export.processor.media.survey import Survey, survey_packets
+from export.processor.media.timeline import regular_rate
 
 _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,flv,asf,ivf"
 _CODECS = (
@@ -27,110 +30,141 @@ _CODECS = (
     "rawvideo", "theora", "utvideo", "vc1", "vp8", "vp9", "wmv1", "wmv2", "wmv3",
 )  # fmt: skip
 """FFmpeg has three hundred decoders, most for the files of one old game, hardly tested and never needed here."""
-_CLOCK_TOLERANCE_S = 1.0
-"""How far the last frame may stay behind the announced end: clocks round, and the last frame may stand long."""
-_SLACK_BYTES = 1 << 12
+_MAX_THREADS = 4
+"""Each holds frames of its own; more would be memory, hardly speed."""
 
 
 class ContainerFrames:
-    """The first video stream of a container file."""
+    """A video stream of a container file: the one that players choose."""
+
+    has_one_size = False
 
     def __init__(self, source: Path | bytes, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         self.name = name
         self.num_decoded = 0
         self._source, self._limits = source, limits
-        self.num_frames, self.fps = self._survey()
+        self._survey = self._look_through()
+        self.num_frames = self._survey.num_frames
+        self._num_failed = self._num_corrupt = 0
+        self._failure = ""
+        ticks = self._survey.ticks
+        self.starts_s: Sequence[float] | None = None
+        self.end_s = 0.0
+        if ticks is None:
+            self.fps = self._survey.declared_fps
+            return
+        self.fps = regular_rate(ticks, self._survey.time_base, self._survey.declared_fps)
+        if self.fps is None:
+            self.starts_s = [float((tick - ticks[0]) * self._survey.time_base) for tick in ticks]
+            self.end_s = float((self._survey.end_tick - ticks[0]) * self._survey.time_base)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was lost, as far as is known; complete after `read`."""
+        found = [f"{self.name}: {self._survey.cut}."] if self._survey.cut else []
+        if self._num_failed:
+            found.append(
+                f"{self.name}: {self._num_failed} of {self.num_frames} frames cannot be decoded ({self._failure}); the "
+                "ones before them stand in their place."
+            )
+        if self._num_corrupt:
+            found.append(f"{self.name}: {self._num_corrupt} frames are damaged and shown as far as they go.")
+        return found
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """Decode up to the last of the ascending `indices`; stops without error where the stream ends before it.
 
+        A frame that cannot be decoded is replaced by the one before it.
+
         Raises:
-            UserError: a frame cannot be decoded.
+            UserError: more than the stated share cannot be decoded, or anything with `strict`.
         """
-        wanted = iter(indices)
-        index = next(wanted, None)
+        ticks = self._survey.ticks
+        wanted = iter(indices if ticks is None else [ticks[index] for index in indices])
+        target = next(wanted, None)
+        previous: av.VideoFrame | None = None
+        self.num_decoded = self._num_failed = self._num_corrupt = 0
         with self._open() as container:
-            self.num_decoded = 0
+            ratio = self._video_stream(container).sample_aspect_ratio
             for frame in self._decode(container):
-                while index == self.num_decoded:
-                    yield _upright_image(frame)
-                    index = next(wanted, None)
+                place = self.num_decoded if ticks is None or frame.pts is None else frame.pts
+                while target is not None and place >= target:
+                    # The wanted frame itself, or the last one before it where it is missing.
+                    shown = frame if place == target or previous is None else previous
+                    yield shown_image(shown, ratio)
+                    target = next(wanted, None)
+                previous = frame
                 self.num_decoded += 1
-                if index is None:
-                    return
+                if target is None:
+                    break
+            while target is not None and ticks is not None and previous is not None:
+                yield shown_image(previous, ratio)
+                target = next(wanted, None)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Raise where too much was lost."""
         if self.num_decoded == 0:
-            raise UserError(f"{self.name}: not one frame could be decoded. Convert the video again.")
+            reason = f" ({self._failure})" if self._failure else ""
+            raise UserError(f"{self.name}: not one frame could be decoded{reason}. Convert the video again.")
+        share = self._survey.lost_share + self._num_failed / (self.num_decoded + self._num_failed)
+        if share > MAX_LOST_SHARE:
+            raise UserError(
+                f"{self.name} is damaged: {share:.0%} of its frames cannot be decoded ({self._failure}); at most "
+                f"{MAX_LOST_SHARE:.0%} may be lost. Convert or download the video again."
+            )
 
     def _decode(self, container: InputContainer) -> Iterator[av.VideoFrame]:
         stream = self._video_stream(container)
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = _MAX_THREADS
         # The frames themselves may be larger than the container says.
         stream.codec_context.options = {"max_pixels": str(MAX_PICTURE_PIXELS)}
-        try:
-            yield from container.decode(stream)
-        except (av.FFmpegError, ValueError) as error:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                frames = packet.decode()
+            except (av.FFmpegError, ValueError) as error:
+                self._failed(error)
+                if isinstance(error, av.error.EOFError):
+                    return
+                continue
+            for frame in frames:
+                self._num_corrupt += frame.is_corrupt
+                yield frame
+
+    def _failed(self, error: Exception) -> None:
+        self._num_failed += 1
+        self._failure = self._failure or f"frame {self.num_decoded}: {_reason(error)}"
+        if self._limits.strict:
             raise UserError(
                 f"{self.name} is damaged: frame {self.num_decoded} cannot be decoded ({_reason(error)}). "
                 "Convert or download the video again."
             ) from None
 
-    def _survey(self) -> tuple[int, float | None]:
-        """Count frames from the packets alone, and check that the file is whole.
+    def _look_through(self) -> Survey:
+        """The first pass.
 
-        A stream without an index (MPEG-TS, fragmented MP4) that is cut between two frames looks whole.
-
-        Returns:
-            The number of frames and the average frames a second, None where the file has no clock.
+        Raises:
+            UserError: no frame, too many, or too much of the file is missing.
         """
         with self._open() as container:
             stream = self._video_stream(container)
-            num_packets, num_shown, end_s = self._count_packets(container, stream)
-            announced_s = _announced_seconds(stream)
-            if num_packets < stream.frames:
-                raise self._ends_early(
-                    f"its header announces {stream.frames} frames, {num_packets} are there"
-                )
-            if end_s + _CLOCK_TOLERANCE_S < announced_s:
-                raise self._ends_early(f"it announces {announced_s:.1f} s, its frames stop at {end_s:.1f} s")
-            if num_shown == 0:
-                raise UserError(
-                    f"{self.name} holds no frame: its video stream is empty. Check how it was recorded."
-                )
-            return num_shown, float(stream.average_rate or stream.guessed_rate or 0) or None
-
-    def _count_packets(self, container: InputContainer, stream: VideoStream) -> tuple[int, int, float]:
-        """How many packets there are, how many of them are shown, and when the last one ends, in seconds."""
-        num_packets = num_shown = num_bytes = 0
-        end_s = 0.0
-        # Packets that a container stores compressed may be larger than their file, but not by much.
-        most_bytes = 2 * container.size + _SLACK_BYTES
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                if packet.is_corrupt:
-                    raise self._ends_early(f"packet {num_packets} is cut off")
-                num_packets += 1
-                num_bytes += packet.size
-                self._check_amount(num_packets, num_bytes, most_bytes)
-                num_shown += not packet.is_discard
-                if packet.pts is not None and packet.time_base is not None:
-                    end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        except av.FFmpegError as error:
-            raise self._ends_early(f"{_reason(error)} after {num_packets} packets") from None
-        return num_packets, num_shown, end_s
-
-    def _check_amount(self, num_packets: int, num_bytes: int, most_bytes: int) -> None:
-        if num_packets > self._limits.max_video_frames:
+            survey = survey_packets(container, stream, self.name, self._limits)
+        if survey.cut and (self._limits.strict or survey.lost_share > MAX_LOST_SHARE):
             raise UserError(
-                f"{self.name} has more than {self._limits.max_video_frames} frames, which is the most that is read. "
-                "Cut it."
+                f"{self.name} ends early: {survey.cut}. Record, convert or download the video again."
             )
-        if num_bytes > most_bytes:
+        if survey.damage and self._limits.strict:
+            raise UserError(f"{self.name} is damaged: {survey.damage}. Record or download the video again.")
+        if survey.num_frames == 0:
             raise UserError(
-                f"{self.name} has frames that lie over each other: its first {num_packets} have {num_bytes} bytes, "
-                "more than the whole file. Convert the video again."
+                f"{self.name} holds no frame: its video stream is empty. Check how it was recorded."
             )
+        return survey
 
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
@@ -153,15 +187,17 @@ class ContainerFrames:
                 yield container
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
-        for stream in container.streams.video:
-            # A song's cover picture is a video stream of one frame.
-            if not stream.disposition & Disposition.attached_pic:
-                self._check_size(stream)
-                return stream
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no stream at all"
-        raise UserError(
-            f"{self.name} has no video stream, found only: {kinds}. Give a file with pictures in it."
-        )
+        # A song's cover picture is a video stream of one frame.
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no stream at all"
+            raise UserError(
+                f"{self.name} has no video stream, found only: {kinds}. Give a file with pictures in it."
+            )
+        # An animated AVIF holds a still picture, too, marked as default alike.
+        stream = max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.frames != 1))
+        self._check_size(stream)
+        return stream
 
     def _check_size(self, stream: VideoStream) -> None:
         if stream.codec_context is None or stream.codec_context.codec.name not in _CODECS:
@@ -174,27 +210,6 @@ class ContainerFrames:
                 f"{self.name} claims frames of {stream.width} x {stream.height} pixels; at most {MAX_PICTURE_PIXELS} "
                 "are decoded. Shrink the video first."
             )
-
-    def _ends_early(self, found: str) -> UserError:
-        return UserError(f"{self.name} ends early: {found}. Record, convert or download the video again.")
-
-
-def _announced_seconds(stream: VideoStream) -> float:
-    """How long the stream should last by Matroska's own tag; 0 where nothing trustworthy says so."""
-    parts = stream.metadata.get("DURATION", "").split(":")
-    try:
-        hours, minutes, seconds = map(float, parts)
-    except ValueError:
-        return 0.0
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def _upright_image(frame: av.VideoFrame) -> Image.Image:
-    """RGB, turned as a phone's recording asks (counter-clockwise, by quarters only)."""
-    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    quarter = round(frame.rotation / 90) % 4
-    turns = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-    return image.transpose(turns[quarter]) if quarter else image
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +41,18 @@ class FrameSource(Protocol):
     num_decoded: int
     """How many frames the last `read` came across."""
     fps: float | None
-    """Frames a second, None where frames count as sampled already."""
+    """Frames a second; None where frames count as sampled already, or come at times of their own."""
+    starts_s: Sequence[float] | None
+    """When each frame begins, where they come at no regular rate: ascending from 0."""
+    end_s: float
+    """When the last of them ends."""
+    has_one_size: bool
+    """Whether frames of different sizes are an error; a stream that changes its size on the way is none."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was lost, complete after `read`."""
+        ...
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         """Decode the frames at the ascending `indices`, each an RGB image the right way up."""
@@ -51,6 +63,10 @@ class PictureFrames:
     """A list of pictures, each one frame; files are decoded one at a time."""
 
     fps: float | None = None
+    starts_s: Sequence[float] | None = None
+    end_s = 0.0
+    has_one_size = True
+    notes: Sequence[str] = ()
 
     def __init__(self, pictures: Sequence[ImageSource], name: str) -> None:
         if not pictures:
@@ -90,6 +106,9 @@ def _natural_key(path: Path) -> list[tuple[int, str]]:
 class AnimationFrames:
     """An animated GIF, WebP or PNG, whose frames carry their own durations."""
 
+    has_one_size = False
+    notes: Sequence[str] = ()
+
     def __init__(self, source: Path | bytes, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         self.name = name
         self._source = source
@@ -98,7 +117,12 @@ class AnimationFrames:
         animation = read_animation(source if isinstance(source, bytes) else source.read_bytes(), name, limits)
         delays_ms = animation.delays_ms if animation else ()
         self.num_frames = self.num_decoded = max(1, len(delays_ms))
-        self.fps = 1000 * len(delays_ms) / sum(delays_ms) if delays_ms else None
+        self.end_s = sum(delays_ms) / 1000
+        is_regular = len(set(delays_ms)) == 1
+        self.fps = len(delays_ms) / self.end_s if is_regular else None
+        self.starts_s: Sequence[float] | None = None
+        if delays_ms and not is_regular:
+            self.starts_s = list(accumulate((delay / 1000 for delay in delays_ms[:-1]), initial=0.0))
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         with open_image(self._source) as image:

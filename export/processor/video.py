@@ -1,6 +1,6 @@
 """Which frames of a video does the model see, and at which size?
 
-Two frames a second, an even number, 4 to 768; all at one size within the pixel budgets. Frames are decoded one after
+Two frames a second of the film, 4 to 768; all at one size within the pixel budgets. Frames are decoded one after
 another and shrunk at once, so that memory follows what the model sees (at most 16384 tokens, 77 MB of pixels), not
 the length of the video.
 """
@@ -18,6 +18,8 @@ from export.processor.container import ContainerFrames
 from export.processor.frames import AnimationFrames, FrameSource, PictureFrames, pictures_in_folder
 from export.processor.images import ImageSource, describe, path_of_file
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
+from export.processor.media.medium import DecodedMedium
+from export.processor.media.timeline import sample_by_time, sample_frames
 from export.processor.resize import video_frame_size
 from export.processor.settings import VideoSettings
 
@@ -44,35 +46,35 @@ def load_video(
     Raises:
         UserError: no video, no frame, a broken or truncated file, frames of different sizes.
     """
+    return list(read_video(source, settings, limits).frames)
+
+
+def read_video(
+    source: VideoSource, settings: VideoSettings, limits: MediaLimits = DEFAULT_LIMITS
+) -> DecodedMedium:
+    """As `load_video`, with the seconds that are seen and what was lost."""
     frames = open_frames(source, limits)
     for _ in range(2):
-        indices = sample_frames(frames.num_frames, frames.fps, settings)
+        indices = _chosen(frames, settings)
         resized = _read_resized(frames, indices, settings)
         if len(resized) == len(indices):
-            return resized
+            return DecodedMedium(resized, _seconds(frames, indices), tuple(frames.notes))
         # Packets without a picture of their own (VP8's hidden references) made the count too high. Now that the
         # frames have been counted by decoding, the second round is exact.
         frames.num_frames = frames.num_decoded
     raise UserError(f"{describe_video(source)} gives another number of frames each time it is decoded.")
 
 
-def sample_frames(num_frames: int, fps: float | None, settings: VideoSettings) -> list[int]:
-    """Indices of the frames to use.
+def _chosen(frames: FrameSource, settings: VideoSettings) -> list[int]:
+    if frames.starts_s is not None:
+        return sample_by_time(frames.starts_s, frames.end_s, settings)
+    return sample_frames(frames.num_frames, frames.fps, settings)
 
-    Follows Transformers' Qwen2VLVideoProcessor with `do_sample_frames` (an even number rounded down, evenly spaced
-    from frame 0), but for two things: a clip shorter than `min_frames` is used whole, where Transformers drops an odd
-    frame, and the spacing is exact integer arithmetic.
 
-    Args:
-        fps: None for frames that count as sampled already.
-    """
-    if fps is None or num_frames < settings.min_frames:
-        count = min(num_frames, settings.max_frames)
-    else:
-        even = settings.frame.temporal_patch_size
-        wanted = max(num_frames / fps * settings.fps, settings.min_frames)
-        count = max(int(min(wanted, settings.max_frames, num_frames)) // even, 1) * even
-    return [i * num_frames // count for i in range(count)]
+def _seconds(frames: FrameSource, indices: Sequence[int]) -> tuple[float, ...]:
+    if frames.starts_s is not None:
+        return tuple(round(frames.starts_s[index], 3) for index in indices)
+    return tuple(round(index / frames.fps, 3) for index in indices) if frames.fps else ()
 
 
 def open_frames(source: VideoSource, limits: MediaLimits = DEFAULT_LIMITS) -> FrameSource:
@@ -125,7 +127,7 @@ def _read_resized(
         if first_size is None:
             first_size = frame.size
             height, width = video_frame_size(frame.height, frame.width, num_steps, settings)
-        if frame.size != first_size:
+        if frame.size != first_size and frames.has_one_size:
             raise UserError(
                 f"{frames.name}: all frames must have one size. The first is {first_size[0]} x {first_size[1]}, "
                 f"frame {indices[len(resized)]} is {frame.width} x {frame.height}. Resize or crop them first."

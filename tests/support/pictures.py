@@ -83,6 +83,30 @@ def moving_frames(num_frames: int, width: int = 96, height: int = 64) -> list[np
     ]
 
 
+def numbered_frame(number: int, width: int = 168, height: int = 112) -> np.ndarray:
+    """A frame that shows its number, to 4095: twelve bits as black and white blocks, 6 x 2."""
+    frame = np.full((height, width, 3), 128, np.uint8)
+    for bit in range(12):
+        row, column = divmod(bit, 6)
+        block = frame[
+            height * row // 2 : height * (row + 1) // 2, width * column // 6 : width * (column + 1) // 6
+        ]
+        block[:] = 235 if number >> bit & 1 else 20
+    return frame
+
+
+def shown_number(frame: np.ndarray | Image.Image) -> int:
+    """The number that a frame shows, at any size."""
+    grey = np.asarray(frame, float).mean(-1)
+    height, width = grey.shape
+    number = 0
+    for bit in range(12):
+        row, column = divmod(bit, 6)
+        y, x = (2 * row + 1) * height // 4, (2 * column + 1) * width // 12
+        number |= int(grey[y - 2 : y + 3, x - 2 : x + 3].mean() > 128) << bit
+    return number
+
+
 def video_file(
     frames: list[np.ndarray], *, fps: int = 10, format_: str = "mp4", codec: str = "libx264", **options: str
 ) -> bytes:

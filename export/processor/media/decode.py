@@ -13,17 +13,10 @@ from PIL import Image
 
 from export.processor.images import load_image, open_image
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
+from export.processor.media.medium import DecodedMedium
 from export.processor.resize import smart_resize
 from export.processor.settings import ImageSettings, VideoSettings
-from export.processor.video import load_video
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedMedium:
-    """One picture or video at the size at which the model sees it."""
-
-    frames: Sequence[NDArray[np.uint8]]
-    """Each [H, W, 3], all of one size; one of a picture."""
+from export.processor.video import read_video
 
 
 class MediaReader(Protocol):
@@ -63,7 +56,7 @@ class LocalReader:
 
     def decode(self, kind: str, source: Any) -> DecodedMedium:
         if kind == "video":
-            return DecodedMedium(load_video(source, self.video_settings, self.limits))
+            return read_video(source, self.video_settings, self.limits)
         return DecodedMedium([resized_image(load_image(source), self.image_settings)])
 
 

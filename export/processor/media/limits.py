@@ -6,6 +6,10 @@ MAX_PICTURE_PIXELS = 2**27
 """134 megapixels, half a gigabyte when decoded. Cameras reach 108; a bomb's header claims far more."""
 
 
+MAX_LOST_SHARE = 0.15
+"""Of a damaged picture or video that is still taken, with a note of what was lost."""
+
+
 @dataclass(frozen=True)
 class MediaLimits:
     """Bounds that the loops of a decoder look at; a server sets narrower ones."""
@@ -14,6 +18,8 @@ class MediaLimits:
     """Frames in a video's file: nineteen hours at 60 a second."""
     max_animation_pixels: int = 1 << 34
     """Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
+    strict: bool = False
+    """Whether any damage is an error."""
 
 
 DEFAULT_LIMITS = MediaLimits()

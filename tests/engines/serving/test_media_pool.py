@@ -130,10 +130,14 @@ def test_processes_that_end_are_replaced(victim):
 
 def test_a_process_that_dies_at_its_work_is_an_error_of_that_file_alone(pool, slow):
     def kill_soon():
-        time.sleep(0.15)
-        for one in psutil.Process(parent_of(pool)).children():
-            if one.cpu_times().user + one.cpu_times().system > 0.05 and one.status() == psutil.STATUS_RUNNING:
-                one.kill()
+        workers = {one: sum(one.cpu_times()[:2]) for one in psutil.Process(parent_of(pool)).children()}
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for one, before in workers.items():
+                if sum(one.cpu_times()[:2]) > before + 0.05:
+                    one.kill()
+                    return
+            time.sleep(0.01)
 
     killer = threading.Thread(target=kill_soon)
     killer.start()

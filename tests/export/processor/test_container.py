@@ -1,4 +1,5 @@
 import io
+import re
 from typing import Any
 
 import av
@@ -8,6 +9,7 @@ import pytest
 from export.errors import UserError
 from export.processor import container as container_module
 from export.processor.container import ContainerFrames
+from export.processor.media.limits import MediaLimits
 from tests.support.pictures import moving_frames, save, silent_audio_file, video_file
 
 KINDS = {
@@ -108,13 +110,80 @@ def test_a_file_with_sound_only_is_an_error_that_says_so():
         ContainerFrames(silent_audio_file(), "song")
 
 
-@pytest.mark.parametrize(("format_", "codec"), [("matroska", "ffv1"), ("mp4", "libx264")])
-def test_frames_that_cannot_be_decoded_are_an_error(format_, codec):
-    content = bytearray(video_file(moving_frames(30), format_=format_, codec=codec))
-    damage, length = len(content) // 2, len(content) // 20
+def scratched(format_, codec, share, num_frames=30):
+    content = bytearray(video_file(moving_frames(num_frames), format_=format_, codec=codec))
+    damage, length = len(content) // 2, int(len(content) * share)
     content[damage : damage + length] = np.random.default_rng(0).bytes(length)
+    return bytes(content)
+
+
+STRICT = MediaLimits(strict=True)
+DAMAGED = pytest.mark.parametrize(("format_", "codec"), [("matroska", "ffv1"), ("mp4", "libx264")])
+
+
+@DAMAGED
+def test_frames_that_cannot_be_decoded_are_an_error_where_damage_is_none_to_be_taken(format_, codec):
     with pytest.raises(UserError, match=r"scratched is damaged: frame \d+ cannot be decoded"):
-        read_all(ContainerFrames(bytes(content), "scratched"))
+        read_all(ContainerFrames(scratched(format_, codec, 0.05), "scratched", STRICT))
+
+
+def with_rotten_packets(content, numbers):
+    """The middle of each of these packets is overwritten."""
+    with av.open(io.BytesIO(content), "r") as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    rotten = bytearray(content)
+    for number in numbers:
+        place, size = packets[number]
+        rotten[place + size // 4 : place + size - 8] = b"\xa5" * (size - size // 4 - 8)
+    return bytes(rotten)
+
+
+@DAMAGED
+def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_one_before_it_and_said(format_, codec):
+    content = video_file(moving_frames(30), format_=format_, codec=codec)
+    frames = ContainerFrames(with_rotten_packets(content, [14]), "scratched")
+    shown = read_all(frames)
+    assert len(shown) == 30
+    [note] = frames.notes
+    assert re.search(
+        r"scratched: 1 of 30 frames cannot be decoded \(frame \d+: .*\)|frames are damaged", note
+    )
+    whole = [frame.mean() for frame in moving_frames(30)]
+    found = [frame.mean() for frame in shown]
+    assert np.allclose(found[:10] + found[-5:], whole[:10] + whole[-5:], atol=6)
+
+
+def test_more_than_the_stated_share_of_damage_is_refused():
+    content = with_rotten_packets(video_file(moving_frames(30), fps=25), range(10, 17))
+    with pytest.raises(
+        UserError, match=r"scratched is damaged: \d+% of its frames .* at most 15% may be lost"
+    ):
+        read_all(ContainerFrames(content, "scratched"))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "webm vp8", "avi"])
+def test_a_little_that_is_missing_at_the_end_is_said_and_no_error(kind):
+    format_, codec = KINDS[kind]
+    options: Any = {"movflags": "faststart"} if kind == "mp4" else {}
+    content = video_file(moving_frames(100, 64, 48), format_=format_, codec=codec, **options)
+    with av.open(io.BytesIO(content), "r") as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    cut = content[: places[88]]
+    frames = ContainerFrames(cut, "clip")
+    shown = [np.asarray(image) for image in frames.read(range(0, frames.num_frames, 10))]
+    assert len(shown) >= 8
+    assert any("are there" in note or "stop at" in note for note in frames.notes)
+    with pytest.raises(UserError, match="ends early"):
+        ContainerFrames(cut, "clip", STRICT)
+
+
+def test_an_untouched_film_has_no_notes_and_passes_the_strict():
+    for format_, codec in KINDS.values():
+        frames = ContainerFrames(
+            video_file(moving_frames(30), fps=25, format_=format_, codec=codec), "x", STRICT
+        )
+        assert len(read_all(frames)) == 30
+        assert frames.notes == []
 
 
 def test_a_playlist_cannot_make_it_read_other_files(tmp_path):

@@ -13,9 +13,10 @@ from PIL import Image
 from export.errors import UserError
 from export.processor import video as video_module
 from export.processor.media.limits import MediaLimits
+from export.processor.media.timeline import sample_frames
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.settings import PIXELS_PER_TOKEN, ImageSettings, VideoSettings
-from export.processor.video import load_video, sample_frames
+from export.processor.video import load_video
 from tests.support.pictures import encoded, moving_frames, picture, save, video_file
 
 SETTINGS = VideoSettings()
@@ -158,6 +159,7 @@ def test_full_size_frames_are_not_kept(monkeypatch):
 
     class Counted:
         fps, num_frames, num_decoded, name = None, 100, 100, "counted"
+        starts_s, notes, has_one_size = None, (), True
 
         def read(self, indices):
             for _ in indices:
@@ -177,6 +179,7 @@ def test_full_size_frames_are_not_kept(monkeypatch):
 def test_a_wrong_frame_count_in_the_packets_is_corrected_by_decoding(monkeypatch):
     class Overcounted:
         fps, num_frames, num_decoded, name = 2.0, 20, 0, "overcounted"
+        starts_s, notes, has_one_size = None, (), True
 
         def read(self, indices):
             self.num_decoded = 16
