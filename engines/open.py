@@ -15,6 +15,7 @@ from export.bundle import Bundle
 from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
 from export.manifest import content_key
+from export.wording import command_line
 from plugins.registry import known_plugins
 
 _LOGGER = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def find_engine(bundle: Bundle, key: str) -> EngineRecord:
     if problems:
         raise UserError(
             f"{bundle.directory} has no whole engine {key}: {'; '.join(problems)}. "
-            f"`qv-export inspect {bundle.directory}` lists what it has, and `qv-export build` makes one."
+            f"`{command_line('inspect', bundle.directory)}` lists what it has, and `qv-export build` makes one."
         )
     if record.target not in BACKENDS:
         raise UserError(

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +33,7 @@ from export.manifest import (
 )
 from export.safetensors_file import fingerprint_safetensors
 from export.verdicts import VERDICTS_DIRECTORY, Verdict, all_verdicts, read_verdicts
+from export.wording import command_line, size_text
 
 __all__ = [
     "ENGINES_DIRECTORY",
@@ -159,9 +160,7 @@ def open_bundle(path: Path) -> Bundle:
     try:
         text = manifest_path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path} is not a bundle: {MANIFEST_NAME} not found. Make one with `qv-export export CHECKPOINT -o {path}`."
-        ) from None
+        raise _no_bundle(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{manifest_path} cannot be read: {error}") from None
     manifest = Manifest.from_json(text, str(manifest_path))
@@ -178,6 +177,20 @@ def open_bundle(path: Path) -> Bundle:
             + "\nExport the checkpoint again."
         )
     return Bundle(path, manifest)
+
+
+def _no_bundle(path: Path) -> UserError:
+    """What is there instead, as far as it is known."""
+    found = f"{path} is not a bundle: {MANIFEST_NAME} not found."
+    if path.is_file():
+        inside = (path.parent / MANIFEST_NAME).is_file()
+        make = f"Make one: {command_line('export', 'CHECKPOINT', '-o', 'BUNDLE')}"
+        remedy = f"Give its directory: {path.parent}" if inside else make
+        return UserError(f"{path} is not a bundle, which is a directory, but a file.", remedy)
+    if (path / "config.json").is_file():
+        command = command_line("export", path, "-o", "BUNDLE")
+        return UserError(f"{found} It holds a checkpoint.", f"Export that first: {command}")
+    return UserError(found, f"Make one: {command_line('export', 'CHECKPOINT', '-o', path)}")
 
 
 def _difference(path: Path, record: FileRecord, *, is_weight: bool) -> str | None:
@@ -265,12 +278,43 @@ _BUNDLE = DirectoryKind(
 )
 
 
-def place_weights(files: Sequence[Path], directory: Path, mode: WeightsMode) -> list[FileRecord]:
+def require_place(files: Sequence[Path], output: Path, mode: WeightsMode) -> None:
+    """Refuse early, before anything takes long, what `place_weights` would refuse later.
+
+    Args:
+        files: weight files.
+        output: the bundle's directory, which need not exist.
+        mode: as it will be placed.
+
+    Raises:
+        UserError: too little space for copies, or another file system than hard links can reach.
+    """
+    parent = next(parent for parent in output.resolve().parents if parent.is_dir())
+    if mode == "copy":
+        _require_space(files, parent)
+        return
+    device = parent.stat().st_dev
+    if elsewhere := [file for file in files if file.resolve().stat().st_dev != device]:
+        raise _link_refused(elsewhere[0].resolve(), output, "it is on another file system")
+
+
+def place_weights(
+    files: Sequence[Path],
+    directory: Path,
+    mode: WeightsMode,
+    progress: Callable[[int], None] | None = None,
+) -> list[FileRecord]:
     """Put weight files into a bundle under their own names, as copies or as hard links.
 
     A copy is hashed while it is copied. A link copies no byte and is recorded by its fingerprint alone; it shares
     its bytes with the checkpoint, so a change in place there changes the bundle too. Symbolic links would be
     cheaper still, but ONNX Runtime refuses weights behind one.
+
+    Args:
+        files: weight files.
+        directory: of the bundle that is being written.
+        mode: copies or links.
+        progress: told how many bytes are copied, all files together.
 
     Raises:
         UserError: two files of one name, too little space, or a hard link that the file system refuses.
@@ -280,11 +324,20 @@ def place_weights(files: Sequence[Path], directory: Path, mode: WeightsMode) -> 
         raise UserError(f"Weight files must have different names, found {', '.join(sorted(names))}.")
     if mode == "copy":
         _require_space(files, directory)
-    place = _copied if mode == "copy" else _linked
-    return [place(file, directory / file.name) for file in files]
+    if mode == "link":
+        return [_linked(file, directory / file.name) for file in files]
+    copied_bytes = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal copied_bytes
+        copied_bytes += num_bytes
+        if progress is not None:
+            progress(copied_bytes)
+
+    return [_copied(file, directory / file.name, count) for file in files]
 
 
-def _copied(source: Path, target: Path) -> FileRecord:
+def _copied(source: Path, target: Path, report: Callable[[int], None]) -> FileRecord:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     # Unbuffered: the chunks are large, and a buffered close would raise a full disk's error a second time.
@@ -294,6 +347,7 @@ def _copied(source: Path, target: Path) -> FileRecord:
             written = 0
             while written < count:
                 written += writer.write(buffer[written:count])
+            report(count)
     return FileRecord(target.name, target.stat().st_size, digest.hexdigest(), fingerprint_safetensors(target))
 
 
@@ -304,12 +358,16 @@ def _linked(source: Path, target: Path) -> FileRecord:
         os.link(real, target)
     except OSError as error:
         if error.errno in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}:
-            raise UserError(
-                f"{real} cannot be hard-linked into {target.parent.parent}: {error.strerror}. "
-                "Use --weights copy, or an output on the checkpoint's file system."
-            ) from None
+            raise _link_refused(real, target.parent.parent, str(error.strerror)) from None
         raise
     return FileRecord(target.name, target.stat().st_size, None, fingerprint_safetensors(target))
+
+
+def _link_refused(file: Path, place: Path, reason: str) -> UserError:
+    return UserError(
+        f"{file} cannot be hard-linked into {place}: {reason}.",
+        "Use --weights copy, or an output on the checkpoint's file system.",
+    )
 
 
 def _require_space(files: Sequence[Path], directory: Path) -> None:
@@ -317,6 +375,7 @@ def _require_space(files: Sequence[Path], directory: Path) -> None:
     free_bytes = shutil.disk_usage(directory).free
     if needed_bytes > free_bytes:
         raise UserError(
-            f"Not enough disk space for the weights in {directory.parent}: {needed_bytes / 1e9:.1f} GB needed, "
-            f"{free_bytes / 1e9:.1f} GB free. Choose another output, or use --weights link to copy nothing."
+            f"Not enough disk space for the weights in {directory.parent}: {size_text(needed_bytes)} needed, "
+            f"{size_text(free_bytes)} free.",
+            "Choose another output, or use --weights link to copy nothing.",
         )

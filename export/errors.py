@@ -1,12 +1,18 @@
-"""Which exceptions are the user's to mend?"""
+"""The error that a user can mend, and which errors ask the program to end."""
 
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a flag, a prompt.
 
-    The message says what was expected, what was found and what to do. The command line prints it as it is,
-    without a traceback, and exits with code 2.
+    It says what was expected, what was found and what to do. The command line prints it as it is, without a traceback,
+    and exits with code 2; with `--json` it prints message and remedy apart.
     """
+
+    def __init__(self, message: str, remedy: str | None = None) -> None:
+        """`remedy`: what to do, as a sentence or a command, where it stands apart from what is wrong."""
+        super().__init__(message if remedy is None else f"{message} {remedy}")
+        self.message = message
+        self.remedy = remedy
 
 
 def is_request_to_stop(error: BaseException) -> bool:

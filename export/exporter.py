@@ -1,4 +1,4 @@
-"""How does a checkpoint become a bundle?"""
+"""An export from end to end: a checkpoint becomes a bundle."""
 
 import json
 import logging
@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from export.bundle import FileRecord, Manifest, WeightsMode, content_key, place_weights, writing_bundle
+from export.bundle import (
+    FileRecord,
+    Manifest,
+    WeightsMode,
+    content_key,
+    place_weights,
+    require_place,
+    writing_bundle,
+)
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import DTYPES
 from export.errors import UserError
-from export.graphs.decoder import decoder_graph
-from export.graphs.lint import check_graph
-from export.graphs.vision import vision_graph
 from export.json_object import read_json_object
 from export.manifest import Source, sha256_of
 from export.processor.processor import Processor
@@ -26,6 +29,9 @@ from export.weights.prepare import needs_new_weights, write_new_weights
 from export.weights.writer import write_index
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 # What the runtime reads beside the graphs, as far as the checkpoint has it; the processor says what it misses.
 _COMPANION_FILES = (
@@ -45,7 +51,26 @@ _COMPANION_FILES = (
     "chat_template.jinja",
 )
 
-_GRAPH_MAKERS = {"vision": vision_graph, "decoder": decoder_graph}
+Progress = Callable[[str, float], None]
+"""Told the phase, and the fraction of the whole that is done."""
+
+_TRACING_BYTES = 6_000_000_000
+"""Tracing both graphs takes about as long as copying this much: what the fraction is worked out with."""
+
+
+def _vision_graph(source: Checkpoint, dtype: str) -> "ir.Model":
+    from export.graphs.vision import vision_graph  # noqa: PLC0415 - torch: seconds, and mistakes are told before
+
+    return vision_graph(source, dtype)
+
+
+def _decoder_graph(source: Checkpoint, dtype: str) -> "ir.Model":
+    from export.graphs.decoder import decoder_graph  # noqa: PLC0415 - torch
+
+    return decoder_graph(source, dtype)
+
+
+_GRAPH_MAKERS = {"vision": _vision_graph, "decoder": _decoder_graph}
 
 
 def export_checkpoint(
@@ -56,7 +81,7 @@ def export_checkpoint(
     weights: WeightsMode = "copy",
     adapter: Path | None = None,
     strict: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle of a Qwen2-VL checkpoint.
 
@@ -67,31 +92,38 @@ def export_checkpoint(
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
         adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes; None: there is none.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
-        progress: told each phase as it begins; None: nobody listens.
+        progress: told each phase, and the fraction that is done; None: nobody listens.
 
     Raises:
         UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
     """
     report = progress or _ignore
-    report("reading the checkpoint")
+    report("reading the checkpoint", 0.0)
     _check_dtype(dtype)
     # A bundle that could not answer a question would be half a model: fail before the long part.
     opened = None
     if not needs_new_weights(checkpoint, adapter):
         opened = _with_processor(open_checkpoint(checkpoint), strict=strict)
+        require_place(opened[0].weight_files, output, weights)
     with writing_bundle(output) as directory:
         source, processor = opened or _with_processor(
-            write_new_weights(checkpoint, adapter, directory, report), strict=strict
+            write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict
         )
         dtype = dtype or source.dtype
+        work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs = {}
-        for name, make_graph in _GRAPH_MAKERS.items():
-            report(f"tracing the {name} graph")
+        for index, (name, make_graph) in enumerate(_GRAPH_MAKERS.items()):
+            traced_bytes = _TRACING_BYTES * index / len(_GRAPH_MAKERS)
+            report(f"tracing the {name} graph", traced_bytes / work_bytes)
             graphs[name] = make_graph(source, dtype)
-            check_graph(graphs[name])
-        report("placing the weights")
-        weight_records = _place_weights(source, directory, weights)
-        report("writing the bundle")
+            _check_graph(graphs[name])
+
+        def placed(placed_bytes: int) -> None:
+            report("placing the weights", (_TRACING_BYTES + placed_bytes) / work_bytes)
+
+        placed(0)
+        weight_records = _place_weights(source, directory, weights, placed)
+        report("writing the bundle", 1.0)
         _copy_companions(source, processor, directory)
         name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
         return _write_files(source, name, directory, graphs, weight_records, dtype, weights)
@@ -110,8 +142,14 @@ def _tell(source: Checkpoint, *, strict: bool) -> None:
         logger.warning("%s: %s", source.directory, note)
 
 
-def _ignore(_phase: str) -> None:
+def _ignore(_phase: str, _fraction: float) -> None:
     pass
+
+
+def _check_graph(graph: "ir.Model") -> None:
+    from export.graphs.lint import check_graph  # noqa: PLC0415 - onnx and onnx_ir
+
+    check_graph(graph)
 
 
 def _check_dtype(dtype: str | None) -> None:
@@ -119,10 +157,18 @@ def _check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
 
 
-def _place_weights(source: Checkpoint, directory: Path, mode: WeightsMode) -> list[FileRecord]:
+def _bytes_to_copy(source: Checkpoint, directory: Path, mode: WeightsMode) -> int:
+    files = [path for path in source.weight_files if path.parent != directory]
+    return sum(path.stat().st_size for path in files) if mode == "copy" else 0
+
+
+def _place_weights(
+    source: Checkpoint, directory: Path, mode: WeightsMode, placed: Callable[[int], None]
+) -> list[FileRecord]:
     """The checkpoint's own files by copy or link; what the export wrote is in its place already."""
     written = [path for path in source.weight_files if path.parent == directory]
-    records = place_weights([path for path in source.weight_files if path not in written], directory, mode)
+    own = [path for path in source.weight_files if path not in written]
+    records = place_weights(own, directory, mode, placed)
     for path in written:
         fingerprint = fingerprint_safetensors(path)
         records.append(FileRecord(path.name, path.stat().st_size, sha256_of(path), fingerprint))
@@ -135,11 +181,13 @@ def _write_files(
     source: Checkpoint,
     source_name: str,
     directory: Path,
-    graphs: Mapping[str, ir.Model],
+    graphs: "Mapping[str, ir.Model]",
     weights: list[FileRecord],
     dtype: str,
     weights_mode: WeightsMode,
 ) -> Manifest:
+    import onnx_ir as ir  # noqa: PLC0415 - see above
+
     for name, graph in graphs.items():
         ir.save(graph, directory / f"{name}.onnx")
     companions = [name for name in _COMPANION_FILES if (directory / name).is_file()]

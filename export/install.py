@@ -50,15 +50,18 @@ def require_extra(extra: str, job: str) -> None:
     if missing := missing_modules(extra):
         verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"{job} needs {_listed(missing)}, which {verb} not installed. Install: {install_command(extra)}"
+            f"{job} needs {_listed(missing)}, which {verb} not installed.",
+            f"Install: {install_command(extra)}",
         )
 
 
-def explain_missing_module(name: str) -> str | None:
-    """The message for a module that could not be imported; None for one that no extra brings."""
+def missing_module_error(name: str) -> UserError | None:
+    """The error for a module that could not be imported; None for one that no extra brings."""
     top = name.partition(".")[0]
     extra = next((extra for extra, modules in EXTRA_MODULES.items() if top in modules), None)
-    return extra and f"This needs {top}, which is not installed. Install: {install_command(extra)}"
+    if extra is None:
+        return None
+    return UserError(f"This needs {top}, which is not installed.", f"Install: {install_command(extra)}")
 
 
 def install_command(extra: str) -> str:

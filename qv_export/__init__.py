@@ -10,14 +10,16 @@ Names are loaded when they are first used: importing this package loads nothing 
 `export` and `validate`.
 """
 
-import typing as _typing
+TYPE_CHECKING = False  # type checkers take it for true; `typing` itself takes longer than all of this package
 
-if _typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from export.bundle import Bundle
     from export.errors import UserError
     from qv_export.api import Answer, Chat, Model, build, export, load, validate
 
     __version__: str
+
+del TYPE_CHECKING
 
 __all__ = [
     "Answer",

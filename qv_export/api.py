@@ -14,6 +14,8 @@ from export.errors import UserError
 from export.generation_config import override_generation_config
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from engines.runtime.answer import FinishReason, Timings, TokenEvent
     from engines.session import Engine
     from engines.sizing.limits import Limits
@@ -29,7 +31,8 @@ DEFAULT_CONTEXT_TOKENS = 4096
 Message = Mapping[str, Any]
 """One message in the chat format of Hugging Face."""
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float], None]
+"""Told what is going on, and the fraction that is done."""
 
 
 def export(
@@ -51,13 +54,15 @@ def export(
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
         adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
-        progress: told each phase as it begins.
+        progress: told each phase, and the fraction that is done.
 
     Raises:
         UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
     """
+    from export.checkpoint_path import require_checkpoint
     from export.install import require_extra
 
+    require_checkpoint(Path(checkpoint))
     require_extra("export", "Exporting a checkpoint")
     from export.exporter import export_checkpoint
 
@@ -80,7 +85,7 @@ def build(
     sm: Sequence[int] = (),
     limits: "Limits | None" = None,
     jobs: int = 1,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> "Built":
     """Build the engine of a bundle for a target, unless it is there.
@@ -277,7 +282,9 @@ class Model:
         """Pieces of text; `heard` collects the events behind them."""
         inputs = self.bundle.processor.inputs_from_messages(messages)
         generation = overridden(self.bundle.generation_config, sampling)
-        for event, piece in text_pieces(self.events(inputs, generation, seed=seed), self.bundle):
+        for event, piece in text_pieces(
+            self.events(inputs, generation, seed=seed), self.bundle.processor.tokenizer
+        ):
             if event is not None:
                 heard.append(event)
             if piece:
@@ -352,11 +359,13 @@ def overridden(generation: "GenerationConfig", sampling: Mapping[str, Any]) -> "
     return override_generation_config(generation, **sampling)
 
 
-def text_pieces(events: "Iterator[TokenEvent]", bundle: Bundle) -> "Iterator[tuple[TokenEvent | None, str]]":
+def text_pieces(
+    events: "Iterator[TokenEvent]", tokenizer: "Tokenizer"
+) -> "Iterator[tuple[TokenEvent | None, str]]":
     """Each token with the text that is certain after it, never half a character; last what is left, without a token."""
     from engines.runtime.text_stream import TextStream
 
-    stream = TextStream(bundle.processor.tokenizer)
+    stream = TextStream(tokenizer)
     for event in events:
         yield event, stream.push(event.token_id)
     yield None, stream.finish()

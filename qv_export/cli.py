@@ -1,22 +1,19 @@
-"""Which commands are there, and with which exit code does each ending leave?
+"""The command line: its commands, the options that all of them take, and how an error is told.
 
-0 done, 1 a gate failed, 2 the user's mistake (one message, no traceback), 3 a fault of ours or of the machine,
-130 and 143 interrupted and terminated, 141 the reader of our output went away.
+Exit codes: 0 done, 1 a gate failed, 2 the user's mistake (one message, no traceback), 3 a fault of ours or of the
+machine, 130 and 143 interrupted and terminated, 141 the reader of our output went away.
 
 Only Click is imported here: commands import what they need when they run, so that `--help` is instant.
 """
 
 import logging
-import os
 import shlex
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import click
@@ -29,16 +26,13 @@ from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
 from qv_export.commands.run import run
 from qv_export.commands.validate import validate
+from qv_export.process import ExitCode, leave, prepare, was_interrupted
+from qv_export.show.console import print_json
 
+__all__ = ["ExitCode", "cli", "main", "run_command_line"]
 
-class ExitCode(IntEnum):
-    DONE = 0
-    GATE_FAILED = 1
-    USER_ERROR = 2
-    FAULT = 3
-    INTERRUPTED = 130
-    OUTPUT_CLOSED = 141
-    TERMINATED = 143
+DEBUG_HELP = "Show tracebacks and what the libraries log."
+QUIET_HELP = "No progress and no warnings on stderr; errors stay."
 
 
 @contextmanager
@@ -68,84 +62,131 @@ class Commands(click.Group):
     epilog="Exit codes: 0 done, 1 a gate failed, 2 a mistake in what was given, 3 a fault of qv-export or the machine.",
 )
 @click.version_option(None, "--version", "-V", package_name="qv-export", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries log.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr; errors stay.")
+@click.option("--debug", is_flag=True, help=DEBUG_HELP)
+@click.option("-q", "--quiet", is_flag=True, help=QUIET_HELP)
 def cli(debug: bool, quiet: bool) -> None:
     """Qwen2-VL from a checkpoint to ONNX graphs and engines.
 
     A first tour: `qv-export export CHECKPOINT -o BUNDLE`, then `qv-export run BUNDLE --image photo.jpg --prompt "..."`.
     """
     logging.addLevelName(logging.WARNING, "warning")
-    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    set_verbosity(debug, quiet)
+
+
+def set_verbosity(debug: bool, quiet: bool) -> None:
+    """How much the libraries' logs and warnings say."""
+    logging.getLogger().setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
     if not debug:
         # Deprecations inside of torch and its like are nothing that a user can mend.
         warnings.simplefilter("ignore")
 
 
+def _also_here(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """An option of the group that was given after the command."""
+    if value and parameter.name:
+        root = ctx.find_root().params
+        root[parameter.name] = True
+        set_verbosity(root.get("debug", False), root.get("quiet", False))
+
+
+def add_command(group: click.Group, command: click.Command) -> None:
+    """Add a command, and give it and those below it the options that all commands take."""
+    group.add_command(command)
+    for member in command.commands.values() if isinstance(command, click.Group) else (command,):
+        member.params += [
+            click.Option(
+                names, is_flag=True, expose_value=False, callback=_also_here, help=help_text, is_eager=True
+            )
+            for names, help_text in ((["--debug"], DEBUG_HELP), (["-q", "--quiet"], QUIET_HELP))
+        ]
+
+
 for command in (export, build, run, validate, deploy, inspect, doctor):
-    cli.add_command(command)
+    add_command(cli, command)
 
 
 def main() -> NoReturn:
-    """The entry point of the `qv-export` script."""
-    signal.signal(signal.SIGTERM, _terminate)
-    code = run_command_line(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = ExitCode.OUTPUT_CLOSED
-    if code == ExitCode.OUTPUT_CLOSED:
-        # The interpreter flushes once more at its end; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    """Run the command line of this process and exit."""
+    prepare()
+    leave(run_command_line(sys.argv[1:]))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command line that went wrong ended."""
+
+    code: ExitCode
+    message: str
+    remedy: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints of it."""
+        return {"code": int(self.code), "message": self.message, "remedy": self.remedy}
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; every error becomes a message on stderr."""
+    """Run one command line and return its exit code; every error becomes a message on stderr.
+
+    With `--json` among the arguments it is one object on stdout as well: code, message, remedy.
+    """
+    level = logging.getLogger().level
     try:
         return int(cli.main(list(arguments), prog_name="qv-export", standalone_mode=False) or ExitCode.DONE)
-    except (click.Abort, KeyboardInterrupt):  # Ctrl-C, within Click or outside
-        click.echo("interrupted", err=True)
-        return ExitCode.INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.USER_ERROR
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else ExitCode.FAULT
     except BaseException as error:  # noqa: BLE001 - the last resort: whatever it is, a library's panic too, gets an exit code
-        _show_traceback(arguments)
-        mistake = _users_mistake(error)
-        click.echo(f"error: {mistake}" if mistake else _fault_message(error, arguments), err=True)
-        return ExitCode.USER_ERROR if mistake else ExitCode.FAULT
+        ending = _ending_of(error, arguments)
+        if isinstance(error, click.ClickException) and ending.code == ExitCode.USER_ERROR:
+            error.show()
+        else:
+            if "--debug" in arguments and ending.code != ExitCode.INTERRUPTED:
+                traceback.print_exc()
+            click.echo(_line(ending), err=True)
+        return _tell_machine(ending) if "--json" in arguments else ending.code
+    finally:
+        logging.getLogger().setLevel(level)
 
 
-def _users_mistake(error: BaseException) -> str | None:
-    """What a user can mend, with the way to do it; None for a fault."""
+def _ending_of(error: BaseException, arguments: Sequence[str]) -> Ending:
+    # Ctrl-C, within Click or outside; a library may make an error of its own of it.
+    if was_interrupted() or isinstance(error, click.Abort | KeyboardInterrupt):
+        return Ending(ExitCode.INTERRUPTED, "interrupted")
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        remedy = f"{context.command_path} --help" if context else None
+        return Ending(ExitCode.USER_ERROR, error.format_message(), remedy)
     if isinstance(error, UserError):
-        return str(error)
+        return Ending(ExitCode.USER_ERROR, error.message, error.remedy)
     if isinstance(error, ModuleNotFoundError):
-        from export.install import explain_missing_module
+        from export.install import missing_module_error
 
-        return explain_missing_module(error.name or "")
-    return None
-
-
-def _fault_message(error: BaseException, arguments: Sequence[str]) -> str:
+        if mistake := missing_module_error(error.name or ""):
+            return Ending(ExitCode.USER_ERROR, mistake.message, mistake.remedy)
+    if isinstance(error, MemoryError):
+        message = f"this machine has too little memory: {error or 'none is left'}"
+        return Ending(
+            ExitCode.FAULT, message, "Ask for less: a smaller --max-context, fewer or smaller pictures."
+        )
     [summary, *_] = traceback.format_exception_only(error)[-1].strip().splitlines() or [repr(error)]
     hint = (
-        ""
+        None
         if "--debug" in arguments
-        else f"\nFor the traceback: {shlex.join(['qv-export', '--debug', *arguments])}"
+        else f"For the traceback: {shlex.join(['qv-export', '--debug', *arguments])}"
     )
-    return f"error: a fault of qv-export or of this machine: {summary}{hint}"
+    return Ending(ExitCode.FAULT, f"a fault of qv-export or of this machine: {summary}", hint)
 
 
-def _show_traceback(arguments: Sequence[str]) -> None:
-    if "--debug" in arguments:
-        traceback.print_exc()
+def _line(ending: Ending) -> str:
+    if ending.code == ExitCode.INTERRUPTED:
+        return ending.message
+    between = "\n" if ending.code == ExitCode.FAULT else " "
+    return between.join(filter(None, (f"error: {ending.message}", ending.remedy)))
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that nothing half-written stays."""
-    raise SystemExit(ExitCode.TERMINATED)
+def _tell_machine(ending: Ending) -> ExitCode:
+    try:
+        print_json(ending.to_json())
+    except BrokenPipeError:
+        return ExitCode.OUTPUT_CLOSED
+    return ending.code

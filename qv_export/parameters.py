@@ -1,6 +1,11 @@
 """Command-line parameter types that several commands share."""
 
+from pathlib import Path
+from typing import Any
+
 import click
+
+from export.errors import UserError
 
 
 def default_target() -> str:
@@ -32,3 +37,55 @@ class TargetChoice(click.Choice[str]):
     @choices.setter
     def choices(self, _value: tuple[str, ...]) -> None:
         """Click sets what it was made with, which is nothing."""
+
+
+class CheckpointPath(click.Path):
+    """A checkpoint's directory."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Refuse a hub id, a file or a bundle with what would do instead."""
+        from export.checkpoint_path import require_checkpoint
+
+        path = Path(str(super().convert(value, param, ctx)))
+        try:
+            require_checkpoint(path)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+        return path
+
+
+class MediaPath(click.Path):
+    """A picture or video on this machine."""
+
+    def __init__(self, *, folder_okay: bool = False) -> None:
+        """`folder_okay`: a folder of frames will do."""
+        super().__init__(exists=True, dir_okay=folder_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Refuse web addresses by name: nothing is fetched."""
+        if str(value).lower().startswith(("http://", "https://", "data:")):
+            shown = str(value) if len(str(value)) < 80 else f"{str(value)[:60]}..."
+            self.fail(
+                f"{shown!r} is a web address, and `run` fetches nothing. Download it first.", param, ctx
+            )
+        return Path(str(super().convert(value, param, ctx)))
+
+
+class Architecture(click.ParamType[int]):
+    """A GPU architecture: 89, 8.9, sm89 and sm_89 are one."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Compute capability x 10."""
+        text = str(value).lower().removeprefix("sm").removeprefix("_")
+        major, dot, minor = text.partition(".")
+        digits = f"{major}{minor}" if dot and len(minor) == 1 else text
+        if not (digits.isascii() and digits.isdigit() and int(digits) >= 10):
+            self.fail(
+                f"{value!r} is no architecture. Give compute capability x 10, such as 89 for 8.9.", param, ctx
+            )
+        return int(digits)

@@ -23,6 +23,7 @@ from export.config import ModelConfig
 from export.errors import UserError
 from export.processor.settings import ImageSettings
 from export.verdicts import LevelName
+from export.wording import command_line
 from validate.bisect.expected import (
     ExpectedSource,
     RecordedValues,
@@ -265,7 +266,7 @@ def _required_noise(directory: Path, case: PreparedCase, plan: Plan) -> Measurem
         what = "no record of" if summary is None else "a record of other inputs for"
         raise UserError(
             f"{directory} has {what} the case {case.name!r}. Record the set again with the same --level, --cases "
-            f"and profile: `qv-export validate {plan.bundle.directory} --record {directory}`."
+            f"and profile: `{command_line('validate', plan.bundle.directory, '--record', directory)}`."
         )
     return summary.noise
 

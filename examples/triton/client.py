@@ -1,10 +1,10 @@
-"""How does a program ask the server? Streaming over gRPC or HTTP, with any number of pictures and videos.
+"""A client of the server: streams an answer over gRPC or HTTP, with any number of pictures and videos.
 
     python examples/triton/client.py --prompt "What is in this picture?" --image photo.jpg
     python examples/triton/client.py --prompt "Which came first?" --image a.jpg --image b.jpg --protocol http
 
 gRPC sends files as they are and can be cancelled (Ctrl-C frees the server's slot at once); HTTP wants them as base64
-and needs no package beyond Python's own. gRPC needs `pip install 'tritonclient[grpc]'`.
+and needs no package beyond Python's own. gRPC needs `tritonclient[grpc]`, which qv-export brings.
 """
 
 import base64
@@ -48,8 +48,14 @@ def stream_over_grpc(
     Raises:
         RuntimeError: the server's own message.
     """
-    import numpy as np
-    from tritonclient import grpc
+    try:
+        import numpy as np
+        from tritonclient import grpc
+    except ModuleNotFoundError as missing:
+        raise RuntimeError(
+            f"gRPC needs the package tritonclient[grpc], and {missing.name} is not installed here. "
+            "Install it, or use --protocol http, which needs none."
+        ) from None
 
     def tensor(name: str, kind: str, values: Sequence[Any]) -> Any:
         dtype = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}[kind]
@@ -65,6 +71,7 @@ def stream_over_grpc(
     inputs += [tensor(name, KINDS[name], [value]) for name, value in (settings or {}).items()]
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(url) as client:
+        _require_server(client, url)
         client.start_stream(lambda result, error: responses.put((result, error)))
         is_finished = False
         try:
@@ -83,6 +90,18 @@ def stream_over_grpc(
                     return
         finally:
             client.stop_stream(cancel_requests=not is_finished)
+
+
+def _require_server(client: Any, url: str) -> None:
+    """A stream to nobody would end in the library's own traceback."""
+    from tritonclient.utils import InferenceServerException
+
+    try:
+        is_ready = client.is_model_ready(MODEL_NAME, client_timeout=10)
+    except InferenceServerException as error:
+        raise RuntimeError(f"no server answers gRPC at {url}: {error.message()}. Give its --url.") from None
+    if not is_ready:
+        raise RuntimeError(f"the server at {url} has no model {MODEL_NAME} that is ready")
 
 
 def stream_over_http(
@@ -115,6 +134,8 @@ def stream_over_http(
                     yield piece
     except urllib.error.HTTPError as error:
         raise RuntimeError(error.read().decode(errors="replace")) from None
+    except urllib.error.URLError as error:
+        raise RuntimeError(f"no server answers HTTP at {url}: {error.reason}. Give its --url.") from None
 
 
 @click.command()
@@ -148,7 +169,8 @@ def main(
         for piece in stream(url or f"localhost:{PORTS[protocol]}", prompt, pictures, clips, settings):
             print(piece["text"], end="", flush=True)
             if piece["finish_reason"]:
-                print(f"\n[{piece['finish_reason']}] {piece['usage']}", file=sys.stderr)
+                print(flush=True)  # the line ends with the answer: what comes next starts on its own
+                print(f"[{piece['finish_reason']}] {piece['usage']}", file=sys.stderr)
     except (RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from None
 

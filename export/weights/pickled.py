@@ -7,14 +7,14 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.weights.writer import NewTensor, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SINGLE_FILE = "pytorch_model.bin"
 INDEX_FILE = "pytorch_model.bin.index.json"
@@ -47,6 +47,8 @@ def convert_pickled(path: Path, target: Path) -> None:
     Raises:
         UserError: the file holds more than tensors, is broken, or is not a mapping of names to tensors.
     """
+    import torch  # noqa: PLC0415 - seconds: most checkpoints have no pickled weights
+
     tensors = _load(path)
     new = [
         NewTensor(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
@@ -57,7 +59,9 @@ def convert_pickled(path: Path, target: Path) -> None:
     )
 
 
-def _load(path: Path) -> Mapping[str, Tensor]:
+def _load(path: Path) -> "Mapping[str, Tensor]":
+    import torch  # noqa: PLC0415
+
     try:
         content = _load_weights_only(path)
     except pickle.UnpicklingError as error:
@@ -72,7 +76,7 @@ def _load(path: Path) -> Mapping[str, Tensor]:
     is_mapping = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     if not is_mapping:
         raise UserError(f"{path} must map names to tensors, found {type(content).__name__}.")
-    found = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return {
         name: tensor if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor.float()
         for name, tensor in found.items()
@@ -85,6 +89,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_weights_only(path: Path) -> Any:
+    import torch  # noqa: PLC0415
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols that PyTorch does not write
         try:

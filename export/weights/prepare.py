@@ -5,7 +5,6 @@ from pathlib import Path
 
 from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, open_checkpoint
 from export.weights import adapter as peft
-from export.weights.merged import write_merged
 from export.weights.pickled import convert_pickled, pickled_files
 
 
@@ -31,6 +30,8 @@ def write_new_weights(
     base = open_checkpoint(checkpoint, converted)
     if adapter is None:
         return base
+    from export.weights.merged import write_merged  # noqa: PLC0415 - torch
+
     report("merging the adapter")
     scratch = directory / ".adapter.safetensors"
     try:

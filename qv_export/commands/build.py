@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from qv_export.parameters import TargetChoice
+from qv_export.parameters import Architecture, TargetChoice
 from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
     "--sm",
     "sms",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=Architecture(),
     help="Architecture as compute capability x 10, e.g. 89. Repeat it for several in one engine. "
     "Default: this machine's GPU; tensorrt-rtx without one: 80, 86, 89, 120.",
 )
@@ -117,6 +117,8 @@ def build(
     The key is a hash over everything that could change the engine: built once, it is used again until one of them
     changes. What it will cost is worked out first.
     """
+    if only_plan and only_check:
+        raise click.UsageError("--plan and --check each answer instead of a build. Give one of them.")
     from engines.gpus import gpu_facts
     from engines.store.build import reusable
     from export.bundle import open_bundle

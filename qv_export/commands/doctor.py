@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qv_export.show.console import print_json, print_table, progress, size_text
+from export.wording import size_text
+from qv_export.show.console import print_json, print_table, progress
 
 if TYPE_CHECKING:
     from engines.gpus import GpuFacts

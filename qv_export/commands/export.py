@@ -1,4 +1,4 @@
-"""`qv-export export`: how does a checkpoint become a bundle?"""
+"""`qv-export export`: a checkpoint becomes a bundle."""
 
 import time
 from dataclasses import asdict
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qv_export.show.console import note, print_json, progress, size_text
+from export.wording import command_line, size_text
+from qv_export.parameters import CheckpointPath
+from qv_export.show.console import note, phase_bar, print_json
 
 if TYPE_CHECKING:
     from export.manifest import Manifest, WeightsMode
 
 
 @click.command(short_help="Turn a checkpoint into a bundle.")
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", type=CheckpointPath())
 @click.option(
     "-o",
     "--output",
@@ -61,7 +63,7 @@ def export(
     from qv_export import api
 
     start = time.perf_counter()
-    with progress() as step:
+    with phase_bar() as step:
         manifest = api.export(
             checkpoint, output, dtype=dtype, weights=weights, adapter=adapter, strict=strict, progress=step
         ).manifest
@@ -77,5 +79,5 @@ def summary(manifest: "Manifest", output: Path, seconds: float) -> str:
     verb = "copied" if manifest.weights_mode == "copy" else "linked"
     return (
         f"{output}: {manifest.dtype}, key {manifest.key}, {size_text(weights_bytes)} of weights {verb}, "
-        f"{seconds:.1f} s\nNext: qv-export run {output} --image PICTURE --prompt TEXT"
+        f"{seconds:.1f} s\nNext: {command_line('run', output, '--image', 'PICTURE', '--prompt', 'TEXT')}"
     )

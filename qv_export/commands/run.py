@@ -1,8 +1,8 @@
-"""`qv-export run`: what does the exported model say about these pictures?"""
+"""`qv-export run`: a bundle answers a question about pictures and videos."""
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from qv_export.parameters import TargetChoice, default_target
+from qv_export import api
+from qv_export.parameters import MediaPath, TargetChoice, default_target
 from qv_export.show.console import note, print_json, progress
 
 if TYPE_CHECKING:
@@ -44,12 +45,9 @@ class Prompt:
     media: tuple[tuple[str, Path], ...]
     system: str | None
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[api.Message]:
         """In the chat format of Hugging Face."""
-        content: list[dict[str, Any]] = [{"type": kind, kind: path} for kind, path in self.media]
-        content.append({"type": "text", "text": self.text})
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": content}]
+        return api.question(self.text, self.media, self.system)
 
 
 @click.command(cls=MediaCommand, short_help="Ask a bundle about pictures and videos.")
@@ -59,14 +57,14 @@ class Prompt:
     "--image",
     "images",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=MediaPath(),
     help="A picture. Repeat it and mix it with --video: they come before the text in the order given.",
 )
 @click.option(
     "--video",
     "videos",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=MediaPath(folder_okay=True),
     help="A video file, an animated image, or a folder of frames.",
 )
 @click.option("--system", help="The system message. Default: the chat template's own.")
@@ -87,6 +85,7 @@ class Prompt:
     type=click.IntRange(min=1),
     help="Tokens in the KV cache. Default: what the prompt needs.",
 )
+@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @click.option(
     "--prefill-chunk",
     type=click.IntRange(min=1),
@@ -119,6 +118,7 @@ def run(
     system: str | None,
     seed: int | None,
     max_context: int | None,
+    num_threads: int | None,
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
@@ -127,7 +127,17 @@ def run(
 ) -> None:
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
     question = Prompt(read_prompt(prompt), interleaved_media(ctx.meta[_ORDER], images, videos), system)
-    answer(bundle, question, sampling, seed, max_context, prefill_chunk, target, engine_key, as_json)
+    answer(
+        bundle,
+        question,
+        sampling,
+        seed,
+        max_context,
+        num_threads,
+        prefill_chunk,
+        engine_key or target,
+        as_json,
+    )
 
 
 def answer(
@@ -136,52 +146,41 @@ def answer(
     sampling: dict[str, Any],
     seed: int | None,
     max_context: int | None,
+    num_threads: int | None,
     prefill_chunk: int | None,
-    target: str,
-    engine_key: str | None,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Open the bundle, prepare the prompt, generate, print."""
     import secrets
     from importlib.metadata import version
 
-    from engines.open import choose_engine, open_chosen
-    from engines.runtime.generate import generate
-    from engines.store.compatibility import this_machine
-    from export.bundle import open_bundle
-    from export.generation_config import override_generation_config
-
     clock = Clock()
     with progress() as step:
         step("Opening the bundle")
-        bundle = open_bundle(path)
-        model, processor = bundle.config, bundle.processor
-        generation = override_generation_config(bundle.generation_config, **sampling)
+        bundle = api.as_bundle(path)
+        require_context(max_context, bundle.config)
+        generation = api.overridden(bundle.generation_config, sampling)
         clock.lap("open")
         step("Preparing pictures and text")
-        inputs = processor.inputs_from_messages(prompt.messages())
-        capacity = context_capacity(inputs, generation, model, max_context)
+        inputs = bundle.processor.inputs_from_messages(prompt.messages())
+        capacity = context_capacity(inputs, generation, bundle.config, max_context)
         clock.lap("process")
         step("Loading the graphs")
         # Only now, so that a mistake in the prompt is told before a backend loads its library.
-        chosen = choose_engine(
-            bundle, engine_key or target, num_slots=1, capacity=capacity, machine=this_machine()
-        )
-        vision, decoder = open_chosen(bundle, chosen, num_slots=1, capacity=capacity)
+        model = api.load(bundle, engine, max_context=capacity, num_threads=num_threads)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
-        events = generate(
-            inputs, vision, decoder, generation, model=model, prefill_chunk_tokens=prefill_chunk, seed=seed
-        )
+        events = model.events(inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk)
         first_event = next(events)
-    text, heard = stream_text(chain([first_event], events), processor.tokenizer, echo=not as_json)
+    text, heard = stream_text(chain([first_event], events), bundle.processor.tokenizer, echo=not as_json)
     result = {
         "text": text,
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
-        "capacity_tokens": decoder.capacity,
-        "engine": chosen.key,
+        "capacity_tokens": model.engine.decoder.capacity,
+        "engine": model.engine_key,
         "seed": seed,
         "bundle": identity(bundle),
         "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},
@@ -192,18 +191,38 @@ def answer(
         note(summary(result))
 
 
+def require_context(max_context: int | None, model: "ModelConfig") -> None:
+    """Refuse a KV cache beyond the positions that the model knows.
+
+    Raises:
+        UserError: more is asked.
+    """
+    longest = model.decoder.max_position_embeddings
+    if max_context is not None and max_context > longest:
+        raise UserError(
+            f"--max-context {max_context} is more than the model's {longest}.",
+            "Leave it out, or ask for less.",
+        )
+
+
 def read_prompt(prompt: str) -> str:
     """The prompt as given, or stdin for "-".
 
     Raises:
-        UserError: what was given is no UTF-8.
+        UserError: what was given is empty or no UTF-8.
     """
     try:
         # The shell's bytes that are no UTF-8 arrive as lone surrogates, which no tokenizer takes.
         content = sys.stdin.buffer.read() if prompt == "-" else prompt.encode()
-        return content.decode("utf-8").rstrip("\n") if prompt == "-" else prompt
+        text = content.decode("utf-8").rstrip("\n") if prompt == "-" else prompt
     except UnicodeError as error:
         raise UserError(f"the prompt must be UTF-8: {error}") from None
+    if not text.strip():
+        source = "stdin" if prompt == "-" else "--prompt"
+        raise UserError(
+            f"The prompt is empty ({source}).", 'Ask something: --prompt "What is in this picture?"'
+        )
+    return text
 
 
 def interleaved_media(
@@ -235,20 +254,16 @@ def context_capacity(
 
 
 def stream_text(
-    events: Iterable["TokenEvent"], tokenizer: "Tokenizer", *, echo: bool
+    events: Iterator["TokenEvent"], tokenizer: "Tokenizer", *, echo: bool
 ) -> tuple[str, list["TokenEvent"]]:
     """Write text as it comes, never half a character; returns all of it and every event."""
-    from engines.runtime.text_stream import TextStream
-
-    stream, pieces, heard = TextStream(tokenizer), [], []
-    for event in events:
-        heard.append(event)
-        pieces.append(stream.push(event.token_id))
+    pieces, heard = [], []
+    for event, piece in api.text_pieces(events, tokenizer):
+        pieces.append(piece)
+        if event is not None:
+            heard.append(event)
         if echo:
-            write_piece(pieces[-1])
-    pieces.append(stream.finish())
-    if echo:
-        write_piece(pieces[-1] + "\n")
+            write_piece(piece if event is not None else piece + "\n")
     return "".join(pieces), heard
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from export.errors import UserError
+from export.wording import command_line, size_text
 from qv_export.parameters import TargetChoice, default_target
-from qv_export.show.console import note, print_json
+from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
     from export.verdicts import LevelName
@@ -177,29 +178,15 @@ def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -
         note(f"{record_for_polygraphy(plan, directory)}: what `polygraphy run` loads as inputs and outputs")
     if as_json:
         print_json({"golden": str(directory), "cases": count, **plan.golden_content()})
-    command = f"qv-export validate {plan.bundle.directory} --against {directory} --report DIR"
+    command = command_line("validate", plan.bundle.directory, "--against", directory, "--report", "DIR")
     note(f"{directory}: {count} cases. Next: {command}")
 
 
 @contextmanager
 def bar() -> Iterator["Progress"]:
-    """A bar with the time left on a terminal, a line a step in a log, nothing with -q."""
-    import sys
-
-    if click.get_current_context().find_root().params.get("quiet"):
-        yield lambda _text, _done, _total: None
-    elif not sys.stderr.isatty():
-        yield lambda text, done, total: click.echo(f"[{100 * done / total:3.0f}%] {text}", err=True)
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=1.0)
-            yield lambda text, done, total: progress.update(
-                task, description=text, completed=done, total=total
-            )
+    """A bar with the time left on a terminal, a line for each further tenth in a log, nothing with -q."""
+    with progress_bar() as report:
+        yield lambda text, done, total: report(text, done / total)
 
 
 def summary(report: "Report", directory: Path) -> str:
@@ -209,10 +196,11 @@ def summary(report: "Report", directory: Path) -> str:
     verdict = "PASS" if report.passed else "FAIL"
     overview = (
         f"{verdict}: {len(report.gates)} gates, {len(report.failures)} failed; {report.machine.seconds:.1f} s, "
-        f"peak memory {report.machine.peak_memory_bytes / 1e9:.2f} GB; {directory / 'report.html'}"
+        f"peak memory {size_text(report.machine.peak_memory_bytes)}; {directory / 'report.html'}"
     )
     lines = [
         overview,
+        *([report.task_quality.sentence()] if report.task_quality else []),
         *filter(None, divergence_lines(report)),
         *(f"- {failure_text(gate)}" for gate in shown_failures(report)),
     ]

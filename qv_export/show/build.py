@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qv_export.show.console import note, print_json, print_table, size_text
+from export.wording import command_line, size_text
+from qv_export.show.console import note, print_json, print_table
 
 if TYPE_CHECKING:
     from engines.sizing.costs import Plan, Shortage
@@ -125,7 +126,7 @@ def show_built(built: "Built", plan: "Plan | None", as_json: bool) -> None:
     note(f"{built.directory}: {engine_text(record)}, {record.seconds:.1f} s")
     for line in warning_lines(record):
         note(line)
-    note(f"Next: qv-export inspect {built.directory}")
+    note(f"Next: {command_line('inspect', built.directory)}")
 
 
 def engine_text(record: "EngineRecord") -> str:

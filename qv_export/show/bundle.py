@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qv_export.show.console import size_text
+from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:

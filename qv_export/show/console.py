@@ -31,10 +31,23 @@ def progress() -> Iterator[Progress]:
 @contextmanager
 def progress_bar() -> Iterator[BarProgress]:
     """A bar with the time left on a terminal, a line for each further tenth in a log, nothing with -q."""
+    with _bar(_tenths_to_log()) as report:
+        yield report
+
+
+@contextmanager
+def phase_bar() -> Iterator[BarProgress]:
+    """The same, for what has few phases: a line for each of them in a log."""
+    with _bar(_phases_to_log()) as report:
+        yield report
+
+
+@contextmanager
+def _bar(to_log: BarProgress) -> Iterator[BarProgress]:
     if _is_quiet():
         yield lambda _text, _done: None
     elif not sys.stderr.isatty():
-        yield _tenths_to_log()
+        yield to_log
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,6 +66,18 @@ def _tenths_to_log() -> BarProgress:
         if int(10 * done) > last:
             last = int(10 * done)
             click.echo(f"[{100 * done:3.0f}%] {text}", err=True)
+
+    return report
+
+
+def _phases_to_log() -> BarProgress:
+    last = ""
+
+    def report(text: str, _done: float) -> None:
+        nonlocal last
+        if text != last:
+            last = text
+            click.echo(text, err=True)
 
     return report
 
@@ -88,16 +113,6 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200
     )
     console.print(table)
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes in the unit that a person reads."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} GB"
 
 
 def _is_quiet() -> bool:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qv_export.show.console import size_text
+from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:

@@ -111,7 +111,7 @@ def _load(path: Path) -> "onnx.ModelProto":
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except (OSError, DecodeError) as error:
         raise UserError(f"{path} cannot be read as an ONNX model: {error}") from None
     # Protobuf takes many a file for an empty or odd message.

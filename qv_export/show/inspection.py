@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export.manifest import MANIFEST_NAME
 from qv_export.show.bundle import bundle_tables, graph_tables
 from qv_export.show.engine import ShownEngine, engine_tables, shown_engine
 from qv_export.show.graph import GraphFacts, graph_facts_from_file
@@ -62,7 +63,7 @@ def inspect_path(path: Path) -> Inspection:
     Raises:
         UserError: it is none of them, or differs from what was recorded of it.
     """
-    if path.name in _ENGINE_FILES:
+    if path.name in _ENGINE_FILES or (path.name == MANIFEST_NAME and path.is_file()):
         path = path.parent
     if (path / "engine.json").is_file():
         return _inspect_engine(path)

@@ -1,5 +1,6 @@
 """How does an inspection become a page that needs nothing from outside?"""
 
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -30,7 +31,8 @@ def write_page(inspection: Inspection, path: Path) -> None:
             f"{path} cannot be written: {error.strerror}. Choose another place for --html."
         ) from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only file system
+            scratch.unlink(missing_ok=True)
 
 
 def page_from_inspection(inspection: Inspection) -> str:

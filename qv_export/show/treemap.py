@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import TypeVar
 
-from qv_export.show.console import size_text
+from export.wording import size_text
 from qv_export.show.graph import ModuleFacts
 
 _WIDTH, _HEIGHT = 920.0, 480.0

@@ -14,6 +14,7 @@ from export.bundle import (
     fingerprint_safetensors,
     open_bundle,
     place_weights,
+    require_place,
     writing_bundle,
 )
 from export.errors import UserError
@@ -319,6 +320,8 @@ def test_a_link_across_file_systems_is_refused(tmp_path: Path, weights: Path) ->
     output = Path("/dev/shm") / f"qv-export-test-{os.getpid()}"
     if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("the temporary directory is on /dev/shm too")
+    with pytest.raises(UserError, match="--weights copy"):
+        require_place([weights], output / "deep" / "bundle", "link")
     with pytest.raises(UserError, match="--weights copy"), writing_bundle(output) as directory:
         place_weights([weights], directory, "link")
     assert not output.exists()
@@ -331,6 +334,9 @@ def test_too_little_space_is_noticed_before_copying(
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match=r"Not enough disk space.*--weights link"):
         place_weights([weights], tmp_path / "b", "copy")
+    with pytest.raises(UserError, match=r"[0-9.]+ kB needed, 1 B free"):
+        require_place([weights], tmp_path / "b" / "not" / "yet", "copy")
+    require_place([weights], tmp_path / "b" / "not" / "yet", "link")
     assert list((tmp_path / "b").iterdir()) == []
 
 

@@ -30,7 +30,16 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A bundle and the phases that its export told."""
     output = tmp_path_factory.mktemp("bundle") / "deep" / "bundle"
     phases: list[str] = []
-    export_checkpoint(checkpoint, output, progress=phases.append)
+    fractions: list[float] = []
+
+    def told(phase: str, fraction: float) -> None:
+        fractions.append(fraction)
+        if phase not in phases[-1:]:  # told again while the weights are copied
+            phases.append(phase)
+
+    export_checkpoint(checkpoint, output, progress=told)
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0, 1)
     return output, phases
 
 

@@ -1,4 +1,7 @@
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,38 @@ def test_what_the_base_lacks_is_one_message_with_the_way_on(
     assert message.startswith("error: ")
     assert f"[{extra}]" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "qwen3_vl"}, "qwen3_vl"),
+        ({"vision_config": None}, "missing, expected shape"),
+        (None, "Not enough"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_loaded(
+    bundle: Path, tmp_path: Path, change: dict[str, object] | None, says: str
+) -> None:
+    checkpoint = shutil.copytree(bundle.parent / "checkpoint", tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps({**config, **(change or {})}), encoding="utf-8")
+    code = f"""
+import shutil, sys
+from collections import namedtuple
+from qv_export.cli import run_command_line
+if {change is None}:
+    shutil.disk_usage = lambda path: namedtuple("Usage", "free")(1000)
+code = run_command_line(["export", {str(checkpoint)!r}, "-o", {str(tmp_path / "bundle")!r}])
+assert not {{"torch", "onnx_ir", "onnxscript"}} & set(sys.modules)
+raise SystemExit(code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_part_that_is_missed_late_is_no_fault(packages: Path) -> None:

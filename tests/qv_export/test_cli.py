@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from export.errors import UserError
 from qv_export import cli as cli_module
 from qv_export.cli import cli, run_command_line
+from qv_export.show.console import note
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [sys.executable, "-m", "qv_export"]
@@ -141,6 +143,89 @@ def test_help_names_every_command_or_option(arguments: list[str], capsys: pytest
     )
     assert code == (0 if arguments else 2)
     assert all(name in out + err for name in expected)
+
+
+# Options of the group after the command
+
+
+@pytest.mark.parametrize("arguments", [["-q", "probe"], ["probe", "-q"], ["probe", "--quiet"]])
+def test_quiet_is_the_same_before_and_after_the_command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = click.Group("probes")
+    cli_module.add_command(group, click.Command("probe", callback=lambda: note("chatter")))
+    monkeypatch.setitem(cli.commands, "probe", group.commands["probe"])
+    assert run_command_line(["probe"]) == 0
+    assert capsys.readouterr().err == "chatter\n"
+    assert run_command_line(arguments) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["export", "build", "run", "validate", "inspect", "doctor", ("deploy", "triton")]
+)
+def test_every_command_takes_what_all_take(
+    name: str | tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = [name] if isinstance(name, str) else list(name)
+    assert run_command_line([*path, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--debug" in shown
+    assert "-q, --quiet" in shown
+
+
+def test_debug_after_the_command_shows_the_traceback(command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["run", "/nowhere", "--prompt", "x", "--debug"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+# Errors as JSON
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
+    code = run_command_line(arguments)
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def test_a_users_mistake_is_one_json_object_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told, err = json_of(["run", str(tmp_path), "--prompt", "x", "--json"], capsys)
+    assert told == {
+        "code": code,
+        "message": f"{tmp_path} is not a bundle: manifest.json not found.",
+        "remedy": f"Make one: qv-export export CHECKPOINT -o {tmp_path}",
+    }
+    assert err.endswith(f"error: {told['message']} {told['remedy']}\n")
+
+
+def test_a_wrong_option_is_json_with_the_way_to_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told, _ = json_of(["run", "bundle", "--json", "--promt", "x"], capsys)
+    assert (code, told["code"], told["remedy"]) == (2, 2, "qv-export run --help")
+    assert "--promt" in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ZeroDivisionError("zero"), 3, "ZeroDivisionError: zero"),
+        (MemoryError("Unable to allocate 35.8 GiB"), 3, "too little memory: Unable to allocate 35.8 GiB"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (UserError("yours"), 2, "yours"),
+    ],
+)
+def test_every_ending_is_json(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    probe = click.Command(
+        "probe",
+        callback=lambda as_json: raising(error)(),
+        params=[click.Option(["--json", "as_json"], is_flag=True)],
+    )
+    monkeypatch.setitem(cli.commands, "probe", probe)
+    found, told, _ = json_of(["probe", "--json"], capsys)
+    assert found == told["code"] == code
+    assert says in told["message"]
+    assert set(told) == {"code", "message", "remedy"}
 
 
 # The real process

@@ -192,6 +192,7 @@ def markdown_from_report(report: Report) -> str:
         overview,
         "",
         *divergence_lines(report),
+        *([report.task_quality.sentence() + ".", ""] if report.task_quality else []),
     ]
     if report.failures:
         lines += ["| case | gate | value | allowed | noise |", "|---|---|---|---|---|"]

@@ -33,6 +33,17 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+def test_a_manifest_stands_for_its_bundle_and_other_json_is_no_graph(bundle: Path, tmp_path: Path) -> None:
+    whole = CliRunner().invoke(inspect, [str(bundle), "--json"], catch_exceptions=False)
+    of_manifest = CliRunner().invoke(
+        inspect, [str(bundle / "manifest.json"), "--json"], catch_exceptions=False
+    )
+    assert of_manifest.stdout == whole.stdout
+    (tmp_path / "other.json").write_text("{}")
+    result = CliRunner().invoke(inspect, [str(tmp_path / "other.json")])
+    assert isinstance(result.exception, UserError)
+
+
 def test_a_graph_is_shown_with_its_interface(tmp_path: Path) -> None:
     result = CliRunner().invoke(inspect, [str(write_graph(tmp_path / "g.onnx"))], catch_exceptions=False)
     assert result.exit_code == 0

@@ -56,7 +56,7 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     CliRunner().invoke(
         run, ["bundle", "--prompt", "x", "--top-p", "0.5", "--seed", "7"], catch_exceptions=False
     )
-    [(_, _, sampling, seed, max_context, prefill_chunk, target, engine_key, as_json)] = asked
+    [(_, _, sampling, seed, max_context, num_threads, prefill_chunk, engine, as_json)] = asked
     assert sampling == {
         "max_new_tokens": None,
         "temperature": None,
@@ -64,8 +64,8 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
         "top_p": 0.5,
         "repetition_penalty": None,
     }
-    assert target == "onnxruntime"
-    assert (seed, max_context, prefill_chunk, engine_key, as_json) == (7, None, None, None, False)
+    assert engine == "onnxruntime"
+    assert (seed, max_context, num_threads, prefill_chunk, as_json) == (7, None, None, None, False)
 
 
 def test_media_come_before_the_text_and_the_system_message_before_both() -> None:

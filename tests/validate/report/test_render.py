@@ -18,6 +18,7 @@ from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY
 from validate.run import validate
 from validate.selftest.mutations import mutations
+from validate.tasks.quality import compare_quality
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -90,6 +91,13 @@ def test_the_markdown_names_the_first_divergence(failing, passing):
     passed = (passing[1] / "summary.md").read_text()
     assert passed.startswith("## qv-export validate: PASS")
     assert "First divergence" not in passed
+
+
+def test_the_markdown_has_what_tasks_came_to(passing, tmp_path):
+    quality = compare_quality([True, True, False], [True, False, False])
+    write_report(replace(passing[0], task_quality=quality), tmp_path, {})
+    assert f"\n{quality.sentence()}.\n" in (tmp_path / "summary.md").read_text()
+    assert "tasks" not in (passing[1] / "summary.md").read_text()
 
 
 def test_the_page_needs_nothing_from_outside_and_shows_the_worst_pictures(failing):
