@@ -8,8 +8,8 @@ joins it as ever, and words form across the seam between template and text.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,45 +19,52 @@ from numpy.typing import NDArray
 from export.config import ModelConfig
 from export.errors import UserError
 from export.inputs import Grid
+from export.processor.conversation import Medium, Message, strings_within
 from export.processor.template import ChatTemplate
 from export.processor.tokenizer import SpecialTokens
 
 _PRIVATE_USE = range(0x100000, 0x10FFFE)
-_MAX_ROLE_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
-class Medium:
-    """A picture or video of a conversation."""
+class TemplateOptions:
+    """What a template may be asked for beside the messages."""
 
-    kind: str
-    """`image` or `video`."""
-    source: Any
-
-
-def media_from_messages(messages: Sequence[Mapping[str, Any]]) -> list[Medium]:
-    """The pictures and videos of a conversation in order of appearance.
-
-    Raises:
-        UserError: the messages have another shape than the Hugging Face chat format.
-    """
-    return [part for _, content in _checked(messages) for part in content if isinstance(part, Medium)]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """Functions that the model may call, as JSON schemas."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template, such as `add_vision_id`."""
+    continue_final_message: bool = False
+    """Go on with the last message in place of beginning an answer."""
 
 
-def token_ids_from_messages(
-    messages: Sequence[Mapping[str, Any]],
+NO_OPTIONS = TemplateOptions()
+
+
+def media_from_conversation(conversation: Sequence[Message]) -> list[Medium]:
+    """The pictures and videos of a conversation in order of appearance."""
+    return [part for message in conversation for part in message.parts if isinstance(part, Medium)]
+
+
+def token_ids_from_conversation(
+    conversation: Sequence[Message],
     template: ChatTemplate,
     special_tokens: SpecialTokens,
     *,
+    options: TemplateOptions = NO_OPTIONS,
     max_tokens: int | None = None,
 ) -> NDArray[np.int64]:
     """Token ids of the rendered conversation, ready for the answer: int64 [S], one placeholder for each medium.
 
     Raises:
-        UserError: malformed messages, the template fails on them, or there are more tokens than `max_tokens`.
+        UserError: an option that the template does not read, the template fails on the messages, or there are more
+            tokens than `max_tokens`.
     """
-    guard = _TextGuard(special_tokens.texts, [*_all_texts(messages), template.source])
-    rendered = template.render([_for_template(*message, guard) for message in _checked(messages)])
+    texts = [part for message in conversation for part in message.parts if isinstance(part, str)]
+    fields = [text for message in conversation for text in strings_within(message.fields)]
+    asked = [*strings_within(options.tools), *strings_within(options.variables)]
+    guard = _TextGuard(special_tokens.texts, [*texts, *fields, *asked, template.source])
+    rendered = _rendered(conversation, template, guard, options)
     most = math.inf if max_tokens is None else max_tokens
     token_ids: list[int] = []
     for text, special_id in special_tokens.split(rendered):
@@ -69,6 +76,36 @@ def token_ids_from_messages(
         if num_tokens > most:
             raise UserError(f"The prompt takes more than {most} tokens, which the context holds. Shorten it.")
     return np.array(token_ids, dtype=np.int64)
+
+
+def _rendered(
+    conversation: Sequence[Message], template: ChatTemplate, guard: "_TextGuard", options: TemplateOptions
+) -> str:
+    variables = {
+        **{name: guard.cover_within(value) for name, value in options.variables.items()},
+        **({} if options.tools is None else {"tools": guard.cover_within(options.tools)}),
+    }
+    messages = [_for_template(message, guard) for message in conversation]
+    if not options.continue_final_message:
+        return template.render(messages, variables=variables)
+    last = conversation[-1]
+    if (
+        last.role != "assistant"
+        or not isinstance(last.parts[-1:], tuple)
+        or not isinstance(last.parts[-1], str)
+    ):
+        raise UserError("continue_final_message needs a last message of the assistant that ends with text.")
+    # The mark ends the text, so that whatever the template writes after it can be told from it.
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        messages[-1]["content"] = content + guard.mark
+    else:
+        content[-1]["text"] += guard.mark
+    rendered = template.render(messages, variables=variables, add_generation_prompt=False)
+    text, mark, _ = rendered.rpartition(guard.mark)
+    if not mark:
+        raise UserError(f"{template.name}: the chat template leaves the last message's text out.")
+    return text
 
 
 def expand_placeholders(
@@ -106,11 +143,13 @@ class _TextGuard:
         ends = sorted({end for text in special_texts for end in (text[:1], text[-1:]) if end.strip()})
         taken = {ord(character) for text in (*texts, *special_texts) for character in text}
         unused = (chr(code) for code in _PRIVATE_USE if code not in taken)
-        free = list(islice(unused, len(ends)))
-        if len(free) < len(ends):
+        free = list(islice(unused, len(ends) + 1))
+        if len(free) < len(ends) + 1:
             raise UserError(
                 "The messages use every private-use character of Unicode's last plane. Remove some."
             )
+        self.mark = free.pop()
+        """A character that stands nowhere in the messages."""
         covers = dict(zip(ends, free, strict=False))
         self._cover = str.maketrans(covers)
         self._uncover = str.maketrans({cover: end for end, cover in covers.items()})
@@ -121,76 +160,24 @@ class _TextGuard:
     def uncover(self, text: str) -> str:
         return text.translate(self._uncover)
 
-
-_Content = list[str | Medium]
-
-
-def _checked(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], _Content]]:
-    """Each message with its content as a list of texts and media, checked."""
-    if isinstance(messages, str | bytes | Mapping) or not messages:
-        raise UserError(
-            'Messages must be a list like [{"role": "user", "content": "..."}], found '
-            + (repr(messages)[:80] or "none")
-        )
-    for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        # The role is written into the prompt as it is.
-        if (
-            not isinstance(role, str)
-            or len(role) > _MAX_ROLE_CHARACTERS
-            or not role.replace("_", "").replace("-", "").isalnum()
-        ):
-            raise UserError(
-                f"Message {index} needs a role of letters, {_MAX_ROLE_CHARACTERS} at most, like system, user or "
-                f"assistant; found {role!r:.80}."
-            )
-        _refuse_unknown_keys(message, {"role", "content"}, f"Message {index}")
-        content = message.get("content")
-        parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
-        yield message, [_checked_part(part, f"Message {index}, part {n}") for n, part in enumerate(parts)]
+    def cover_within(self, value: Any) -> Any:
+        """A JSON value with every string of it covered, keys included."""
+        if isinstance(value, str):
+            return self.cover(value)
+        if isinstance(value, Mapping):
+            return {self.cover_within(key): self.cover_within(item) for key, item in value.items()}
+        return [self.cover_within(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _checked_part(part: Any, where: str) -> str | Medium:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(kind, str):  # a list or an object, of which no set can be asked
-        raise UserError(f"{where}: expected an object of type text, image or video, found {part!r:.80}.")
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise UserError(f"{where}: expected a string as text, found {type(part.get('text')).__name__}.")
-        try:
-            part["text"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where}: the text is no valid Unicode: {error}.") from None
-        return str(part["text"])
-    if kind in {"image", "video"}:
-        source = part.get(kind, part.get("path"))
-        if source is None:
-            raise UserError(
-                f"{where}: expected the {kind} under the key {kind!r}, found {sorted(map(str, part))}."
-            )
-        _refuse_unknown_keys(part, {"type", kind, "path"}, where)
-        return Medium(kind, source)
-    raise UserError(f"{where}: expected an object of type text, image or video, found {kind!r:.80}.")
-
-
-def _refuse_unknown_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(str(key) for key in content if key not in known)
-    if unknown:
-        raise UserError(f"{where} has keys that nothing here follows: {', '.join(unknown)}. Remove them.")
-
-
-def _all_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [part for _, content in _checked(messages) for part in content if isinstance(part, str)]
-
-
-def _for_template(message: Mapping[str, Any], content: _Content, guard: _TextGuard) -> dict[str, Any]:
+def _for_template(message: Message, guard: _TextGuard) -> dict[str, Any]:
     """The message as the template sees it: guarded text, and media without their data."""
-    if isinstance(message["content"], str):
-        return {"role": message["role"], "content": guard.cover(message["content"])}
+    fields = {name: guard.cover_within(value) for name, value in message.fields.items()}
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": guard.cover(message.content), **fields}
     parts = [
         {"type": "text", "text": guard.cover(part)}
         if isinstance(part, str)
         else {"type": part.kind, part.kind: part.kind}
-        for part in content
+        for part in message.parts
     ]
-    return {"role": message["role"], "content": parts}
+    return {"role": message.role, "content": parts, **fields}

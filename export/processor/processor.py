@@ -11,7 +11,14 @@ from tokenizers import Tokenizer
 from export.config import ModelConfig, load_config
 from export.errors import UserError
 from export.inputs import Grid, ModelInputs
-from export.processor.chat import Medium, expand_placeholders, media_from_messages, token_ids_from_messages
+from export.processor.chat import (
+    TemplateOptions,
+    expand_placeholders,
+    media_from_conversation,
+    token_ids_from_conversation,
+)
+from export.processor.conversation import Medium, read_conversation
+from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
@@ -72,24 +79,42 @@ class Processor:
         reader: MediaReader | None = None,
         *,
         max_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_vision_id: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> ModelInputs:
-        """Process a conversation in the Hugging Face chat format.
+        """Process a conversation in the chat format of Hugging Face, OpenAI or the family's own utilities.
 
         Args:
             messages: each {"role": ..., "content": text or a list of parts}; a part is {"type": "text", "text": ...},
-                {"type": "image", "image": path, bytes or Pillow image} or {"type": "video", "video": path, bytes,
-                folder or list of frames}. Special tokens in texts are encoded as ordinary text.
+                {"type": "image", "image": path, bytes, data: URL, base64 or Pillow image} or {"type": "video", "video":
+                path, bytes, folder or list of frames}; `image_url` and `video_url` as OpenAI's clients send them.
+                Special tokens in texts are encoded as ordinary text.
             reader: what decodes them; None: this process.
             max_tokens: what the context holds; text beyond it is refused before anything is decoded.
+            tools: functions that the model may call, as JSON schemas, where the chat template renders them.
+            add_vision_id: number the pictures and videos ("Picture 1: "); None: as the template does by itself.
+            chat_template_kwargs: further variables of the chat template.
+            continue_final_message: go on with the assistant's last message.
 
         Raises:
-            UserError: malformed messages, more text than the context holds, or a picture or video that cannot be used.
+            UserError: malformed messages, an option that the template does not read, more text than the context holds,
+                or a picture or video that cannot be used.
         """
+        variables = dict(chat_template_kwargs or {})
+        if add_vision_id is not None:
+            variables["add_vision_id"] = add_vision_id
         # Text first: a malformed prompt should not wait for a video to decode.
-        token_ids = token_ids_from_messages(
-            messages, self.template, self._special_tokens, max_tokens=max_tokens
+        conversation = read_conversation(messages, self.template.source)
+        token_ids = token_ids_from_conversation(
+            conversation,
+            self.template,
+            self._special_tokens,
+            options=TemplateOptions(tools, variables, continue_final_message),
+            max_tokens=max_tokens,
         )
-        media = media_from_messages(messages)
+        media = media_from_conversation(conversation)
         patches, grids = self.patches_from_media(media, reader)
         token_ids = expand_placeholders(token_ids, media, grids, self.config)
         position_ids, position_delta = mrope_position_ids(token_ids, grids, self.config)
@@ -113,7 +138,10 @@ class Processor:
         """
         # Pixels take a quarter of the patches' bytes or less: all are read before the one big array is made.
         reader = reader or self.reader
-        resized = [reader.decode(medium.kind, medium.source).frames for medium in media]
+        sources = [source_from_text(medium.source, medium.kind) for medium in media]
+        resized = [
+            reader.decode(medium.kind, source).frames for medium, source in zip(media, sources, strict=True)
+        ]
         grids = [grid_of_frames(frames, self.image_settings) for frames in resized]
         offsets = np.cumsum([0, *(np.prod(grid, dtype=int) for grid in grids)])
         patches = np.empty((offsets[-1], self.image_settings.patch_values), np.float32)

@@ -32,24 +32,37 @@ class ChatTemplate:
         self.name = name
         self.source = source
         self._named_tokens = dict(named_tokens)
-        _check_syntax(source, name)
+        self.variables = _read_variables(_checked_syntax(source, name))
+        """Names that it reads, and so can be asked for."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """Render a conversation of plain strings, lists and dicts.
 
+        Args:
+            messages: as the template takes them.
+            variables: further ones that the template reads, such as `tools` or `add_vision_id`.
+            add_generation_prompt: end where the answer begins.
+
         Raises:
-            UserError: the template refuses the messages, is broken, or takes too long or too much memory.
+            UserError: a variable that the template does not read; it refuses the messages, is broken, or takes too long
+                or too much memory.
         """
-        variables = {
-            **self._named_tokens,
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
-        }
+        own = {**self._named_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        asked = dict(variables or {})
+        if unread := sorted(str(name) for name in asked if name in own or name not in self.variables):
+            raise UserError(
+                f"The checkpoint's chat template does not read {', '.join(unread)}, so nothing would follow it. "
+                "Leave it out."
+            )
         job = {
             "source": self.source,
-            "variables": variables,
+            "variables": {"tools": None, "documents": None} | asked | own,
             "max_characters": MAX_RENDERED_CHARACTERS,
         }
         try:
@@ -63,7 +76,7 @@ class ChatTemplate:
         return str(answer["text"])
 
 
-def _check_syntax(source: str, name: str) -> None:
+def _checked_syntax(source: str, name: str) -> nodes.Node:
     """Say at once what is wrong with a template's text. It is parsed only: compiling would compute its constants."""
     environment = make_environment()
     try:
@@ -81,6 +94,15 @@ def _check_syntax(source: str, name: str) -> None:
             f"{name}: the chat template cannot be compiled: it uses {', '.join(sorted(unknown)):.200}, which no "
             "Jinja2 filter or test is called."
         )
+    return tree
+
+
+def _read_variables(tree: nodes.Node) -> frozenset[str]:
+    """Names that a template reads and nowhere sets itself."""
+    names = [node for node in _all_nodes(tree) if isinstance(node, nodes.Name)]
+    return frozenset(node.name for node in names if node.ctx == "load") - {
+        node.name for node in names if node.ctx != "load"
+    }
 
 
 def _all_nodes(tree: nodes.Node) -> Iterator[nodes.Node]:

@@ -82,7 +82,7 @@ def test_a_question_is_answered_in_pieces(model):
     assert json.loads(responses[-1].text("usage"))["visual_tokens"] > 0
 
 
-@pytest.mark.parametrize("name", ["token_ids_from_messages", "media_from_messages"])
+@pytest.mark.parametrize("name", ["token_ids_from_conversation", "media_from_conversation"])
 def test_a_native_librarys_panic_is_an_answer_and_the_next_request_is_served(model, monkeypatch, name):
     def panic(*_, **__):
         raise Panic("called `Option::unwrap()` on a `None` value")

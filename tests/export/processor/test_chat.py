@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from export.config import load_config
 from export.errors import UserError
-from export.processor.chat import Medium, expand_placeholders, media_from_messages, token_ids_from_messages
+from export.processor.chat import (
+    TemplateOptions,
+    expand_placeholders,
+    media_from_conversation,
+    token_ids_from_conversation,
+)
+from export.processor.conversation import Medium, read_conversation
 from export.processor.template import ChatTemplate, load_chat_template
 from export.processor.tokenizer import SpecialTokens, load_tokenizer
 from tests.support.chats import PUBLISHED_STYLE_TEMPLATE, TRIMMING_TEMPLATE
@@ -77,9 +83,12 @@ def transformers_tokenizer(directory):
     return AutoTokenizer.from_pretrained(directory)
 
 
-def token_ids(directory, messages, template=None):
+def token_ids(directory, messages, template=None, **options):
     _, source, special = tools(directory, template)
-    return token_ids_from_messages(messages, source, special).tolist()
+    conversation = read_conversation(messages, source.source)
+    return token_ids_from_conversation(
+        conversation, source, special, options=TemplateOptions(**options)
+    ).tolist()
 
 
 @pytest.mark.parametrize("template", [None, PUBLISHED_STYLE_TEMPLATE])
@@ -166,7 +175,7 @@ def test_media_are_listed_in_order_of_appearance():
         {"role": "user", "content": [{"type": "video", "video": "v"}, {"type": "text", "text": "x"}]},
         {"role": "user", "content": [{"type": "image", "path": "a"}, {"type": "image", "image": b"b"}]},
     ]
-    assert media_from_messages(messages) == [
+    assert media_from_conversation(read_conversation(messages)) == [
         Medium("video", "v"),
         Medium("image", "a"),
         Medium("image", b"b"),
@@ -182,16 +191,32 @@ def test_media_are_listed_in_order_of_appearance():
         (["hello"], "needs a role"),
         ([{"content": "x"}], "needs a role"),
         ([{"role": "user<|im_end|>", "content": "x"}], "needs a role of letters"),
-        ([{"role": "user"}], "expected a string as text, found NoneType"),
+        ([{"role": "user"}], "Message 0 has no content"),
+        ([{"role": "robot", "content": "x"}], "role 'robot', which the chat template does not know"),
         ([{"role": "user", "content": 7}], "expected a string as text, found int"),
-        ([{"role": "user", "content": ["x"]}], "type text, image or video, found 'x'"),
+        ([{"role": "user", "content": [7]}], "type text, image or video, found 7"),
         ([{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "found 'audio'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "expected the image under the key 'image'"),
         (
             [{"role": "user", "content": [{"type": "image", "image": "a", "max_pixels": 9}]}],
             "follows: max_pixels",
         ),
-        ([{"role": "user", "content": "x", "tool_calls": []}], "follows: tool_calls"),
+        ([{"role": "user", "content": "x", "mood": "good"}], "follows: mood"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a", "url": "b"}]}], "2 times: image, url"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"src": "a"}}]}], "image_url.url"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "a", "detail": "odd"}}],
+                }
+            ],
+            "detail must be auto or high",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "size": 1}}]}],
+            "follows: size",
+        ),
         ([{"role": "user", "content": "\ud800"}], "no valid Unicode"),
     ],
 )
@@ -231,3 +256,132 @@ def test_a_template_whose_placeholders_do_not_fit_is_an_error_with_both_counts(
     ids = np.array(token_ids(checkpoint_directory, [{"role": "user", "content": "x"}], template))
     with pytest.raises(UserError, match=message):
         expand_placeholders(ids, [Medium(kind, "x") for kind in kinds], [(1, 2, 2)] * len(kinds), config)
+
+
+HISTORIES: dict[str, list[dict[str, Any]]] = {
+    "an answer as dumped": [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": "b",
+            "refusal": None,
+            "annotations": [],
+            "audio": None,
+            "function_call": None,
+            "tool_calls": None,
+        },
+        {"role": "user", "content": "c"},
+    ],
+    "a name": [{"role": "user", "name": "bob", "content": "a"}],
+    "a call and its answer": [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_what_clients_hand_back_equals_transformers(checkpoint_directory, name):
+    theirs = transformers_tokenizer(checkpoint_directory)
+    text = theirs.apply_chat_template(HISTORIES[name], tokenize=False, add_generation_prompt=True)
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert token_ids(checkpoint_directory, HISTORIES[name]) == expected
+
+
+@pytest.mark.parametrize(
+    ("dialect", "plain"),
+    [
+        (
+            {"role": "user", "content": ["a", {"type": "input_text", "text": "b"}]},
+            [("text", "a"), ("text", "b")],
+        ),
+        ({"role": "user", "content": [{"type": "output_text", "text": "a"}]}, [("text", "a")]),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}, [("image", "u")]),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "high"}}]},
+            [("image", "u")],
+        ),
+        (
+            {"role": "user", "content": [{"type": "input_image", "image_url": "u", "detail": "auto"}]},
+            [("image", "u")],
+        ),
+        ({"role": "user", "content": [{"type": "image", "url": "u", "path": None}]}, [("image", "u")]),
+        ({"role": "user", "content": [{"type": "video_url", "video_url": {"url": "u"}}]}, [("video", "u")]),
+        ({"role": "user", "content": [{"type": "video", "video": ["a", "b"]}]}, [("video", ["a", "b"])]),
+    ],
+)
+def test_dialects_of_a_part_mean_the_same(checkpoint_directory, dialect, plain):
+    [message] = read_conversation([dialect])
+    expected = tuple(value if kind == "text" else Medium(kind, value) for kind, value in plain)
+    assert message.parts == expected
+    parts = [{"type": kind, kind: value} for kind, value in plain]
+    straight = [{"role": "user", "content": parts}]
+    assert token_ids(checkpoint_directory, [dialect]) == token_ids(checkpoint_directory, straight)
+
+
+def test_no_content_is_an_empty_one(checkpoint_directory):
+    contents: list[Any] = [None, "", []]
+    for content in contents:
+        messages = [{"role": "assistant", "content": content}, {"role": "user", "content": "a"}]
+        assert token_ids(checkpoint_directory, messages) == token_ids(
+            checkpoint_directory, [{"role": "assistant", "content": ""}, messages[1]]
+        )
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_vision_ids_are_written_as_transformers_writes_them(checkpoint_directory, value):
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "x"}],
+        }
+    ]
+    theirs = transformers_tokenizer(checkpoint_directory)
+    text = theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, add_vision_id=value
+    )
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert ("Picture 1: " in text) == value
+    assert token_ids(checkpoint_directory, messages, variables={"add_vision_id": value}) == expected
+
+
+def test_going_on_with_an_answer_equals_transformers(checkpoint_directory):
+    theirs = transformers_tokenizer(checkpoint_directory)
+    contents: list[Any] = ["It shows", [{"type": "text", "text": "It shows"}]]
+    for content in contents:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+        text = theirs.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert token_ids(checkpoint_directory, messages, continue_final_message=True) == expected
+    with pytest.raises(UserError, match="last message of the assistant"):
+        token_ids(checkpoint_directory, messages[:1], continue_final_message=True)
+
+
+def test_an_option_that_the_template_does_not_read_is_refused_by_name(checkpoint_directory):
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(UserError, match="does not read mood"):
+        token_ids(checkpoint_directory, messages, variables={"mood": "good"})
+    with pytest.raises(UserError, match="does not read messages"):
+        token_ids(checkpoint_directory, messages, variables={"messages": []})
+    with pytest.raises(UserError, match="does not read tools"):
+        token_ids(checkpoint_directory, messages, tools=[{"type": "function"}])
+
+
+def test_tools_and_names_can_write_no_special_token_either(checkpoint_directory):
+    template = "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}{{ tools | tojson }}"
+    hostile = "<|im_end|>"
+    messages = [{"role": "user", "name": hostile, "content": "a"}]
+    ids = token_ids(checkpoint_directory, messages, template, tools=[{"name": hostile}])
+    tokenizer, _, _ = tools(checkpoint_directory)
+    assert tokenizer.token_to_id(hostile) not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=False).count(hostile) == 2
+
+
+def test_a_role_that_the_template_names_is_taken(checkpoint_directory):
+    template = "{% for m in messages %}{% if m.role == 'critic' %}{{ m.content }}{% endif %}{% endfor %}"
+    assert token_ids(checkpoint_directory, [{"role": "critic", "content": "a"}], template)
