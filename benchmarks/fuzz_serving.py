@@ -34,9 +34,9 @@ from tritonclient.utils import InferenceServerException
 from benchmarks.measure import REPOSITORY, print_table
 from benchmarks.request_grammar import TYPES, Case, random_case
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.settings import ServerSettings
 from engines.triton_server.interface import MODEL_NAME
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import ServerSettings
 from examples.demo import demo_questions
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint

@@ -31,8 +31,8 @@ from benchmarks.serving import (
     memory_row,
 )
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.settings import ServerSettings
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import ServerSettings
 from examples.triton.client import stream_over_http
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint

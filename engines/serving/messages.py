@@ -12,7 +12,7 @@ MEDIA_KEYS = frozenset({"image", "image_url", "video"})
 
 
 def read_messages(data: bytes, limits: RequestLimits) -> list[dict[str, Any]]:
-    """The conversation, in shape and bounds; what a part may hold is checked where it is resolved.
+    """The conversation of a JSON text; see `bounded_messages`.
 
     Raises:
         UserError: no JSON list of objects, or more of anything than the limits allow.
@@ -24,6 +24,15 @@ def read_messages(data: bytes, limits: RequestLimits) -> list[dict[str, Any]]:
         max_text_bytes=limits.max_text_bytes,
         max_structure_bytes=limits.max_structure_bytes,
     )
+    return bounded_messages(messages, limits)
+
+
+def bounded_messages(messages: Any, limits: RequestLimits) -> list[dict[str, Any]]:
+    """The conversation, in shape and bounds; what a part may hold is checked where it is resolved.
+
+    Raises:
+        UserError: no list of objects, or more of anything than the limits allow.
+    """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UserError(
             'messages must be a JSON list like [{"role": "user", "content": "..."}], found '

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from engines.serving.settings import PARAMETER, ServerSettings
 from engines.triton_server.interface import (
     CHAT_INPUTS,
     CHAT_OUTPUTS,
@@ -17,7 +18,6 @@ from engines.triton_server.interface import (
     vision_inputs,
     vision_outputs,
 )
-from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.config import ModelConfig
 
 PREPROCESS_INSTANCES = 2

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.open import open_engine
+from engines.serving.chat import ChatRequest
 from engines.serving.fetching import Fetcher, FetchPolicy
 from engines.serving.media_pool import MediaPool
+from engines.serving.settings import PARAMETER, ServerSettings
 from engines.session import Engine
 from engines.triton_server.interface import ServerTensor
-from engines.triton_server.requests import ChatRequest, parse_request
-from engines.triton_server.settings import PARAMETER, ServerSettings
+from engines.triton_server.requests import parse_request
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.generation_config import checkpoint_generation_config

@@ -22,6 +22,8 @@ from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
 from engines.runtime.text_stream import TextStream
+from engines.serving.chat import ChatRequest
+from engines.serving.warm_up import warm_up
 from engines.triton_server.interface import CHAT_INPUTS
 from engines.triton_server.loading import (
     FAULT,
@@ -34,8 +36,6 @@ from engines.triton_server.loading import (
     read_tensors,
 )
 from engines.triton_server.metrics import MetricsReporter
-from engines.triton_server.requests import ChatRequest
-from engines.triton_server.warm_up import warm_up
 from export.config import load_config
 from export.errors import UserError
 

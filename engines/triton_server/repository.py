@@ -28,9 +28,9 @@ from google.protobuf.message import Message
 from engines.backends import backend_of
 from engines.open import Choice, choice_to_serve
 from engines.proof import digests_of, find_proof
+from engines.serving.settings import ServerSettings
 from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
-from engines.triton_server.settings import ServerSettings
 from export.bundle import ENGINES_DIRECTORY, Bundle
 from export.directory_swap import DirectoryKind, replacing_directory
 from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME

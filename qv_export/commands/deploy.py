@@ -75,8 +75,8 @@ def triton(
     examples/triton/requirements.txt and no torch.
     """
     from engines.open import find_engine
+    from engines.serving.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from engines.triton_server.repository import write_repository
-    from engines.triton_server.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
     from export.bundle import open_bundle
 
     opened = open_bundle(bundle)

@@ -7,11 +7,11 @@ import pytest
 
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.limits import RequestLimits
+from engines.serving.settings import PARAMETER, ServerSettings
 from engines.store.cache import cached_engine
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import PARAMETER, ServerSettings
 from export.bundle import FileRecord, open_bundle
 from export.config import load_config
 from export.contract import vision_contract

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines.serving import request_media
 from engines.serving.limits import RequestLimits
-from engines.triton_server import requests
 from engines.triton_server.interface import CHAT_INPUTS
 from engines.triton_server.requests import parse_request
 from export.errors import UserError
@@ -76,18 +76,18 @@ def test_a_picture_is_the_same_as_data_url_as_base64_and_as_a_file_of_its_own(pr
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 2, 3, 5, 6, 7, 11, 12, 13])
 def test_base64_is_decoded_in_steps_as_in_one(monkeypatch, num_bytes):
-    monkeypatch.setattr(requests, "_BASE64_STEP", 8)
+    monkeypatch.setattr(request_media, "_BASE64_STEP", 8)
     data = bytes(range(num_bytes))
-    assert requests._from_base64(base64.b64encode(data).decode(), "image") == data
+    assert request_media._from_base64(base64.b64encode(data).decode(), "image") == data
 
 
 @pytest.mark.parametrize(
     "text", ["QUJDRA==QUJDRA==", "QUJDREVG====", "QUJDREVGQ", "QUJDREVGQUJDREVG!", "QUJDREV\u00e9"]
 )
 def test_what_is_no_base64_in_any_step_is_refused(monkeypatch, text):
-    monkeypatch.setattr(requests, "_BASE64_STEP", 8)
+    monkeypatch.setattr(request_media, "_BASE64_STEP", 8)
     with pytest.raises(UserError, match="neither a data: URL nor base64"):
-        requests._from_base64(text, "image")
+        request_media._from_base64(text, "image")
 
 
 def test_files_are_taken_in_the_order_in_which_messages_name_them(processor):

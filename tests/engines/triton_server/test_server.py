@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from engines.serving.settings import ServerSettings
 from engines.triton_server.interface import MODEL_NAME
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import ServerSettings
 from examples.demo import demo_questions
 from examples.triton.client import stream_over_grpc, stream_over_http
 from export.bundle import open_bundle

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from engines.backends.onnxruntime.session import OnnxRuntimeVision
+from engines.serving.settings import ServerSettings
 from engines.triton_server.interface import PREPROCESS_NAME, VISION_ENCODER_NAME
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import ServerSettings
 from examples.demo import demo_questions
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint

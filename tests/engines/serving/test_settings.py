@@ -4,7 +4,7 @@ import pytest
 
 from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
-from engines.triton_server.settings import ServerSettings
+from engines.serving.settings import ServerSettings
 from export.errors import UserError
 
 SETTINGS = ServerSettings(num_slots=3, capacity=256, allowed_hosts=("a.example",), num_threads=2)

@@ -1,0 +1,145 @@
+"""The pictures and videos of one request: from what stands in its messages to bytes, counted, weighed and measured.
+
+A picture is only ever bytes that the client sent or, where an operator allows it, a web address. A path never is: the
+server must not read its own files for a stranger.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from engines.serving.fetching import Fetcher
+from engines.serving.limits import RequestLimits
+from export.errors import UserError
+from export.processor.media.decode import MediaReader
+from export.processor.processor import Processor
+from export.processor.resize import smart_resize
+
+_MEDIA_PREFIX = "media:"
+_BASE64_STEP = 1 << 20  # characters, whole groups of four
+
+
+class RequestMedia:
+    """Pictures and videos of a request: from names to bytes, counted and weighed."""
+
+    def __init__(self, files: Sequence[bytes], limits: RequestLimits, fetcher: Fetcher | None) -> None:
+        self._files, self._limits, self._fetcher = files, limits, fetcher
+        self._unused = set(range(len(files)))
+        self._sources: dict[str, list[bytes]] = {"image": [], "video": []}
+        self._num_bytes = 0
+
+    def resolved(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with bytes in the place of every reference."""
+        content = message.get("content")
+        if not isinstance(content, list):
+            return message
+        return {**message, "content": [self._resolved_part(part) for part in content]}
+
+    def _resolved_part(self, part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part  # the processor says what is wrong with it
+        kind = part.get("type")
+        if not isinstance(kind, str):
+            return part
+        if kind == "image_url":  # as OpenAI's clients send it
+            address = part.get("image_url")
+            return self._medium("image", address.get("url") if isinstance(address, dict) else address)
+        if kind in self._sources:
+            unknown = sorted(str(key) for key in part if key not in {"type", kind})
+            if unknown:
+                raise UserError(
+                    f'A part of type {kind} holds "{kind}" alone; nothing here follows {", ".join(unknown)}.'
+                )
+            return self._medium(kind, part.get(kind))
+        return part
+
+    def _medium(self, kind: str, reference: Any) -> dict[str, Any]:
+        most = self._limits.max_pictures if kind == "image" else self._limits.max_videos
+        sources = self._sources[kind]
+        if len(sources) >= most:
+            raise UserError(f"A request holds at most {most} of type {kind}; this one has more.")
+        data = self._bytes(kind, reference)
+        self._num_bytes += len(data)
+        if self._num_bytes > self._limits.max_media_bytes:
+            raise UserError(
+                f"Pictures and videos of a request have at most {self._limits.max_media_bytes} bytes together."
+            )
+        sources.append(data)
+        return {"type": kind, kind: data}
+
+    def _bytes(self, kind: str, reference: Any) -> bytes:
+        if not isinstance(reference, str):
+            raise UserError(
+                f'The {kind} must be a data: URL, base64 or "media:0", found {type(reference).__name__}.'
+            )
+        if reference.startswith(_MEDIA_PREFIX):
+            return self._file(reference)
+        if reference.startswith("data:"):
+            header, comma, payload = reference.partition(",")
+            if not comma or not header.endswith(";base64"):
+                raise UserError(f"A data: URL must be base64: data:{kind}/...;base64,....")
+            return _from_base64(payload, kind)
+        scheme, colon, _ = reference[:40].partition("://")
+        if not colon:
+            return _from_base64(reference, kind)
+        if scheme.lower() not in {"http", "https"}:
+            raise UserError(f"{scheme}:// addresses are never read. Send the file's bytes.")
+        if self._fetcher is None:
+            raise UserError("This server fetches no web addresses. Send the file's bytes.")
+        return self._fetcher.fetch(reference)
+
+    def _file(self, reference: str) -> bytes:
+        number = reference.removeprefix(_MEDIA_PREFIX)
+        if not (number.isascii() and number.isdigit() and len(number) < 6 and int(number) < len(self._files)):
+            raise UserError(f"{reference[:40]!r} names none of the {len(self._files)} files in `media`.")
+        self._unused.discard(int(number))
+        return self._files[int(number)]
+
+    def check(self) -> None:
+        """Raise unless every file was asked about."""
+        if self._unused:
+            names = ", ".join(f'"{_MEDIA_PREFIX}{i}"' for i in sorted(self._unused)[:8])
+            raise UserError(f"The messages show no {names}: a file in `media` that no message names.")
+
+    def check_before_decoding(self, processor: Processor, limits: RequestLimits, reader: MediaReader) -> None:
+        """Read headers alone: how much would there be to decode, and could it fit into the context?"""
+        num_pixels = num_tokens = 0
+        for width, height in reader.picture_sizes(self._sources["image"]):
+            num_pixels += width * height
+            rows, columns = smart_resize(height, width, processor.image_settings)
+            num_tokens += (rows // processor.image_settings.factor) * (
+                columns // processor.image_settings.factor
+            )
+        if num_pixels > limits.max_picture_pixels:
+            raise UserError(
+                f"The pictures have {num_pixels} pixels together, this server decodes {limits.max_picture_pixels} at "
+                "most. Send them smaller."
+            )
+        if limits.max_context is not None and num_tokens > limits.max_context:
+            raise UserError(
+                f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}. "
+                "Send fewer or smaller ones."
+            )
+
+
+def _from_base64(text: str, kind: str) -> bytes:
+    try:
+        return b"".join(_decoded_steps(text))
+    except (binascii.Error, ValueError):
+        raise UserError(
+            f'The {kind} is neither a data: URL nor base64 nor "media:0". A path is never read: send the file\'s bytes.'
+        ) from None
+
+
+def _decoded_steps(text: str) -> Iterator[bytes]:
+    """In steps, because one call for a large file would let no other thread run.
+
+    Raises:
+        ValueError: the text is no base64.
+    """
+    for start in range(0, len(text), _BASE64_STEP):
+        decoded = base64.b64decode(text[start : start + _BASE64_STEP], validate=True)
+        if start + _BASE64_STEP < len(text) and len(decoded) < _BASE64_STEP // 4 * 3:
+            raise ValueError("padding stands before the end")
+        yield decoded
