@@ -25,6 +25,7 @@ from qv_export.commands.doctor import doctor
 from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
 from qv_export.commands.run import run
+from qv_export.commands.serve import serve
 from qv_export.commands.validate import validate
 from qv_export.process import ExitCode, leave, prepare, was_interrupted
 from qv_export.show.console import print_json
@@ -102,7 +103,7 @@ def add_command(group: click.Group, command: click.Command) -> None:
         ]
 
 
-for command in (export, build, run, validate, deploy, inspect, doctor):
+for command in (export, build, run, serve, validate, deploy, inspect, doctor):
     add_command(cli, command)
 
 

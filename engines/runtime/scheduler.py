@@ -122,6 +122,10 @@ class Scheduler:
             )
 
     @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
     def has_work(self) -> bool:
         return bool(self._queue or self._jobs)
 

@@ -7,7 +7,7 @@ from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
 
-MEDIA_KEYS = frozenset({"image", "image_url", "video"})
+MEDIA_KEYS = frozenset({"image", "image_url", "video", "video_url"})
 """Keys of a part under which its picture or video stands."""
 
 

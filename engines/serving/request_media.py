@@ -17,6 +17,7 @@ from export.processor.processor import Processor
 from export.processor.resize import smart_resize
 
 _MEDIA_PREFIX = "media:"
+_URL_KINDS = {"image_url": "image", "video_url": "video"}
 _BASE64_STEP = 1 << 20  # characters, whole groups of four
 
 
@@ -42,9 +43,8 @@ class RequestMedia:
         kind = part.get("type")
         if not isinstance(kind, str):
             return part
-        if kind == "image_url":  # as OpenAI's clients send it
-            address = part.get("image_url")
-            return self._medium("image", address.get("url") if isinstance(address, dict) else address)
+        if kind in _URL_KINDS:
+            return self._medium(_URL_KINDS[kind], _address(part, kind))
         if kind in self._sources:
             unknown = sorted(str(key) for key in part if key not in {"type", kind})
             if unknown:
@@ -121,6 +121,20 @@ class RequestMedia:
                 f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}. "
                 "Send fewer or smaller ones."
             )
+
+
+def _address(part: dict[str, Any], kind: str) -> Any:
+    """Of a part as OpenAI's and vLLM's clients send it: `{"type": "image_url", "image_url": {"url": ...}}`."""
+    address = part.get(kind)
+    keys = set(part) - {"type", kind}
+    if isinstance(address, dict):
+        # "auto" is what a picture's own size and the checkpoint's budget of pixels come to.
+        keys |= {key for key in address if key != "url" and (key, address[key]) != ("detail", "auto")}
+        address = address.get("url")
+    if keys:
+        names = ", ".join(sorted(map(str, keys)))
+        raise UserError(f"A part of type {kind} holds a url alone; nothing here follows {names:.200}.")
+    return address
 
 
 def _from_base64(text: str, kind: str) -> bytes:

@@ -5,12 +5,15 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from engines.open import find_engine
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
+from export.bundle import Bundle
 from export.errors import UserError
 from export.json_object import parse_json_object
 
@@ -92,6 +95,37 @@ class ServerSettings:
             f'parameter "{PARAMETER}"',
         )
         return settings
+
+
+def settings_for(
+    bundle: Bundle,
+    engine_key: str | None,
+    *,
+    num_slots: int | None,
+    max_context: int | None,
+    num_threads: int | None,
+    max_queue: int | None,
+    allowed_hosts: Sequence[str],
+) -> ServerSettings:
+    """What a command line asks for; None follows the engine that will answer, or the defaults.
+
+    Raises:
+        UserError: no such engine, or values out of range.
+    """
+    longest = bundle.config.decoder.max_position_embeddings
+    if max_context is not None and max_context > longest:
+        raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
+    built_for = find_engine(bundle, engine_key).limits if engine_key else {}
+    settings = ServerSettings(
+        num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
+        capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
+        num_threads=num_threads,
+        engine=engine_key,
+        allowed_hosts=tuple(host.lower() for host in allowed_hosts),
+    )
+    if max_queue is not None:
+        settings = replace(settings, scheduler=replace(settings.scheduler, max_queue=max_queue))
+    return settings
 
 
 def _dataclass_from(kind: type[Any], content: dict[str, Any], where: str) -> Any:

@@ -1,11 +1,10 @@
 """`qv-export deploy triton`: how does a bundle become what a server answers with?"""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from export.errors import UserError
 from qv_export.show.console import note, print_json
 
 
@@ -74,26 +73,20 @@ def triton(
     It holds the bundle, the runtime and the configuration; the server needs the packages of
     examples/triton/requirements.txt and no torch.
     """
-    from engines.open import find_engine
-    from engines.serving.settings import DEFAULT_CAPACITY_TOKENS, DEFAULT_SLOTS, ServerSettings
+    from engines.serving.settings import settings_for
     from engines.triton_server.repository import write_repository
     from export.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    longest = opened.config.decoder.max_position_embeddings
-    if max_context is not None and max_context > longest:
-        raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
-    record = find_engine(opened, engine) if engine else None
-    built_for = record.limits if record else {}
-    settings = ServerSettings(
-        num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
-        capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
+    settings = settings_for(
+        opened,
+        engine,
+        num_slots=num_slots,
+        max_context=max_context,
         num_threads=num_threads,
-        engine=engine,
-        allowed_hosts=tuple(host.lower() for host in allowed_hosts),
+        max_queue=max_queue,
+        allowed_hosts=allowed_hosts,
     )
-    if max_queue is not None:
-        settings = replace(settings, scheduler=replace(settings.scheduler, max_queue=max_queue))
     deployment = write_repository(
         opened, output, settings, has_parts=has_parts, allow_unvalidated=allow_unvalidated
     )

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from engines.serving.settings import ServerSettings
 from engines.triton_server.repository import write_repository
-from engines.triton_server.settings import ServerSettings
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
 from tests.engines.triton_server.test_requests import TINY, ask, image, strings

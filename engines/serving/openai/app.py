@@ -1,0 +1,110 @@
+"""Every address of the server: the chat API, the model's name, health, versions, metrics and the schema of it all."""
+
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib.metadata import version
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from engines.serving.openai.chat import ChatCompletions
+from engines.serving.openai.errors import ApiError
+from engines.serving.openai.metrics import SchedulerCollector
+from engines.serving.openai.openapi import openapi_schema
+from engines.serving.served import ServedModel
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(model: ServedModel, name: str) -> Starlette:
+    """The ASGI application over an open model.
+
+    Args:
+        model: warm; whoever opened it closes it, after the application's last answer.
+        name: what clients call it.
+    """
+    chat = ChatCompletions(model, name)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", _models(model, name)),
+            Route("/v1/models/{model:path}", _models(model, name)),
+            Route("/health", _health),
+            Route("/ready", _ready(model)),
+            Route("/version", _version),
+            Route("/metrics", _metrics(model, name)),
+            Route("/openapi.json", _openapi),
+        ],
+        exception_handlers={HTTPException: _http_error},
+    )
+    app.state.chat = chat
+    return app
+
+
+def _models(model: ServedModel, name: str) -> _Endpoint:
+    created = int(time.time())
+    card = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "qv-export",
+        "max_model_len": model.settings.capacity,
+    }
+
+    async def models(request: Request) -> Response:
+        asked = request.path_params.get("model")
+        if asked is None:
+            return JSONResponse({"object": "list", "data": [card]})
+        if asked == name:
+            return JSONResponse(card)
+        return _error(HTTPStatus.NOT_FOUND, f"The model {asked!r:.80} is not here; this server has {name!r}.")
+
+    return models
+
+
+async def _health(_: Request) -> Response:
+    """The process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+def _ready(model: ServedModel) -> _Endpoint:
+    async def ready(_: Request) -> Response:
+        if model.service.scheduler.is_draining:
+            return JSONResponse({"status": "shutting down"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"status": "ready", "warm_up_seconds": round(model.warm_up_seconds, 3)})
+
+    return ready
+
+
+async def _version(_: Request) -> Response:
+    return JSONResponse({"version": version("qv-export"), "onnxruntime": version("onnxruntime")})
+
+
+def _metrics(model: ServedModel, name: str) -> _Endpoint:
+    registry = CollectorRegistry()
+    registry.register(SchedulerCollector(model.service.stats, name))
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return metrics
+
+
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(openapi_schema())
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """What the router refuses, in the form of all other errors."""
+    assert isinstance(error, HTTPException)
+    return _error(HTTPStatus(error.status_code), error.detail, dict(error.headers or {}))
+
+
+def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = None) -> Response:
+    code = status.phrase.lower().replace(" ", "_")
+    return JSONResponse(ApiError(status, message, code=code).content(), status, headers)

@@ -1,0 +1,243 @@
+"""`POST /v1/chat/completions`: from the body to the last byte of the answer, whole or streamed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from engines.runtime.answer import Event, Request
+from engines.runtime.job import Ticket
+from engines.runtime.scheduler_limits import QueueFullError
+from engines.runtime.text_stream import TextStream
+from engines.serving.openai.choices import Choice, EndedError, usage_of
+from engines.serving.openai.errors import ApiError, api_error
+from engines.serving.openai.mailbox import Mailbox
+from engines.serving.openai.request_log import log_answer, request_id
+from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes, parse_body
+from engines.serving.openai.wire import ClientLeftError, EventStream, Presence, read_body, watching
+from engines.serving.openai.wishes import Wish, wish_from_request
+from engines.serving.served import ServedModel
+from export.errors import UserError, is_request_to_stop
+
+logger = logging.getLogger(__name__)
+
+_Queue = asyncio.Queue[tuple[int, Event]]
+
+
+@dataclass(eq=False)
+class _Call:
+    """One request on its way."""
+
+    id: str
+    received: float
+    created: int
+    num_choices: int = 0
+
+    def head(self, kind: str, model: str) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{self.id}", "object": kind, "created": self.created, "model": model}
+
+
+class ChatCompletions:
+    """The endpoint, an ASGI application.
+
+    A request has a place from its first byte to its last, of as many as the engine and its queue hold; a thread reads
+    and decodes what it sent, so that neither the event loop nor another request waits for its pictures.
+    """
+
+    def __init__(self, model: ServedModel, model_name: str) -> None:
+        self._model, self._model_name = model, model_name
+        self._threads = ThreadPoolExecutor(model.settings.max_requests, thread_name_prefix="request")
+        self._mailbox: Mailbox | None = None
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = _Call(request_id(scope), time.monotonic(), int(time.time()))
+        self._mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
+        stream = EventStream(send, {"x-request-id": call.id})
+        self._num_requests += 1
+        try:
+            await self._serve(scope, receive, send, stream, call)
+        except ClientLeftError:
+            log_answer(call.id, "left", call.received)
+        except BaseException as error:
+            if is_request_to_stop(error) or isinstance(error, asyncio.CancelledError):
+                raise
+            await self._refuse(error, scope, receive, send, stream, call)
+        finally:
+            self._num_requests -= 1
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=True)
+
+    async def _refuse(
+        self,
+        error: BaseException,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        stream: EventStream,
+        call: _Call,
+    ) -> None:
+        refusal = api_error(error)
+        if refusal.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("request %s failed", call.id, exc_info=error)
+        log_answer(call.id, refusal.code or "refused", call.received, status=int(refusal.status))
+        if stream.is_started:
+            await stream.finish(refusal.content())
+            return
+        headers = {**refusal.headers, "x-request-id": call.id}
+        await JSONResponse(refusal.content(), refusal.status, headers)(scope, receive, send)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, stream: EventStream, call: _Call
+    ) -> None:
+        most = self._model.settings.max_requests
+        if self._num_requests > most:
+            raise QueueFullError(f"{most} requests are being served. Try again later.")
+        body = await read_body(scope, receive, max_body_bytes(self._model.limits))
+        async with watching(receive) as presence:
+            loop = asyncio.get_running_loop()
+            asked, wish, requests = await loop.run_in_executor(
+                self._threads, self._prepare, body, call, presence
+            )
+            del body
+            if presence.has_left():
+                raise ClientLeftError
+            choices = [self._choice(index, asked, wish) for index in range(len(requests))]
+            queue, tickets = self._submit(requests, wish, call)
+            presence.when_leaving(lambda: self._cancel(tickets))
+            try:
+                if asked.stream:
+                    await self._stream(queue, choices, tickets, asked, stream, call)
+                else:
+                    await self._collect(queue, choices, tickets)
+                    content = {
+                        **call.head("chat.completion", self._model_name),
+                        "choices": [choice.content() for choice in choices],
+                        "usage": usage_of(choices),
+                    }
+                    response = JSONResponse(content, headers={"x-request-id": call.id})
+                    await response(scope, receive, send)
+            except EndedError as error:
+                if presence.has_left():
+                    raise ClientLeftError from None
+                raise _cut_short(error, choices, wish) from None
+            finally:
+                self._cancel(tickets)  # changes nothing after the end
+        log_answer(call.id, "answered", call.received, choices=choices)
+
+    def _prepare(
+        self, body: bytes, call: _Call, presence: Presence
+    ) -> tuple[ChatCompletionRequest, Wish, list[Request]]:
+        """In a thread: parse, fetch, decode, tokenize."""
+        asked = parse_body(body, self._model.limits)
+        if asked.model not in {None, self._model_name}:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                f"The model {asked.model!r:.80} is not here; this server has {self._model_name!r}.",
+                "model",
+                "model_not_found",
+            )
+        wish = wish_from_request(asked, self._model.defaults, self._model.limits)
+        try:
+            inputs = self._model.inputs(
+                wish.messages,
+                deadline=call.received + wish.timeout_seconds,
+                is_cancelled=presence.has_left,
+            )
+        except UserError as error:
+            if presence.has_left():
+                raise ClientLeftError from None
+            raise api_error(error, "messages") from None
+        return asked, wish, [Request(inputs, wish.config, seed) for seed in wish.seeds]
+
+    def _choice(self, index: int, asked: ChatCompletionRequest, wish: Wish) -> Choice:
+        tokenizer = self._model.processor.tokenizer
+        skip = asked.skip_special_tokens is not False
+        return Choice(index, TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings))
+
+    def _submit(self, requests: Sequence[Request], wish: Wish, call: _Call) -> tuple[_Queue, list[Ticket]]:
+        """All or none."""
+        assert self._mailbox is not None
+        queue: _Queue = asyncio.Queue()
+        tickets: list[Ticket] = []
+        left_seconds = max(0.001, call.received + wish.timeout_seconds - time.monotonic())
+        try:
+            for index, request in enumerate(requests):
+                listener = self._mailbox.listener(queue, index)
+                tickets.append(self._model.service.submit(request, listener, deadline_seconds=left_seconds))
+        except BaseException:
+            self._cancel(tickets)
+            raise
+        return queue, tickets
+
+    def _cancel(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self._model.service.cancel(ticket)
+
+    async def _collect(self, queue: _Queue, choices: list[Choice], tickets: list[Ticket]) -> None:
+        num_open = len(choices)
+        while num_open:
+            index, event = await queue.get()
+            if not choices[index].is_over and choices[index].push(event).is_last:
+                self._cancel([tickets[index]])
+                num_open -= 1
+
+    async def _stream(
+        self,
+        queue: _Queue,
+        choices: list[Choice],
+        tickets: list[Ticket],
+        asked: ChatCompletionRequest,
+        stream: EventStream,
+        call: _Call,
+    ) -> None:
+        head = call.head("chat.completion.chunk", self._model_name)
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        if with_usage:
+            head["usage"] = None
+        num_open = len(choices)
+        opened: set[int] = set()
+        while num_open:
+            index, event = await queue.get()
+            choice = choices[index]
+            if choice.is_over:
+                continue
+            piece = choice.push(event)
+            chunks = [] if index in opened else [choice.opening()]
+            opened.add(index)
+            if piece.text:
+                chunks.append(choice.chunk(piece))
+            if piece.is_last:
+                self._cancel([tickets[index]])
+                num_open -= 1
+                chunks.append(choice.closing())
+            if chunks:
+                await stream.write(*({**head, "choices": [chunk]} for chunk in chunks))
+        usage = [{**head, "choices": [], "usage": usage_of(choices)}] if with_usage else []
+        await stream.finish(*usage)
+
+
+def _cut_short(error: EndedError, choices: list[Choice], wish: Wish) -> ApiError:
+    num_tokens = sum(choice.timings.num_new_tokens for choice in choices if choice.timings)
+    if error.reason == "deadline":
+        return ApiError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The answer was not finished within {wish.timeout_seconds:g} s, after {num_tokens} tokens. Ask for fewer "
+            "(max_completion_tokens) or allow more time (timeout).",
+            "timeout",
+            "deadline",
+        )
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"The server ended the answer after {num_tokens} tokens: it is shutting down.",
+        code="shutting_down",
+    )

@@ -1,0 +1,129 @@
+"""The fields of a chat completion request, as OpenAI and vLLM spell them. Others are refused by name."""
+
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engines.serving.json_text import parse_json
+from engines.serving.limits import RequestLimits
+from engines.serving.openai.errors import ApiError
+from export.errors import UserError
+
+MAX_FIELD_BYTES = 1 << 20
+"""Of all fields but the messages."""
+
+_TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Fields):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class ChatCompletionRequest(_Fields):
+    """What `POST /v1/chat/completions` takes. None means the checkpoint's own way, or the server's."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=16)
+
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    """-1 and 0 switch it off."""
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    seed: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    stop_token_ids: list[_TokenId] | None = Field(None, max_length=64)
+    skip_special_tokens: bool | None = None
+    timeout: float | None = Field(None, gt=0)
+
+    # They ask for nothing that would change the answer.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # What is always so here may be said.
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the answer at most, by OpenAI's new name or by its old one."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def stop_texts(self) -> list[str]:
+        """What ends the answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+def parse_body(data: bytes, limits: RequestLimits) -> ChatCompletionRequest:
+    """Read the body of a request; its messages are bounded and resolved later.
+
+    Raises:
+        ApiError: no JSON object, fields that nobody follows, values of another type or out of range: all at once.
+    """
+    try:
+        content = parse_json(
+            data,
+            "The body",
+            max_bytes=max_body_bytes(limits),
+            max_text_bytes=limits.max_text_bytes + MAX_FIELD_BYTES,
+            max_structure_bytes=limits.max_structure_bytes + MAX_FIELD_BYTES,
+        )
+    except UserError as error:
+        raise ApiError(HTTPStatus.BAD_REQUEST, str(error), code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST,
+            f'The body must be a JSON object like {{"messages": [...]}}, found {type(content).__name__}.',
+            code="invalid_json",
+        )
+    try:
+        return ChatCompletionRequest.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def max_body_bytes(limits: RequestLimits) -> int:
+    """The largest body that is read."""
+    return limits.max_message_bytes + MAX_FIELD_BYTES
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    problems = error.errors(include_url=False, include_context=False)
+    lines = [_line(problem) for problem in problems[:16]]
+    if len(problems) > len(lines):
+        lines.append(f"and {len(problems) - len(lines)} more")
+    first = problems[0]
+    unknown = first["type"] == "extra_forbidden"
+    return ApiError(
+        HTTPStatus.BAD_REQUEST,
+        "\n".join(lines),
+        _path(first["loc"]),
+        "unsupported_parameter" if unknown else "invalid_value",
+    )
+
+
+def _line(problem: Any) -> str:
+    where = _path(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: nothing here follows it. Remove it."
+    if problem["type"] == "missing":
+        return f"{where}: is missing."
+    message = problem["msg"]
+    return f"{where}: {message[:1].lower()}{message[1:]}, found {problem['input']!r:.80}."
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(step)[:64] for step in location)

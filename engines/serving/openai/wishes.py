@@ -1,0 +1,76 @@
+"""What a request's fields ask of the runtime: how tokens are chosen, when an answer ends, how many there are."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engines.serving.chat import bounded_max_tokens, bounded_seconds, bounded_stop_strings
+from engines.serving.limits import RequestLimits
+from engines.serving.messages import bounded_messages
+from engines.serving.openai.errors import api_error
+from engines.serving.openai.schema import ChatCompletionRequest
+from export.errors import UserError
+from export.generation_config import GenerationConfig, override_generation_config
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks, within the bounds of the server."""
+
+    messages: list[dict[str, Any]]
+    config: GenerationConfig
+    seeds: tuple[int | None, ...]
+    """One for each answer."""
+    stop_strings: tuple[str, ...]
+    timeout_seconds: float
+
+
+def wish_from_request(
+    asked: ChatCompletionRequest, defaults: GenerationConfig, limits: RequestLimits
+) -> Wish:
+    """Bound what was asked.
+
+    Raises:
+        ApiError: more than this server allows; the field.
+    """
+    param = "messages"
+    try:
+        messages = [_known_role(message) for message in bounded_messages(asked.messages, limits)]
+        param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+        max_tokens = bounded_max_tokens(asked.longest, defaults, limits)
+        param = "timeout"
+        seconds = bounded_seconds(asked.timeout, "timeout", limits)
+        param = "stop"
+        stop_strings = bounded_stop_strings(asked.stop_texts, limits)
+    except UserError as error:
+        raise api_error(error, param) from None
+    return Wish(
+        messages, _generation_config(asked, defaults, max_tokens), _seeds(asked), stop_strings, seconds
+    )
+
+
+def _generation_config(
+    asked: ChatCompletionRequest, defaults: GenerationConfig, max_tokens: int
+) -> GenerationConfig:
+    top_k = None if asked.top_k is None else max(asked.top_k, 0)
+    config = override_generation_config(
+        defaults,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=top_k,
+        repetition_penalty=asked.repetition_penalty,
+        max_new_tokens=max_tokens,
+    )
+    if asked.stop_token_ids:
+        ends = dict.fromkeys([*config.eos_token_ids, *asked.stop_token_ids])
+        config = replace(config, eos_token_ids=tuple(ends))
+    return config
+
+
+def _seeds(asked: ChatCompletionRequest) -> tuple[int | None, ...]:
+    numbers = range(asked.n or 1)
+    return tuple(None if asked.seed is None else asked.seed + number for number in numbers)
+
+
+def _known_role(message: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's newer name of the system's role is none that a chat template knows."""
+    return {**message, "role": "system"} if message.get("role") == "developer" else message

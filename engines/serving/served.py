@@ -1,0 +1,99 @@
+"""A bundle that answers: its engine and scheduler, its request policy, its media processes. Open means warm."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from engines.open import Choice, open_chosen
+from engines.runtime.scheduler import Scheduler
+from engines.runtime.service import SchedulerService
+from engines.serving.chat import model_inputs
+from engines.serving.fetching import Fetcher, FetchPolicy
+from engines.serving.media_pool import MediaPool
+from engines.serving.request_media import RequestMedia
+from engines.serving.settings import ServerSettings
+from engines.serving.warm_up import warm_up
+from export.bundle import Bundle
+from export.inputs import ModelInputs
+from export.processor.media.decode import LocalReader, MediaReader
+
+
+class ServedModel:
+    """What a server in this process asks.
+
+    Args:
+        bundle: opened.
+        chosen: what computes.
+        settings: slots, context, and the bounds on requests.
+
+    Raises:
+        UserError: this machine cannot load the engine.
+        Exception: what an engine raised at the first question.
+    """
+
+    def __init__(self, bundle: Bundle, chosen: Choice, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.processor = bundle.processor
+        self.defaults = bundle.generation_config
+        self.limits = settings.request_limits
+        hosts = frozenset(settings.allowed_hosts)
+        self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
+        vision, decoder = open_chosen(
+            bundle,
+            chosen,
+            num_slots=settings.num_slots,
+            capacity=settings.capacity,
+            num_threads=settings.num_threads,
+        )
+        self.service = SchedulerService(Scheduler(vision, decoder, bundle.config, settings.scheduler))
+        self._pool = MediaPool(settings.media)
+        self.service.start()
+        try:
+            self.warm_up_seconds = warm_up(self.service, self.processor)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def inputs(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        deadline: float,
+        is_cancelled: Callable[[], bool],
+    ) -> ModelInputs:
+        """Fetch and decode what bounded messages show, and write the prompt. For a thread: it takes its time.
+
+        Args:
+            messages: as `bounded_messages` returned them.
+            deadline: of the request, on the monotonic clock.
+            is_cancelled: whether the client left; its media are no longer decoded then.
+
+        Raises:
+            UserError: malformed messages, a picture or video that cannot be used, or more than fits.
+        """
+
+        def make_reader(local: LocalReader, _seconds: float) -> MediaReader:
+            return self._pool.reader(local, deadline, is_cancelled)
+
+        media = RequestMedia([], self.limits, self._fetcher)
+        resolved = [media.resolved(dict(message)) for message in messages]
+        left_seconds = max(deadline - time.monotonic(), 0.0)
+        return model_inputs(resolved, media, self.processor, self.limits, left_seconds, make_reader)
+
+    def drain(self) -> bool:
+        """Take nothing new; True when all that was taken is answered, False when the settings' time is up before."""
+        return self.service.drain(self.settings.drain_seconds)
+
+    def close(self) -> None:
+        """End everything; answers that are being written are cancelled."""
+        self.service.close()
+        self._pool.close()

@@ -1,0 +1,131 @@
+"""`qv-export serve`: how does a bundle answer over OpenAI's API, in this process?"""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from export.errors import UserError
+from qv_export.parameters import TargetChoice
+from qv_export.show.console import note
+
+
+@click.command(short_help="Answer over OpenAI's API, in this process.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen. 0.0.0.0: everywhere.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+)
+@click.option(
+    "--target",
+    type=TargetChoice(),
+    help="What computes. Default: onnxruntime, on the CPU. TensorRT: the engine of the bundle that fits this GPU.",
+)
+@click.option(
+    "--engine", "engine_key", metavar="KEY", help="This very engine of the bundle, in place of a target."
+)
+@click.option("--model-name", metavar="NAME", help="What clients call it. Default: the checkpoint's name.")
+@click.option(
+    "--slots",
+    "num_slots",
+    type=click.IntRange(min=1),
+    help="Answers written at the same time. Default: 8, or the engine's largest batch.",
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=2),
+    help="Tokens of prompt and answer in one KV slot. Default: the engine's, or 4096, or the model's if that is less.",
+)
+@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="How long answers that are being written may go on after SIGTERM.",
+)
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    target: str | None,
+    engine_key: str | None,
+    model_name: str | None,
+    num_slots: int | None,
+    max_context: int | None,
+    num_threads: int | None,
+    max_queue: int | None,
+    allowed_hosts: tuple[str, ...],
+    drain_seconds: float,
+) -> None:
+    """Answer questions to BUNDLE over OpenAI's API: http://HOST:PORT/v1.
+
+    It listens once the model is warm. SIGTERM finishes the answers that are being written.
+    """
+    from engines.open import choose_engine
+    from engines.serving.openai.run import listen
+    from engines.serving.openai.run import serve as serve_model
+    from engines.serving.served import ServedModel
+    from engines.serving.settings import settings_for
+    from engines.store.compatibility import this_machine
+    from export.bundle import open_bundle
+
+    if target and engine_key:
+        raise UserError("--engine names an engine, and with it what computes: give it or --target, not both.")
+    opened = open_bundle(bundle)
+    settings = replace(
+        settings_for(
+            opened,
+            engine_key,
+            num_slots=num_slots,
+            max_context=max_context,
+            num_threads=num_threads,
+            max_queue=max_queue,
+            allowed_hosts=allowed_hosts,
+        ),
+        drain_seconds=drain_seconds,
+    )
+    chosen = choose_engine(
+        opened,
+        engine_key or target,
+        num_slots=settings.num_slots,
+        capacity=settings.capacity,
+        machine=this_machine(),
+    )
+    name = model_name or opened.manifest.source.name
+    _log_requests()
+    with listen(host, port) as listener, ServedModel(opened, chosen, settings) as model:
+        # Bound before the model is loaded, so that a port that is taken is told at once; it listens when it is warm.
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}"
+        serve_model(
+            model,
+            name,
+            listener,
+            lambda: note(
+                f"{address}/v1 answers as {name!r}: {settings.num_slots} slots of {settings.capacity} tokens, "
+                f"engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
+            ),
+        )
+
+
+def _log_requests() -> None:
+    """One JSON line for each request on stderr, unless --quiet."""
+    from engines.serving.openai.request_log import REQUEST_LOG
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    REQUEST_LOG.addHandler(handler)
+    REQUEST_LOG.propagate = False
+    if logging.getLogger().level < logging.ERROR:
+        REQUEST_LOG.setLevel(logging.INFO)
