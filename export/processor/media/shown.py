@@ -47,7 +47,8 @@ def shown_image(frame: av.VideoFrame, sample_aspect_ratio: Fraction | None) -> I
 
 def _rgb(frame: av.VideoFrame) -> Image.Image:
     has_alpha = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgba" if has_alpha else "rgb24").astype(
+    # FFmpeg would start threads for every frame, whose stacks a media process has no room for.
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", threads=1).astype(
         np.uint8, copy=False
     )
     if frame.interlaced_frame:

@@ -37,6 +37,14 @@ def parent_of(pool):
     return pool._parent._process.pid
 
 
+def test_one_process_decodes_many_videos_within_its_bound():
+    video = video_file(moving_frames(30))
+    expected = LOCAL.decode("video", video).frames
+    with MediaPool(MediaSettings(num_workers=1, worker_memory_bytes=160 << 20)) as small:
+        for _ in range(40):
+            assert np.array_equal(reader(small).decode("video", video).frames, expected)
+
+
 def slow_picture():
     """A few kilobytes that take a second or more."""
     file = io.BytesIO()
