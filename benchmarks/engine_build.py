@@ -48,6 +48,7 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     """In a child: the bodies and the shapes of ours, and nothing else of it."""
     import tensorrt_rtx_bindings as trt
 
+    from engines.backends.tensorrt.build.attention import attention_bodies
     from engines.backends.tensorrt.build.network import load_graph
     from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
     from engines.sizing.limits import Limits
@@ -61,7 +62,8 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
-    model = load_graph(path, dtype, limits.max_context)
+    body = attention_bodies(graph, dtype, limits.max_context, config)[0]
+    model = load_graph(path, body, limits.max_context)
     if not parser.parse(model.SerializeToString(), str(path)):
         raise RuntimeError(parser.get_error(0).desc())
     build_config = builder.create_builder_config()

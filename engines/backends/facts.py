@@ -86,6 +86,8 @@ class EngineFacts:
     """Device memory for weights, as the library's log says; None where it does not."""
     activation_bytes: tuple[int, ...] = ()
     """Device memory for activations in each profile, as the library's log says."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about how it computes, as sentences for the user."""
 
     def to_json_object(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,6 +108,7 @@ class EngineFacts:
                 "layers": tuple(LayerFacts(**layer) for layer in content["layers"]),
                 "warnings": tuple(WarningFacts(**warning) for warning in content["warnings"]),
                 "activation_bytes": tuple(content["activation_bytes"]),
+                "notes": tuple(content["notes"]),
             }
         )
 

@@ -1,6 +1,7 @@
 """Which functions make a canonical graph one that TensorRT-RTX compiles to its native layers?"""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import onnx
 
@@ -10,36 +11,61 @@ from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.registry import CACHED_ATTENTION, OP_DOMAIN, PATCH_ATTENTION, ROTARY
 from plugins.rotary import onnx_functions as rotary
 
+AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain"]
+"""How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
+taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops."""
 
-def choose_bodies(model: onnx.ModelProto, *, is_decomposable: bool = False) -> None:
+
+def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:
     """Replace the bodies of our ops in place; nodes, weights, inputs and outputs stay.
 
     The model still passes the checker, and ONNX Runtime computes the same with it, slowly.
 
     Args:
         model: a canonical graph, vision or decoder.
-        is_decomposable: see the ops' bodies; for float32, which has no fused attention.
+        attention: the body of the graph's attention.
 
     Raises:
-        ValueError: the graph has both attentions: its native ones would need two functions of one name.
+        ValueError: the graph has both attentions: its native ones would need two functions of one name; or a folded
+            vision graph, whose heads have a key each.
     """
     kept = [function for function in model.functions if function.domain != OP_DOMAIN]
     names = {function.name for function in model.functions if function.domain == OP_DOMAIN}
-    chosen = list(_functions(names, is_decomposable=is_decomposable))
+    chosen = list(_functions(names, attention))
     del model.functions[:]
     model.functions.extend([*kept, *chosen])
 
 
-def _functions(names: set[str], *, is_decomposable: bool) -> Iterable[onnx.FunctionProto]:
+def _functions(names: set[str], attention: AttentionBody) -> Iterable[onnx.FunctionProto]:
     attentions = {PATCH_ATTENTION.name, CACHED_ATTENTION.name}
     if attentions <= names:
         raise ValueError(f"expected a vision or a decoder graph, found {sorted(attentions)} in one")
     if ROTARY.name in names:
         yield rotary.tensorrt_rtx()
+    is_decomposable = attention.endswith("decomposable")
     if PATCH_ATTENTION.name in names:
-        yield patch_attention.tensorrt_rtx(is_decomposable=is_decomposable)
-        yield native_layers.native_attention(is_causal=False)
+        yield from _patch_functions(attention, is_decomposable=is_decomposable)
     if CACHED_ATTENTION.name in names:
+        yield from _cached_functions(attention, is_decomposable=is_decomposable)
+
+
+def _patch_functions(attention: AttentionBody, *, is_decomposable: bool) -> Iterable[onnx.FunctionProto]:
+    if attention == "plain":
+        yield patch_attention.tensorrt_rtx_plain()
+    elif attention.startswith("folded"):
+        raise ValueError("expected a decoder graph to fold, found a vision graph")
+    else:
+        yield patch_attention.tensorrt_rtx(is_decomposable=is_decomposable)
+        yield native_layers.native_attention("lengths")
+
+
+def _cached_functions(attention: AttentionBody, *, is_decomposable: bool) -> Iterable[onnx.FunctionProto]:
+    yield native_layers.kv_cache_update()
+    if attention == "plain":
+        yield cached_attention.tensorrt_rtx_plain()
+    elif attention.startswith("folded"):
+        yield cached_attention.tensorrt_rtx_folded(is_decomposable=is_decomposable)
+        yield native_layers.native_attention("mask")
+    else:
         yield cached_attention.tensorrt_rtx(is_decomposable=is_decomposable)
-        yield native_layers.native_attention(is_causal=True)
-        yield native_layers.kv_cache_update()
+        yield native_layers.native_attention("causal")

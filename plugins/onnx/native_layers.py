@@ -5,6 +5,8 @@ Everyone else runs the function of that name: it makes the file valid ONNX, and 
 native layer is documented to compute, so that the bodies which call it can be tested without a GPU.
 """
 
+from typing import Literal
+
 import onnx
 
 from plugins.onnx.function_body import function_from_body
@@ -24,13 +26,31 @@ KV_CACHE_UPDATE = OpSignature(
 )
 
 
-def native_attention(*, is_causal: bool) -> onnx.FunctionProto:
-    """Padded attention: q [B, H, S, D], k and v [B, K, L, D], of which `kv_lengths` [B] are valid; no scaling inside.
+def native_attention(hides_by: Literal["causal", "lengths", "mask"]) -> onnx.FunctionProto:
+    """Padded attention: q [B, H, S, D], k and v [B, K, L, D]; no scaling inside.
 
     Args:
-        is_causal: what calls with `causal_kind = "lower_right"` need: query S-1 sees all valid keys, each query
-            before it one less. Calls with "none" need the other function, so a graph has only one kind.
+        hides_by: what hides keys from queries; a graph has calls of one kind only. "lengths": `kv_lengths` [B] are
+            valid. "causal": of these, query S-1 sees all and each query before it one less, as
+            `causal_kind = "lower_right"` says. "mask": `mask` [B, 1, S, L] is true where a query sees a key.
     """
+    statements = (
+        "visible = Identity(mask)" if hides_by == "mask" else _visible(is_causal=hides_by == "causal")
+    )
+    return function_from_body(
+        NATIVE_ATTENTION,
+        f"""
+    {statements}
+    q_float = Cast<to = 1>(q)
+    k_float = Cast<to = 1>(k)
+    v_float = Cast<to = 1>(v)
+    attended_float = Attention<scale = 1.0>(q_float, k_float, v_float, visible)
+    attended = CastLike(attended_float, q)
+    """,
+    )
+
+
+def _visible(*, is_causal: bool) -> str:
     statements = """
     zero = Constant<value_int = 0>()
     one = Constant<value_int = 1>()
@@ -62,14 +82,7 @@ def native_attention(*, is_causal: bool) -> onnx.FunctionProto:
     is_valid = Less(column, valid)
     visible = Expand(is_valid, mask_shape)
     """
-    statements += """
-    q_float = Cast<to = 1>(q)
-    k_float = Cast<to = 1>(k)
-    v_float = Cast<to = 1>(v)
-    attended_float = Attention<scale = 1.0>(q_float, k_float, v_float, visible)
-    attended = CastLike(attended_float, q)
-    """
-    return function_from_body(NATIVE_ATTENTION, statements)
+    return statements
 
 
 def kv_cache_update() -> onnx.FunctionProto:
@@ -81,3 +94,22 @@ def kv_cache_update() -> onnx.FunctionProto:
     present = TensorScatter(past, update, indices)
     """,
     )
+
+
+def plain_attention(q: str, k: str, v: str, visible: str, attended: str) -> str:
+    """Statements for scores, softmax and weighed values in standard ops, where no native layer has a kernel.
+
+    Args:
+        q: name of float32 queries [B, H, S, D] that carry the scale.
+        k: name of float32 keys [B, H, L, D].
+        v: name of float32 values [B, H, L, D].
+        visible: name of a boolean mask, broadcast to [B, H, S, L], with a key for each query.
+        attended: name for the result, float32 [B, H, S, D].
+    """
+    return f"""
+    k_columns = Transpose<perm = [0, 1, 3, 2]>({k})
+    scores = MatMul({q}, k_columns)
+    hidden = Constant<value_float = -3.0e38>()
+    masked_scores = Where({visible}, scores, hidden)
+    weights = Softmax<axis = -1>(masked_scores)
+    {attended} = MatMul(weights, {v})"""

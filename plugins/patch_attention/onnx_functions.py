@@ -3,6 +3,7 @@
 import onnx
 
 from plugins.onnx.function_body import MICROSOFT_DOMAIN, function_from_body
+from plugins.onnx.native_layers import plain_attention
 from plugins.registry import OP_DOMAIN, PATCH_ATTENTION
 
 
@@ -110,6 +111,28 @@ def tensorrt_rtx(*, is_decomposable: bool = False) -> onnx.FunctionProto:
         is_decomposable: let TensorRT fall back to plain products, with scores of N * H * M * M, where it has no fused
             kernel: float32. Without it such a build fails, rather than to need that memory by surprise.
     """
+    attend = f"""
+    attended_padded = {OP_DOMAIN}.TRT_Attention<query_form = "padded_bhnd", kv_form = "padded_bhnd",
+        causal_kind = "none", TRT_decomposable = {int(is_decomposable)}>(
+        q_padded, k_padded, v_padded, , , lengths)"""
+    return _padded(attend)
+
+
+def tensorrt_rtx_plain() -> onnx.FunctionProto:
+    """Plain products and a softmax in float32, for head shapes without any fused kernel: scores of N * H * M * M."""
+    attend = f"""
+    key_axes = Constant<value_ints = [1, 2]>()
+    visible = Unsqueeze(is_patch, key_axes)
+    queries = Cast<to = 1>(q_padded)
+    keys = Cast<to = 1>(k_padded)
+    values = Cast<to = 1>(v_padded)
+    {plain_attention("queries", "keys", "values", "visible", "attended_float")}
+    attended_padded = CastLike(attended_float, q)"""
+    return _padded(attend)
+
+
+def _padded(attend: str) -> onnx.FunctionProto:
+    """Around `attend`, from `q_padded`, `k_padded`, `v_padded`, `lengths` to `attended_padded`."""
     return function_from_body(
         PATCH_ATTENTION,
         f"""
@@ -141,8 +164,7 @@ def tensorrt_rtx(*, is_decomposable: bool = False) -> onnx.FunctionProto:
     q_padded = Transpose<perm = [0, 2, 1, 3]>(q_rows)
     k_padded = Transpose<perm = [0, 2, 1, 3]>(k_rows)
     v_padded = Transpose<perm = [0, 2, 1, 3]>(v_rows)
-    attended_padded = {OP_DOMAIN}.TRT_Attention<query_form = "padded_bhnd", kv_form = "padded_bhnd",
-        causal_kind = "none", TRT_decomposable = {int(is_decomposable)}>(q_padded, k_padded, v_padded, , , lengths)
+    {attend}
     attended_by_segment = Transpose<perm = [0, 2, 1, 3]>(attended_padded)
     heads_and_channels = Shape<start = 1>(q)
     rows_shape = Concat<axis = 0>(minus_one_1d, heads_and_channels)

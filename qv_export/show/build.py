@@ -124,7 +124,7 @@ def show_built(built: "Built", plan: "Plan | None", as_json: bool) -> None:
         note(f"{built.directory}: nothing to do, {engine_text(record)} was built {record.created}")
         return
     note(f"{built.directory}: {engine_text(record)}, {record.seconds:.1f} s")
-    for line in warning_lines(record):
+    for line in (*note_lines(record), *warning_lines(record)):
         note(line)
     note(f"Next: {command_line('inspect', built.directory)}")
 
@@ -134,6 +134,15 @@ def engine_text(record: "EngineRecord") -> str:
     sms = f" for {', '.join(f'SM{sm}' for sm in record.sms)}" if record.sms else ""
     size = sum(file.bytes for file in record.files)
     return f"{record.target}{sms}{f', {size_text(size)}' if size else ''}"
+
+
+def note_lines(record: "EngineRecord") -> list[str]:
+    """What is unusual about how the engines compute."""
+    return [
+        f"note: {graph}: {sentence}"
+        for graph, facts in record.facts.items()
+        for sentence in facts.get("notes", ())
+    ]
 
 
 def warning_lines(record: "EngineRecord") -> list[str]:

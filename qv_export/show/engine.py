@@ -88,6 +88,8 @@ def engine_tables(engine: ShownEngine) -> list[Table]:
                 f"{graph}: layers by type and precision", ("type", "dtype", "count"), tuple(layer_rows(facts))
             ),
         ]
+        if facts.get("notes"):
+            tables.append(Table(f"{graph}: notes", ("note",), tuple((text,) for text in facts["notes"])))
         if facts["warnings"]:
             warnings = tuple((str(warning["count"]), warning["message"]) for warning in facts["warnings"])
             tables.append(Table(f"{graph}: warnings", ("count", "message"), warnings))

@@ -16,16 +16,29 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 89, 120)
 
 
-def request(path: Path, model: onnx.ModelProto, shapes: Any = None, *, build: bool = True) -> dict[str, Any]:
+def request(
+    path: Path,
+    model: onnx.ModelProto,
+    shapes: Any = None,
+    *,
+    build: bool = True,
+    engine: Path | None = None,
+) -> dict[str, Any]:
     """Ask for one model.
 
     Args:
         path: where to write it.
         shapes: input name to smallest, typical and largest shape, of one profile.
         build: False to parse only.
+        engine: where to write what is built; None: nowhere.
     """
     path.write_bytes(model.SerializeToString())
-    return {"path": str(path), "shapes": shapes or {}, "build": build}
+    return {
+        "path": str(path),
+        "shapes": shapes or {},
+        "build": build,
+        "engine": engine and str(engine),
+    }
 
 
 def ask_rtx(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,6 +83,8 @@ def _answer(trt: Any, logger: Any, log: Any, asked: dict[str, Any]) -> dict[str,
     for i, sm in enumerate(ARCHITECTURES):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
     engine = builder.build_serialized_network(network, config)
+    if engine is not None and asked["engine"]:
+        Path(asked["engine"]).write_bytes(engine)
     return answer | {
         "built": engine is not None,
         "errors": list(log.errors) if engine is None else [],

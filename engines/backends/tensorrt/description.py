@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from engines.backends.facts import Implementation, LayerFacts, ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import ILayer, INetworkDefinition, ITensor, Named
-from plugins.registry import SIGNATURES
+from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, SIGNATURES
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -27,6 +27,7 @@ _PLACE = re.compile(rf"^(?P<call>.*?/(?P<op>{'|'.join(_OPS)})[^/]*)(?:/.*)?$")
 
 _PLUGIN_LAYERS = {"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"}
 _NATIVE_LAYERS = {"ATTENTION_INPUT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING"}
+_ATTENTIONS = {PATCH_ATTENTION.name, CACHED_ATTENTION.name}
 
 
 def describe_tensors(
@@ -79,16 +80,24 @@ def source_of(metadata: str) -> tuple[str, str]:
     return (place["call"], place["op"]) if place else (node, "")
 
 
-def ops_of(layers: Sequence[LayerFacts]) -> Mapping[str, Implementation]:
-    """Who computes each op: a plugin, TensorRT's native layer for the purpose, or plain layers."""
+def ops_of(layers: Sequence[LayerFacts], *, is_decomposed: bool = False) -> Mapping[str, Implementation]:
+    """Who computes each op: a plugin, TensorRT's native layer for the purpose, or plain layers.
+
+    Args:
+        layers: the network's, before TensorRT expands any.
+        is_decomposed: its attention has no fused kernel, whatever layers stand for it.
+    """
     types = defaultdict(set)
     for layer in layers:
         if layer.op:
             types[layer.op].add(layer.type)
-    return {op: _implementation(kinds) for op, kinds in sorted(types.items())}
+    return {
+        op: _implementation(kinds, is_decomposed=is_decomposed and op in _ATTENTIONS)
+        for op, kinds in sorted(types.items())
+    }
 
 
-def _implementation(types: set[str]) -> Implementation:
+def _implementation(types: set[str], *, is_decomposed: bool) -> Implementation:
     if types & _PLUGIN_LAYERS:
         return "plugin"
-    return "native" if types & _NATIVE_LAYERS else "decomposed"
+    return "native" if types & _NATIVE_LAYERS and not is_decomposed else "decomposed"

@@ -35,6 +35,13 @@ class BuildLog:
         self.activation_bytes: list[int] = []
         self._warnings: dict[str, WarningFacts] = {}
 
+    def start_anew(self) -> None:
+        """Forget it all: the same builder's logger goes on with another network."""
+        self.errors.clear()
+        self.weights_bytes = None
+        self.activation_bytes.clear()
+        self._warnings.clear()
+
     @property
     def warnings(self) -> tuple[WarningFacts, ...]:
         return tuple(self._warnings.values())

@@ -14,7 +14,7 @@ from export.graphs.lint import lint
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.cached_attention.reference import cached_attention as cached_attention_reference
 from plugins.onnx.function_body import function_from_body
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import AttentionBody, choose_bodies
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.patch_attention.reference import patch_attention as patch_attention_reference
 from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, PLUGIN_ATTRIBUTES, ROTARY, OpSignature
@@ -52,9 +52,9 @@ def rotary_inputs(num_heads=28, kv_heads=4, head_dim=128):
     return [q, k, np.zeros((3, 3), np.int32), np.zeros(half, np.float32), np.zeros(half, np.int32)]
 
 
-def rtx_model(signature: OpSignature, inputs, *, is_decomposable=True) -> onnx.ModelProto:
+def rtx_model(signature: OpSignature, inputs, attention: AttentionBody = "decomposable") -> onnx.ModelProto:
     model = op_model(signature, PORTABLE[signature.name], inputs)
-    choose_bodies(model, is_decomposable=is_decomposable)
+    choose_bodies(model, attention)
     return model
 
 
@@ -168,9 +168,9 @@ def with_static_dims(model: onnx.ModelProto, inputs, dynamic: dict[str, tuple[in
     return model
 
 
-def vision_request(tmp_path, dtype, *, is_decomposable):
+def vision_request(tmp_path, dtype, attention: AttentionBody):
     inputs = patch_inputs([4], num_heads=16)
-    model = rtx_model(PATCH_ATTENTION, inputs, is_decomposable=is_decomposable)
+    model = rtx_model(PATCH_ATTENTION, inputs, attention)
     dynamic: dict[str, tuple[int, ...]] = dict.fromkeys(PATCH_ATTENTION.inputs, (0,))
     shapes = {name: [[size, 16, 80] for size in (4, 1024, 16_384)] for name in "qkv"}
     shapes |= {"cu_seqlens": [[2], [5], [65]], "segment_range": [[4], [256], [16_384]]}
@@ -179,7 +179,7 @@ def vision_request(tmp_path, dtype, *, is_decomposable):
 
 def decoder_request(tmp_path, num_tokens):
     inputs = cache_inputs(1, [0], [1], head_dim=128, capacity=4096)
-    model = rtx_model(CACHED_ATTENTION, inputs, is_decomposable=False)
+    model = rtx_model(CACHED_ATTENTION, inputs, "fused")
     dynamic: dict[str, tuple[int, ...]] = {
         name: (0, 1) if name in "qkv" else (0,) for name in CACHED_ATTENTION.inputs
     }
@@ -210,9 +210,9 @@ def save(tmp_path, model, shapes):
 @pytest.mark.tensorrt
 def test_rtx_compiles_every_body_to_fused_kernels_for_real_sizes(tmp_path):
     requests = [
-        vision_request(tmp_path, TensorProto.BFLOAT16, is_decomposable=False),
-        vision_request(tmp_path, TensorProto.FLOAT16, is_decomposable=False),
-        vision_request(tmp_path, TensorProto.FLOAT, is_decomposable=True),
+        vision_request(tmp_path, TensorProto.BFLOAT16, "fused"),
+        vision_request(tmp_path, TensorProto.FLOAT16, "fused"),
+        vision_request(tmp_path, TensorProto.FLOAT, "decomposable"),
         decoder_request(tmp_path, num_tokens=(1, 64, 2048)),
         decoder_request(tmp_path, num_tokens=(1, 1, 1)),
         rotary_request(tmp_path),
@@ -226,7 +226,7 @@ def test_rtx_compiles_every_body_to_fused_kernels_for_real_sizes(tmp_path):
 
 @pytest.mark.tensorrt
 def test_rtx_refuses_what_has_no_fused_kernel_unless_it_may_decompose(tmp_path):
-    (result,) = ask_rtx([vision_request(tmp_path, TensorProto.FLOAT, is_decomposable=False)])
+    (result,) = ask_rtx([vision_request(tmp_path, TensorProto.FLOAT, "fused")])
     assert result["parsed"]
     assert not result["built"]
     assert "is_decomposable" in str(result["errors"])
@@ -235,7 +235,7 @@ def test_rtx_refuses_what_has_no_fused_kernel_unless_it_may_decompose(tmp_path):
 @pytest.mark.tensorrt
 def test_rtx_reads_the_chosen_body_not_the_function_that_stands_in_for_a_native_layer(tmp_path):
     """A broken stand-in would fail every build if the parser read it."""
-    asked = vision_request(tmp_path, TensorProto.BFLOAT16, is_decomposable=False)
+    asked = vision_request(tmp_path, TensorProto.BFLOAT16, "fused")
     model = onnx.load(asked["path"])
     names = [function.name for function in model.functions]
     broken = function_from_body(

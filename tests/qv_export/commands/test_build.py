@@ -21,7 +21,7 @@ from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.install import install_command
 from qv_export.cli import run_command_line
-from qv_export.show.build import warning_lines
+from qv_export.show.build import note_lines, warning_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 H100 = GpuFacts("NVIDIA H100", "580.65.06", (9, 0), 81559)
@@ -132,7 +132,7 @@ def test_a_second_build_does_nothing_in_under_a_second(bundle: Path, build: Any)
     program = """
 import sys, time
 from qv_export.cli import run_command_line
-from qv_export.show.build import warning_lines
+from qv_export.show.build import note_lines, warning_lines
 code = run_command_line(sys.argv[1:])
 print(code, time.process_time(), *sys.modules)
 """
@@ -319,3 +319,8 @@ def test_only_warnings_that_ask_for_something_are_shown():
         "warning: decoder, 2 times: Insufficient workspace",
         "warning: decoder, 1 times: Kernel missing",
     ]
+
+
+def test_what_is_unusual_about_an_engine_is_said_once():
+    record: Any = SimpleNamespace(facts={"vision": {"warnings": []}, "decoder": {"notes": ["folded"]}})
+    assert note_lines(record) == ["note: decoder: folded"]

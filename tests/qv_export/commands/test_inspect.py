@@ -129,6 +129,7 @@ def write_engine(bundle: Path) -> Path:
         ],
         "ops": {"QvCachedAttention": "native"},
         "warnings": [{"message": "mind <the gap>", "count": 3}],
+        "notes": ["QvCachedAttention: folded"],
         "seconds": 1.25,
         "peak_rss_bytes": 10**9,
         "engine_bytes": 5,
@@ -159,6 +160,7 @@ def test_an_engine_is_shown_with_profiles_ops_and_layers(bundle: Path, name: str
     assert "QvCachedAttention native layer of the library 1 2" in lines
     assert "CAST int64 1" in lines
     assert "3 mind <the gap>" in lines
+    assert "QvCachedAttention: folded" in lines
     assert any("activations prefill 2 kB, decode 30 B" in line for line in lines)
 
 

@@ -3,12 +3,17 @@
 import errno
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from engines.backends.facts import EngineFacts
+from engines.backends.facts import EngineFacts, LayerFacts, TensorFacts
+from engines.backends.tensorrt.api import Bindings, ILogger
+from engines.backends.tensorrt.build.attention import attention_bodies, attention_notes
 from engines.backends.tensorrt.build.configuration import (
+    NoKernelError,
     add_profiles,
     apply_options,
     timing_cache,
@@ -22,14 +27,19 @@ from engines.backends.tensorrt.description import describe_layers, describe_tens
 from engines.backends.tensorrt.flavour import load_bindings, tool_versions
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
 from engines.backends.tensorrt.options import BuildRequest
-from export.bundle import open_bundle
+from engines.session import EngineError
+from export.bundle import Bundle, open_bundle
 from export.errors import UserError
+from plugins.onnx.native import AttentionBody
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     """Build, write the engine to `request.output`, and say what was built.
+
+    The attention has several bodies. The next one is tried where TensorRT has no kernel for the one before, which it
+    says in the first seconds of a build.
 
     Raises:
         UserError: the flavour is not installed, limits or architectures that it cannot serve, no space for the engine.
@@ -40,53 +50,92 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     if request.options.flavour == "tensorrt":
         sm = register_plugins(request.options)
     bundle = open_bundle(request.bundle)
-    config = bundle.config
+    dtype, capacity = bundle.manifest.dtype, request.limits.max_context
     if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
-        require_small_padding(config, request.limits)
-    contract = graph_contract(request.graph, config, bundle.manifest.dtype)
-    profiles = graph_profiles(request.graph, config, request.limits)
-    model = load_graph(
-        bundle.graph(request.graph),
-        bundle.manifest.dtype,
-        request.limits.max_context,
-        request.probes,
-        has_plugins=request.options.flavour == "tensorrt",
-    )
-    weights = MappedWeights(model, bundle.directory)
-
+        require_small_padding(bundle.config, request.limits)
     log = BuildLog()
     logger = make_logger(trt, log)
-    builder = trt.Builder(logger)
-    network = parse_network(trt, builder, model, weights, logger, log)
-    build_config = builder.create_builder_config()
-    monitor = make_progress_monitor(trt, throttled(progress))  # the configuration does not keep it alive
-    build_config.progress_monitor = monitor
-    apply_options(trt, build_config, request.options)
-    shapes = add_profiles(builder, build_config, contract, profiles)
-    inputs, outputs = describe_tensors(network, shapes)
-    layers = describe_layers(network)
-    with (
-        weights.releasing_pages(),
-        timing_cache(build_config, request.options.timing_cache),
-        _space_is_the_users(request.output),
-    ):
-        write_engine(trt, builder, network, build_config, request.output, log)
+    build = partial(_build, trt, logger, log, bundle, request, progress)
+    body, compiled = _first_with_kernels(
+        attention_bodies(request.graph, dtype, capacity, bundle.config), build
+    )
     return EngineFacts(
         graph=request.graph,
         target=request.options.flavour,
         tools=tool_versions(trt),
         sm=sm,
-        inputs=inputs,
-        outputs=outputs,
-        layers=layers,
-        ops=ops_of(layers),
+        inputs=compiled.inputs,
+        outputs=compiled.outputs,
+        layers=compiled.layers,
+        ops=ops_of(compiled.layers, is_decomposed=body in {"decomposable", "plain"}),
         warnings=judged(log.warnings),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         engine_bytes=request.output.stat().st_size,
         weights_bytes=log.weights_bytes,
         activation_bytes=tuple(log.activation_bytes),
+        notes=attention_notes(request.graph, dtype, capacity, body, bundle.config, compiled.layers),
     )
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What the network of a written engine was."""
+
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    layers: tuple[LayerFacts, ...]
+
+
+def _first_with_kernels(
+    bodies: Sequence[AttentionBody], build: Callable[[AttentionBody], _Compiled]
+) -> tuple[AttentionBody, _Compiled]:
+    refusals = []
+    for body in bodies:
+        try:
+            return body, build(body)
+        except NoKernelError as error:
+            refusals.append(f"with the {body} attention: {error}")
+    raise EngineError("\n".join(refusals))
+
+
+def _build(
+    trt: Bindings,
+    logger: ILogger,
+    log: BuildLog,
+    bundle: Bundle,
+    request: BuildRequest,
+    progress: Progress,
+    attention: AttentionBody,
+) -> _Compiled:
+    """One attempt, written to `request.output`; `log` then tells of this one alone."""
+    log.start_anew()
+    model = load_graph(
+        bundle.graph(request.graph),
+        attention,
+        request.limits.max_context,
+        request.probes,
+        has_plugins=request.options.flavour == "tensorrt",
+    )
+    weights = MappedWeights(model, bundle.directory)
+    builder = trt.Builder(logger)
+    network = parse_network(trt, builder, model, weights, logger, log)
+    build_config = builder.create_builder_config()
+    monitor = make_progress_monitor(trt, throttled(progress))  # the configuration does not keep it alive
+    build_config.progress_monitor = monitor
+    apply_options(trt, build_config, request.options)
+    contract = graph_contract(request.graph, bundle.config, bundle.manifest.dtype)
+    profiles = graph_profiles(request.graph, bundle.config, request.limits)
+    shapes = add_profiles(builder, build_config, contract, profiles)
+    inputs, outputs = describe_tensors(network, shapes)
+    compiled = _Compiled(inputs, outputs, describe_layers(network))
+    with (
+        weights.releasing_pages(),
+        timing_cache(build_config, request.options.timing_cache),
+        _space_is_the_users(request.output),
+    ):
+        write_engine(trt, builder, network, build_config, request.output, log)
+    return compiled
 
 
 @contextmanager

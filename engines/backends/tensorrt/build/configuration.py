@@ -21,6 +21,14 @@ from engines.backends.tensorrt.options import BuildOptions
 from engines.session import EngineError
 from export.contract import GraphContract
 
+_COMPILERS_CHECK = "MyelinCheckException"
+"""What its errors carry where TensorRT's compiler meets a network that it cannot compile, as opposed to a want of
+memory or space."""
+
+
+class NoKernelError(EngineError):
+    """TensorRT has no way to compute the network as it is; another body of an op may help."""
+
 
 def apply_options(trt: Bindings, config: IBuilderConfig, options: BuildOptions) -> None:
     """Set everything but shapes on an `IBuilderConfig`."""
@@ -92,7 +100,8 @@ def write_engine(
     """Build, and write the serialized engine in pieces: as a whole it would stand in memory beside what it is made of.
 
     Raises:
-        EngineError: TensorRT fails; its errors are quoted.
+        NoKernelError: TensorRT's compiler has no way to compute something.
+        EngineError: TensorRT fails otherwise; its errors are quoted.
         OSError: the file cannot be written, e.g. for want of space.
     """
     with output.open("wb", buffering=0) as file:
@@ -102,7 +111,8 @@ def write_engine(
             raise writer.error
         if not is_built:
             said = "\n- ".join(log.errors) or "it gives no reason"
-            raise EngineError(f"{trt.__name__} {trt.__version__} cannot build the engine:\n- {said}")
+            kind = NoKernelError if _COMPILERS_CHECK in said else EngineError
+            raise kind(f"{trt.__name__} {trt.__version__} cannot build the engine:\n- {said}")
         os.fsync(file.fileno())
 
 

@@ -24,29 +24,33 @@ from engines.backends.tensorrt.api import (
 from engines.backends.tensorrt.log import BuildLog
 from engines.session import EngineError
 from plugins.onnx.inline import inline_calls
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import AttentionBody, choose_bodies
 from plugins.registry import SIGNATURES
 
 _RELEASE_SECONDS = 0.02
 
 
 def load_graph(
-    path: Path, dtype: str, capacity: int, probes: Sequence[str] = (), *, has_plugins: bool = False
+    path: Path,
+    attention: AttentionBody,
+    capacity: int,
+    probes: Sequence[str] = (),
+    *,
+    has_plugins: bool = False,
 ) -> onnx.ModelProto:
     """Read a canonical graph without its weights and fit it to TensorRT's parser.
 
-    The bodies are the native ones for both flavours: a node whose plugin is registered never reads its body. float32
-    has no fused attention and may be decomposed.
+    The bodies are the native ones for both flavours: a node whose plugin is registered never reads its body.
 
     Args:
         path: `vision.onnx` or `decoder.onnx` of a bundle.
-        dtype: what it computes in, as the manifest says.
+        attention: the body of its attention.
         capacity: tokens of the KV cache, L.
         probes: values of the graph that the engine shall give as further outputs.
         has_plugins: ops that have one stay calls, which is what the parser puts a plugin in the place of.
     """
     model = onnx.load(path, load_external_data=False)
-    choose_bodies(model, is_decomposable=dtype == "float32")
+    choose_bodies(model, attention)
     inline_calls(model, [op.name for op in SIGNATURES if not (has_plugins and op.attributes)])
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
