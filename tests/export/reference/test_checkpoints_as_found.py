@@ -59,6 +59,17 @@ def test_a_head_beside_the_flag_that_says_tied(tmp_path: Path, stored):
     assert_as_transformers(checkpoint)
 
 
+def test_the_smallest_relative_with_its_own_widths(tmp_path: Path):
+    """896 wide, 14 heads of 64 over 2: seven queries a key, where the other shapes have one, two, six or eight."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    }
+    assert_as_transformers(write_checkpoint(tmp_path / "checkpoint", dtype="float32", **sizes))
+
+
 @pytest.mark.parametrize("place", ["root", "text_config"])
 def test_the_flag_in_either_place_ties(tmp_path: Path, place):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", dtype="float32", layout="nested")
