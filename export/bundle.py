@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.bundle_files import differences
 from export.config import ModelConfig, load_config
 from export.contract import GraphName
 from export.directory_swap import DirectoryKind, replacing_directory
 from export.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
 from export.errors import UserError
+from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from export.generation_config import GenerationConfig, checkpoint_generation_config
 from export.manifest import (
     CHUNK_BYTES,
@@ -151,25 +153,26 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read the manifest and compare every recorded file with it: sizes, graph digests, weight fingerprints.
+    """Read the manifest and compare the directory with it: every file recorded, whole, and its own.
+
+    Sizes, digests of graphs and settings, fingerprints of weights, and that graphs read recorded weights alone. A file
+    that nobody recorded, a link and a pipe are refused: whoever sent the bundle put it there.
 
     Raises:
         UserError: no bundle there, an invalid manifest, or files that differ from it; all differences at once.
     """
     manifest_path = path / MANIFEST_NAME
     try:
-        text = manifest_path.read_text(encoding="utf-8")
+        content = read_own_bytes(manifest_path, MAX_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise _no_bundle(path) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{manifest_path} cannot be read: {error}") from None
-    manifest = Manifest.from_json(text, str(manifest_path))
-    weight_names = {record.name for record in manifest.weights}
-    problems = [
-        f"{record.name}: {problem}"
-        for record in manifest.records()
-        if (problem := _difference(path / record.name, record, is_weight=record.name in weight_names))
-    ]
+    manifest = Manifest.from_bytes(content, str(manifest_path))
+    try:
+        problems = differences(path, manifest)
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed: {error}") from None
     if problems:
         raise UserError(
             f"{path} differs from its manifest:\n- "
@@ -191,30 +194,6 @@ def _no_bundle(path: Path) -> UserError:
         command = command_line("export", path, "-o", "BUNDLE")
         return UserError(f"{found} It holds a checkpoint.", f"Export that first: {command}")
     return UserError(found, f"Make one: {command_line('export', 'CHECKPOINT', '-o', path)}")
-
-
-def _difference(path: Path, record: FileRecord, *, is_weight: bool) -> str | None:
-    """What is wrong with a recorded file; None if nothing is."""
-    if not path.is_file():
-        return "missing"
-    if is_weight and path.is_symlink():
-        return "is a symbolic link, which ONNX Runtime refuses for weights; copy the bundle with `cp -rL`"
-    size_bytes = path.stat().st_size
-    if size_bytes != record.bytes:
-        return f"{size_bytes} bytes, recorded were {record.bytes}"
-    try:
-        return None if _has_recorded_content(path, record) else "its content changed since the export"
-    except UserError as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _has_recorded_content(path: Path, record: FileRecord) -> bool:
-    """Compare by fingerprint where there is one: a weight file is not read as a whole."""
-    if record.fingerprint:
-        return fingerprint_safetensors(path) == record.fingerprint
-    return record.sha256 is None or sha256_of(path) == record.sha256
 
 
 @contextmanager
@@ -257,17 +236,18 @@ def _link_tree(old: Path, new: Path) -> None:
 
 def recorded_key(directory: Path) -> str | None:
     """The key in a bundle's manifest, its files unseen; None where there is no valid manifest."""
+    path = directory / MANIFEST_NAME
     try:
-        return Manifest.from_json((directory / MANIFEST_NAME).read_text(encoding="utf-8")).key
-    except (OSError, UnicodeDecodeError, UserError):
+        return Manifest.from_bytes(read_own_bytes(path, MAX_JSON_BYTES)).key
+    except (OSError, UserError):
         return None
 
 
 def _holds_manifest(directory: Path) -> bool:
     """True for a manifest of any version, so that a newer qv-export replaces an older one's bundle."""
     try:
-        return f'"{FORMAT}"' in (directory / MANIFEST_NAME).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
+        return f'"{FORMAT}"'.encode() in read_own_bytes(directory / MANIFEST_NAME, MAX_JSON_BYTES)
+    except (FileNotFoundError, NotADirectoryError, UserError):
         return False
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from export.bundle import (
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import DTYPES
 from export.errors import UserError
+from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
 from export.json_object import read_json_object
 from export.manifest import Source, sha256_of
 from export.processor.processor import Processor
@@ -100,6 +100,7 @@ def export_checkpoint(
     report = progress or _ignore
     report("reading the checkpoint", 0.0)
     _check_dtype(dtype)
+    _require_own_companions(checkpoint)
     # A bundle that could not answer a question would be half a model: fail before the long part.
     opened = None
     if not needs_new_weights(checkpoint, adapter):
@@ -208,12 +209,28 @@ def _write_files(
     return manifest
 
 
+def _require_own_companions(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose settings, tokenizer or template are links to elsewhere: they end up in every prompt."""
+    problems = []
+    for name in _COMPANION_FILES:
+        try:
+            require_own_file(checkpoint / name, MAX_JSON_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UserError as error:
+            problems.append(str(error))
+        except (OSError, ValueError) as error:
+            problems.append(f"{checkpoint / name} cannot be read: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def _copy_companions(source: Checkpoint, processor: Processor, directory: Path) -> None:
     """Copy what the runtime reads, and let it say what was exported: all that comes later reads it there."""
     for name in _COMPANION_FILES:
         # An index of the checkpoint's own would not know the weights that the export wrote.
         if (source.directory / name).is_file() and not (directory / name).exists():
-            shutil.copyfile(source.directory / name, directory / name)
+            (directory / name).write_bytes(read_own_bytes(source.directory / name, MAX_JSON_BYTES))
     if source.config_changes:
         path = directory / "config.json"
         content = read_json_object(path)

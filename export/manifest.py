@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import UserError
-from export.json_object import parse_json_object
+from export.json_object import json_object_from_bytes, parse_json_object
 
 FORMAT = "qv-export bundle"
 FORMAT_VERSION = 2
@@ -81,7 +82,15 @@ class Manifest:
         Raises:
             UserError: no JSON, another format or version, unknown or missing keys, unfitting values; all at once.
         """
-        content = parse_json_object(text, source)
+        return cls._from_object(parse_json_object(text, source), source)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str = MANIFEST_NAME) -> "Manifest":
+        """As `from_json`, of a file's bytes."""
+        return cls._from_object(json_object_from_bytes(content, source), source)
+
+    @classmethod
+    def _from_object(cls, content: dict[str, Any], source: str) -> "Manifest":
         if content.pop("format", None) != FORMAT:
             raise UserError(f'{source} is not a bundle\'s manifest: "format" must be "{FORMAT}".')
         if content.get("format_version") != FORMAT_VERSION:
@@ -142,7 +151,9 @@ class _ManifestReader:
             key=self.text(content, "key"),
         )
         self.require(manifest.weights_mode in {"copy", "link"}, "weights_mode must be copy or link")
-        self.require({"vision", "decoder"} <= set(graphs), "graphs must hold vision and decoder")
+        self.require({"vision", "decoder"} == set(graphs), "graphs must hold vision and decoder")
+        self.digests(manifest)
+        self.names([record.name for record in manifest.records()])
         if self.problems:
             raise UserError(f"{self.source} is not a valid manifest:\n- " + "\n- ".join(self.problems))
         return manifest
@@ -170,6 +181,28 @@ class _ManifestReader:
         entries = value if isinstance(value, list) else []
         return tuple(self.record(entry, f"{where}[{index}]") for index, entry in enumerate(entries))
 
+    def digests(self, manifest: Manifest) -> None:
+        """Every file is known by its bytes: only weights that are linked were never read as a whole."""
+        for record in manifest.weights:
+            self.require(_is_digest(record.fingerprint), f"{record.name}: fingerprint must be a sha256")
+            self.require(
+                _is_digest(record.sha256) or (record.sha256 is None and manifest.weights_mode == "link"),
+                f"{record.name}: sha256 must be one: only linked weights have none",
+            )
+        for record in (*manifest.graphs.values(), *manifest.files):
+            self.require(
+                _is_digest(record.sha256), f"{record.name}: sha256 must be one: only linked weights have none"
+            )
+
+    def names(self, names: list[str]) -> None:
+        twice = (
+            {name for name in names if names.count(name) > 1} if len(names) < 10_000 else {"too many files"}
+        )
+        self.require(not twice, f"files must have different names, found {_listed(twice)} twice")
+        self.require("config.json" in names, "files must hold config.json")
+        reserved = [name for name in names if PurePosixPath(name).parts[:1] in _RESERVED]
+        self.require(not reserved, f"{_listed(reserved)}: a name that the bundle keeps for itself")
+
     def record(self, value: Any, where: str) -> FileRecord:
         entry = self.mapping(value, where)
         self.keys(entry, FileRecord, where)
@@ -184,6 +217,14 @@ class _ManifestReader:
         return FileRecord(
             str(name), size if type(size) is int else 0, entry.get("sha256"), entry.get("fingerprint")
         )
+
+
+_RESERVED = ((MANIFEST_NAME,), ("engines",), ("verdicts",))
+"""What stands in a bundle without being recorded by its manifest."""
+
+
+def _is_digest(value: str | None) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _is_inside(name: Any) -> bool:

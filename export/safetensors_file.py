@@ -6,13 +6,15 @@ Only the header is read: a file of 4 GB opens as fast as a tiny one. No torch.
 import hashlib
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 from export.errors import UserError
+from export.files.untrusted import open_regular
 
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -42,15 +44,24 @@ def read_safetensors_header(path: Path) -> list[StoredTensor]:
         UserError: not a safetensors file, a dtype the family does not use, or a truncated file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             header_bytes = struct.unpack("<Q", file.read(8))[0]
             if header_bytes > min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header claims {header_bytes} bytes in a file of {size}")
             header = json.loads(file.read(header_bytes))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         tensors = [_stored_tensor(path, name, entry, 8 + header_bytes) for name, entry in entries.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+        UserError,
+    ) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}. Download it again.") from None
     end = max((tensor.offset_bytes + tensor.length_bytes for tensor in tensors), default=8 + header_bytes)
     if end > size:
@@ -90,7 +101,16 @@ def fingerprint_safetensors(path: Path) -> str:
     Raises:
         UserError: as `read_safetensors_header`.
     """
-    tensors = sorted(read_safetensors_header(path), key=lambda tensor: (tensor.offset_bytes, tensor.name))
+    return fingerprint_of(path, read_safetensors_header(path))
+
+
+def fingerprint_of(path: Path, tensors: Iterable[StoredTensor]) -> str:
+    """`fingerprint_safetensors` of a file whose header was read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    tensors = sorted(tensors, key=lambda tensor: (tensor.offset_bytes, tensor.name))
     digest = hashlib.sha256(struct.pack("<Q", path.stat().st_size))
     with path.open("rb") as file:
         for tensor in tensors:

@@ -12,6 +12,7 @@ import jinja2
 from jinja2 import nodes
 
 from export.errors import UserError
+from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from export.json_object import read_json_object
 from export.processor.template_process import TEMPLATE_PROCESS, TemplateProcessError
 from export.processor.template_worker import make_environment
@@ -138,7 +139,7 @@ def _template_source(path: Path) -> str | None:
         return None
     if path.suffix == ".jinja":
         try:
-            return path.read_text(encoding="utf-8")
+            return read_own_bytes(path, MAX_JSON_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
     template = read_json_object(path).get("chat_template")

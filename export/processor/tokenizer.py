@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from export.errors import UserError, is_request_to_stop
+from export.files.untrusted import MAX_JSON_BYTES, require_own_file
 from export.json_object import read_json_object
 
 # Qwen2's split into words: single digits, words with at most one leading sign, runs of signs, white space.
@@ -55,11 +56,14 @@ def _library_errors(what: str) -> Iterator[None]:
 
 def _tokenizer_from_file(path: Path) -> Tokenizer:
     with _library_errors(f"{path} cannot be read as a tokenizer"):
+        require_own_file(path, MAX_JSON_BYTES)
         return Tokenizer.from_file(str(path))
 
 
 def _tokenizer_from_vocabulary(vocab: Path, merges: Path) -> Tokenizer:
     with _library_errors(f"{vocab} and {merges.name} cannot be read as a byte-level BPE"):
+        for path in (vocab, merges):
+            require_own_file(path, MAX_JSON_BYTES)
         model = models.BPE.from_file(str(vocab), str(merges))
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()

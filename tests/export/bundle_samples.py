@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 from safetensors.numpy import save_file
 
 from export.bundle import Bundle, open_bundle, place_weights, writing_bundle
@@ -24,6 +25,13 @@ def make_weights(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def graph_bytes(words: bytes) -> bytes:
+    """A serialized ONNX graph that says `words` and nothing else."""
+    model = onnx.ModelProto(ir_version=10, doc_string=words.decode())
+    model.graph.output.add(name="y")
+    return model.SerializeToString()
+
+
 def fill(
     directory: Path,
     weights: list[FileRecord],
@@ -31,8 +39,8 @@ def fill(
     mode: str = "copy",
     key: str | None = None,
 ) -> Manifest:
-    (directory / "vision.onnx").write_bytes(graph)
-    (directory / "decoder.onnx").write_bytes(b"decoder graph")
+    (directory / "vision.onnx").write_bytes(graph_bytes(graph))
+    (directory / "decoder.onnx").write_bytes(graph_bytes(b"decoder graph"))
     (directory / "config.json").write_text("{}")
     manifest = Manifest(
         qv_export_version="0.1.0",

@@ -1,12 +1,15 @@
 import errno
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from export import bundle as bundle_module
@@ -18,7 +21,8 @@ from export.bundle import (
     writing_bundle,
 )
 from export.errors import UserError
-from tests.export.bundle_samples import fill, make_weights, write_bundle
+from export.manifest import FileRecord
+from tests.export.bundle_samples import fill, graph_bytes, make_weights, write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,8 +46,8 @@ def test_a_written_bundle_opens_with_what_was_recorded(tmp_path: Path, weights: 
         manifest = fill(directory, place_weights([weights], directory, "copy"))
     bundle = open_bundle(output)
     assert bundle.manifest == manifest
-    assert bundle.graph("vision").read_bytes() == b"vision graph"
-    assert bundle.graph("decoder").read_bytes() == b"decoder graph"
+    assert bundle.graph("vision").read_bytes() == graph_bytes(b"vision graph")
+    assert bundle.graph("decoder").read_bytes() == graph_bytes(b"decoder graph")
     assert siblings(output) == ["bundle"]
 
 
@@ -58,7 +62,7 @@ def test_a_bundle_is_replaced_as_a_whole(tmp_path: Path, weights: Path) -> None:
     output = tmp_path / "bundle"
     write_bundle(output, weights)
     bundle = write_bundle(output, weights, graph=b"second")
-    assert bundle.graph("vision").read_bytes() == b"second"
+    assert bundle.graph("vision").read_bytes() == graph_bytes(b"second")
     assert siblings(output) == ["bundle", "checkpoint"]
 
 
@@ -86,7 +90,7 @@ def test_an_output_behind_a_symbolic_link_is_replaced_where_it_is(tmp_path: Path
     link.symlink_to("v1")
     write_bundle(link, weights, graph=b"second")
     assert link.is_symlink()
-    assert open_bundle(tmp_path / "v1").graph("vision").read_bytes() == b"second"
+    assert open_bundle(tmp_path / "v1").graph("vision").read_bytes() == graph_bytes(b"second")
 
 
 # What must not be replaced
@@ -135,7 +139,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_nothing_else(
     with pytest.raises(type(error)), writing_bundle(output) as directory:
         (directory / "vision.onnx").write_bytes(b"half")
         raise error
-    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == graph_bytes(b"vision graph")
     assert siblings(output) == ["bundle", "checkpoint"]
 
 
@@ -173,7 +177,7 @@ def test_a_killed_write_leaves_the_old_bundle_and_the_next_one_cleans_up(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert siblings(output) == [scratch_name, "bundle", "checkpoint"]
-    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == graph_bytes(b"vision graph")
     write_bundle(output, weights, graph=b"second")
     assert siblings(output) == ["bundle", "checkpoint"]
 
@@ -197,7 +201,7 @@ def test_a_bundle_set_aside_by_a_killed_two_step_replacement_comes_back(
     output.rename(tmp_path / ".bundle.writing-00000000.old")
     with pytest.raises(RuntimeError), writing_bundle(output):
         raise RuntimeError
-    assert open_bundle(output).graph("vision").read_bytes() == b"vision graph"
+    assert open_bundle(output).graph("vision").read_bytes() == graph_bytes(b"vision graph")
 
 
 def test_cleaning_up_follows_no_symbolic_link(tmp_path: Path, weights: Path) -> None:
@@ -224,7 +228,7 @@ import resource, sys
 from pathlib import Path
 from export.bundle import place_weights, writing_bundle
 from export.errors import UserError
-from tests.export.bundle_samples import fill, make_weights, write_bundle
+from tests.export.bundle_samples import fill, graph_bytes, make_weights, write_bundle
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     with writing_bundle(Path(sys.argv[1])) as directory:
@@ -350,7 +354,7 @@ def test_two_weight_files_of_one_name_are_refused(tmp_path: Path, weights: Path)
 
 def test_all_differences_are_told_at_once(tmp_path: Path, weights: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", weights)
-    bundle.graph("vision").write_bytes(b"vision grapH")
+    bundle.graph("vision").write_bytes(graph_bytes(b"vision grapH"))
     bundle.graph("decoder").write_bytes(b"longer decoder graph")
     (bundle.directory / "config.json").unlink()
     with (bundle.directory / "model.safetensors").open("r+b") as file:
@@ -360,7 +364,7 @@ def test_all_differences_are_told_at_once(tmp_path: Path, weights: Path) -> None
         open_bundle(bundle.directory)
     message = str(caught.value)
     assert "vision.onnx: its content changed" in message
-    assert "decoder.onnx: 20 bytes, recorded were 13" in message
+    assert f"decoder.onnx: 20 bytes, recorded were {len(graph_bytes(b'decoder graph'))}" in message
     assert "config.json: missing" in message
     assert "model.safetensors: its content changed" in message
 
@@ -390,3 +394,102 @@ def test_what_is_no_bundle_is_told_how_to_make_one(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(UserError, match="qv-export export CHECKPOINT"):
             open_bundle(path)
+
+
+# What a stranger may have put in
+
+
+def rewrite_manifest(bundle: Path, **changes: object) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "name", ["processor_config.json", "chat_template.jinja", "notes.txt", "more/file", "vision.onnx.data"]
+)
+def test_a_file_that_no_manifest_lists_is_refused_and_named(tmp_path: Path, weights: Path, name: str) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name.partition('/')[0]}: is not in the manifest"):
+        open_bundle(directory)
+
+
+def test_what_a_bundle_keeps_beside_its_files_is_no_foreign_file(tmp_path: Path, weights: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", weights)
+    for name in ("engines/0123/engine.json", "verdicts/0123.json", ".gitattributes", ".cache/huggingface/x"):
+        (bundle.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle.directory / name).touch()
+    assert open_bundle(bundle.directory).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize("name", ["config.json", "vision.onnx", "engines", "verdicts", "manifest.json"])
+def test_a_link_is_refused_whatever_it_leads_to(tmp_path: Path, weights: Path, name: str) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    elsewhere = tmp_path / "elsewhere"
+    if (directory / name).exists():
+        (directory / name).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (directory / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=f"{name}.* link"):
+        open_bundle(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", "decoder.onnx", "model.safetensors", "manifest.json"])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, weights: Path, name: str) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    with pytest.raises(UserError, match=f"{name}.*not a regular file but a pipe"):
+        open_bundle(directory)
+
+
+def test_a_companion_without_a_digest_is_refused(tmp_path: Path, weights: Path) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    [entry] = json.loads((directory / "manifest.json").read_text())["files"]
+    rewrite_manifest(directory, files=[{**entry, "sha256": None}])
+    with pytest.raises(UserError, match=r"config\.json: sha256 must be one: only linked weights have none"):
+        open_bundle(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"files": []}, "files must hold config.json"),
+        ({"weights": []}, r"model\.safetensors: is not in the manifest"),
+    ],
+)
+def test_a_manifest_that_lists_less_than_there_is_is_refused(
+    tmp_path: Path, weights: Path, changes: dict[str, object], problem: str
+) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    rewrite_manifest(directory, **changes)
+    with pytest.raises(UserError, match=problem):
+        open_bundle(directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["engines/0123/engine.json", "verdicts/x.json", "manifest.json", "config.json"]
+)
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, weights: Path, name: str) -> None:
+    directory = write_bundle(tmp_path / "bundle", weights).directory
+    [entry] = json.loads((directory / "manifest.json").read_text())["files"]
+    rewrite_manifest(directory, files=[entry, {**entry, "name": name}])
+    with pytest.raises(UserError, match=r"keeps for itself|different names"):
+        open_bundle(directory)
+
+
+def test_a_graph_that_reads_other_bytes_is_refused_with_right_digests(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(16))
+    with writing_bundle(tmp_path / "bundle") as directory:
+        manifest = fill(directory, place_weights([weights], directory, "copy"))
+        model = onnx.load(directory / "decoder.onnx", load_external_data=False)
+        weight = model.graph.initializer.add(name="w", data_type=1, dims=[4], data_location=1)
+        for key, value in (("location", "../secret"), ("offset", "0"), ("length", "16")):
+            weight.external_data.add(key=key, value=value)
+        onnx.save(model, directory / "decoder.onnx")
+        graphs = {**manifest.graphs, "decoder": FileRecord.from_file(directory / "decoder.onnx")}
+        replace(manifest, graphs=graphs).write(directory)
+    with pytest.raises(UserError, match=r"decoder\.onnx: w: lies in '\.\./secret'"):
+        open_bundle(tmp_path / "bundle")

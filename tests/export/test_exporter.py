@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,56 @@ def test_a_checkpoint_that_could_not_answer_a_question_is_refused_before_tracing
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         export_checkpoint(half, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.json", "config.json", "processor_config.json"]
+)
+@pytest.mark.usefixtures("no_tracing")
+def test_a_companion_behind_a_link_to_elsewhere_is_not_exported(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    stranger = shutil.copytree(checkpoint, tmp_path / "stranger")
+    (stranger / name).unlink(missing_ok=True)
+    (stranger / name).symlink_to("/proc/self/environ")
+    with pytest.raises(
+        UserError, match=f"{name} is a link to /proc/[0-9]+/environ, outside of its directory"
+    ):
+        export_checkpoint(stranger, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt", "vocab.json"])
+@pytest.mark.usefixtures("no_tracing")
+def test_a_pipe_in_a_checkpoint_is_refused_at_once(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    stranger = shutil.copytree(checkpoint, tmp_path / "stranger")
+    (stranger / name).unlink(missing_ok=True)
+    os.mkfifo(stranger / name)
+    with pytest.raises(UserError, match=f"{name} is not a regular file but a pipe"):
+        export_checkpoint(stranger, tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_weights_that_are_a_pipe_are_refused_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    stranger = shutil.copytree(checkpoint, tmp_path / "stranger")
+    shard = min(stranger.glob("*.safetensors"))
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(UserError, match=f"{shard.name} is not a regular file but a pipe"):
+        export_checkpoint(stranger, tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("quick_graphs")
+def test_a_snapshot_of_a_hub_cache_is_exported_and_its_bundle_holds_no_link(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in checkpoint.iterdir():
+        shutil.copyfile(path, blobs / f"blob-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob-{path.name}")
+    export_checkpoint(snapshot, tmp_path / "bundle")
+    assert not [path for path in (tmp_path / "bundle").rglob("*") if path.is_symlink()]
+    assert open_bundle(tmp_path / "bundle").config.vision.depth == 1

@@ -3,8 +3,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 from engines.backends import backend_of
 from engines.sizing.limits import Limits
@@ -14,20 +17,24 @@ from export.bundle import open_bundle, place_weights, writing_bundle
 from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
+from export.safetensors_file import read_safetensors_header
 from qv_export.commands.inspect import inspect
 from qv_export.show.bundle import tensor_rows
 from qv_export.show.graph import TensorFacts
-from tests.export.bundle_samples import fill, make_weights
+from tests.export.bundle_samples import fill
 from tests.qv_export.show.test_graph import write_graph
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    weights = make_weights(tmp_path / "model.safetensors")
+    weights = tmp_path / "model.safetensors"
+    save_file({"table": np.zeros((1000, 7), ml_dtypes.bfloat16)}, weights)
+    [table] = read_safetensors_header(weights)
     with writing_bundle(tmp_path / "bundle") as directory:
         manifest = fill(directory, place_weights([weights], directory, "copy"))
         graphs = {
-            role: FileRecord.from_file(write_graph(directory / f"{role}.onnx")) for role in manifest.graphs
+            role: FileRecord.from_file(write_graph(directory / f"{role}.onnx", table.offset_bytes))
+            for role in manifest.graphs
         }
         replace(manifest, graphs=graphs).write(directory)
     return tmp_path / "bundle"

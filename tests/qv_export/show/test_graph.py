@@ -9,13 +9,13 @@ from export.errors import UserError
 from qv_export.show.graph import FunctionFacts, ModuleFacts, TensorFacts, WeightFacts, graph_facts_from_file
 
 
-def write_graph(path: Path) -> Path:
+def write_graph(path: Path, table_offset: int = 8) -> Path:
     """Y = Twice(x + bias), with an embedded bias and a bfloat16 table whose bytes are in a file that is not there."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 3], doc_string="rows")
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", None])
     table = TensorProto(name="table", data_type=TensorProto.BFLOAT16, dims=[1000, 7])
     table.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "model.safetensors"), ("offset", "8"), ("length", "14000")):
+    for key, value in (("location", "model.safetensors"), ("offset", str(table_offset)), ("length", "14000")):
         table.external_data.add(key=key, value=value)
     graph = helper.make_graph(
         [
