@@ -14,19 +14,23 @@ from export.errors import UserError
 from export.generation_config import override_generation_config
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from engines.runtime.answer import FinishReason, Timings, TokenEvent
+    from engines.runtime.sampling import TokenLogprobs
+    from engines.runtime.text_stream import TextStream
     from engines.session import Engine
     from engines.sizing.limits import Limits
     from engines.store.build import Built
     from export.generation_config import GenerationConfig
     from export.inputs import ModelInputs
     from export.manifest import WeightsMode
+    from export.processor.located import Located
     from validate.report.report import Report
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """Of a loaded model's KV slot, or the model's own if that is less: the default of `build` and `deploy` too."""
+
+_TEMPLATE_WISHES = ("tools", "add_vision_id", "chat_template_kwargs", "continue_final_message")
+_TEXT_WISHES = ("stop", "keep_special_tokens")
 
 Message = Mapping[str, Any]
 """One message in the chat format of Hugging Face."""
@@ -182,9 +186,13 @@ class Answer:
     text: str
     token_ids: list[int]
     """The end-of-sequence token included."""
-    finish_reason: "FinishReason | None"
+    finish_reason: "FinishReason"
     """ "stop", "length" (`max_new_tokens` are there) or "capacity" (the context is full)."""
     timings: "Timings"
+    located: "tuple[Located, ...]" = ()
+    """Boxes, points and quadrangles that it names, in pixels of the picture."""
+    logprobs: "tuple[TokenLogprobs, ...]" = ()
+    """Of each token, where `num_logprobs` asks for them."""
 
     def __str__(self) -> str:
         return self.text
@@ -207,7 +215,7 @@ class Model:
         *,
         system: str | None = None,
         seed: int | None = None,
-        **sampling: Any,
+        **wishes: Any,
     ) -> Answer:
         """Answer a question.
 
@@ -217,17 +225,29 @@ class Model:
             videos: before the question, after the images: paths, bytes, folders or lists of frames.
             system: the system message; None: the chat template's own.
             seed: for sampling; None draws a new one.
-            sampling: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `do_sample`; what is left
-                out is the checkpoint's own.
+            wishes: how tokens are chosen: `max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`,
+                `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `logit_bias`, `no_repeat_ngram_size`,
+                `num_logprobs`, `do_sample`; what is left out is the checkpoint's own. How the prompt is made: `tools`,
+                `add_vision_id`, `chat_template_kwargs`, `continue_final_message`. How the text is given: `stop`, a list
+                of texts that end it, and `keep_special_tokens`.
 
         Raises:
             UserError: media that cannot be read, a prompt that does not fit, values out of range.
             EngineError: the engine's answer is unusable.
         """
         events: list[TokenEvent] = []
-        pieces = list(self._pieces(self._messages(prompt, images, videos, system), seed, sampling, events))
-        last = events[-1]
-        return Answer("".join(pieces), [event.token_id for event in events], last.finish_reason, last.timings)
+        messages = self._messages(prompt, images, videos, system)
+        pieces = list(self._pieces(messages, seed, wishes, events))
+        last, token_ids = events[-1], [event.token_id for event in events]
+        return Answer(
+            text="".join(pieces),
+            token_ids=token_ids,
+            finish_reason=last.finish_reason
+            or "stop",  # a stop string ended it, and nothing further was asked for
+            timings=last.timings,
+            located=tuple(self.bundle.processor.located(token_ids, messages)),
+            logprobs=tuple(event.logprobs for event in events if event.logprobs is not None),
+        )
 
     def stream(
         self,
@@ -237,10 +257,10 @@ class Model:
         *,
         system: str | None = None,
         seed: int | None = None,
-        **sampling: Any,
+        **wishes: Any,
     ) -> Iterator[str]:
         """The same, as pieces of text that come as they are written. Args and errors as `generate`."""
-        yield from self._pieces(self._messages(prompt, images, videos, system), seed, sampling, [])
+        yield from self._pieces(self._messages(prompt, images, videos, system), seed, wishes, [])
 
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation that remembers its turns."""
@@ -276,15 +296,24 @@ class Model:
         self,
         messages: Sequence[Message],
         seed: int | None,
-        sampling: Mapping[str, Any],
+        wishes: Mapping[str, Any],
         heard: "list[TokenEvent]",
     ) -> Iterator[str]:
         """Pieces of text; `heard` collects the events behind them."""
-        inputs = self.bundle.processor.inputs_from_messages(messages)
+        from engines.runtime.text_stream import TextStream
+
+        processor = self.bundle.processor
+        template = {name: wishes[name] for name in _TEMPLATE_WISHES if name in wishes}
+        text = {name: wishes[name] for name in _TEXT_WISHES if name in wishes}
+        sampling = {name: wishes[name] for name in wishes.keys() - template.keys() - text.keys()}
+        stream = TextStream(
+            processor.tokenizer,
+            skip_special_tokens=not text.get("keep_special_tokens", False),
+            stop_strings=text.get("stop", ()),
+        )
         generation = overridden(self.bundle.generation_config, sampling)
-        for event, piece in text_pieces(
-            self.events(inputs, generation, seed=seed), self.bundle.processor.tokenizer
-        ):
+        inputs = processor.inputs_from_messages(messages, **template)
+        for event, piece in text_pieces(self.events(inputs, generation, seed=seed), stream):
             if event is not None:
                 heard.append(event)
             if piece:
@@ -360,14 +389,16 @@ def overridden(generation: "GenerationConfig", sampling: Mapping[str, Any]) -> "
 
 
 def text_pieces(
-    events: "Iterator[TokenEvent]", tokenizer: "Tokenizer"
+    events: "Iterator[TokenEvent]", stream: "TextStream"
 ) -> "Iterator[tuple[TokenEvent | None, str]]":
-    """Each token with the text that is certain after it, never half a character; last what is left, without a token."""
-    from engines.runtime.text_stream import TextStream
+    """Each token with the text that is certain after it, never half a character; last what is left, without a token.
 
-    stream = TextStream(tokenizer)
+    A stop string ends it.
+    """
     for event in events:
         yield event, stream.push(event.token_id)
+        if stream.is_stopped:
+            break
     yield None, stream.finish()
 
 

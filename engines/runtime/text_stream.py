@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders
 
 from export.errors import UserError
+from export.processor.located import MARKS
 
 
 class TextStream:
@@ -30,6 +31,7 @@ class TextStream:
     Args:
         tokenizer: with a byte-level decoder, as every Qwen2-VL checkpoint has.
         skip_special_tokens: leave out `<|im_end|>` and its like.
+        keep_marks: of the special tokens, keep those around boxes and their labels.
         stop_strings: non-empty texts that end the answer.
 
     Raises:
@@ -37,7 +39,12 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, stop_strings: Iterable[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        keep_marks: bool = False,
+        stop_strings: Iterable[str] = (),
     ) -> None:
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise UserError(
@@ -45,7 +52,8 @@ class TextStream:
                 "Check that tokenizer.json belongs to the checkpoint."
             )
         self._tokenizer = tokenizer
-        self._skipped = _special_token_ids(tokenizer) if skip_special_tokens else frozenset()
+        kept = MARKS if keep_marks else frozenset()
+        self._skipped = _special_token_ids(tokenizer, kept) if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop_strings = tuple(stop_strings)
         if "" in self._stop_strings:
@@ -95,9 +103,11 @@ def _unfinished_stop_length(text: str, stop_strings: tuple[str, ...]) -> int:
     return 0
 
 
-def _special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
+def _special_token_ids(tokenizer: Tokenizer, kept: frozenset[str]) -> frozenset[int]:
     return frozenset(
-        token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        token_id
+        for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and token.content not in kept
     )
 
 

@@ -6,9 +6,11 @@ field is an absent one. What no template could follow is refused by its name.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.processor.media.data_urls import is_data_url, looks_like_base64
 
 ROLES = ("system", "user", "assistant", "tool")
 """That every template of the family renders; others only where the template names them."""
@@ -165,6 +167,29 @@ def _refuse_unknown_keys(content: Mapping[str, Any], known: set[str], where: str
     unknown = sorted(str(key) for key in content if key not in known)
     if unknown:
         raise UserError(f"{where} has keys that nothing here follows: {', '.join(unknown)}. Remove them.")
+
+
+def with_paths_from(messages: Any, directory: Path) -> Any:
+    """Messages of a file, with relative paths of pictures and videos seen from its directory."""
+    if isinstance(messages, list):
+        return [with_paths_from(item, directory) for item in messages]
+    if isinstance(messages, dict):
+        return {
+            key: _seen_from(value, directory) if key in MEDIA_KEYS else with_paths_from(value, directory)
+            for key, value in messages.items()
+        }
+    return messages
+
+
+def _seen_from(source: Any, directory: Path) -> Any:
+    if isinstance(source, list):
+        return [_seen_from(item, directory) for item in source]
+    if isinstance(source, dict):
+        return {key: _seen_from(value, directory) if key == "url" else value for key, value in source.items()}
+    is_path = isinstance(source, str) and not (
+        is_data_url(source) or "://" in source[:16] or looks_like_base64(source)
+    )
+    return str(directory / source) if is_path else source
 
 
 def strings_within(value: Any) -> Iterator[str]:

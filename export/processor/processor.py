@@ -18,6 +18,8 @@ from export.processor.chat import (
     token_ids_from_conversation,
 )
 from export.processor.conversation import Medium, read_conversation
+from export.processor.images import load_image
+from export.processor.located import Located, located_in_text
 from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.patches import grid_of_frames, write_patches
@@ -127,6 +129,19 @@ class Processor:
             cu_seqlens=cu_seqlens_from_grids(grids),
             grids=tuple(grids),
         )
+
+    def located(self, token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[Located]:
+        """What an answer to a conversation locates in its picture; see `export.processor.located`.
+
+        The picture is read once more, and only where the answer names a place: its size is that in which it was sent.
+        """
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        if not located_in_text(text, ()):
+            return []
+        media = media_from_conversation(read_conversation(messages, self.template.source))
+        images = [source_from_text(medium.source, "image") for medium in media if medium.kind == "image"]
+        is_alone = len(media) == len(images) == 1
+        return located_in_text(text, [load_image(images[0]).size] if is_alone else ())
 
     def patches_from_media(
         self, media: Sequence[Medium], reader: MediaReader | None = None

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,14 @@ import click
 
 from export.errors import UserError
 from qv_export import api
+from qv_export.commands.run_wishes import (
+    Told,
+    draw_located,
+    logprobs_json,
+    messages_from_file,
+    template_arguments,
+    wish_options,
+)
 from qv_export.parameters import MediaPath, TargetChoice, default_target
 from qv_export.show.console import note, print_json, progress
 
@@ -52,7 +60,7 @@ class Prompt:
 
 @click.command(cls=MediaCommand, short_help="Ask a bundle about pictures and videos.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help='The question; "-" reads it from stdin.')
+@click.option("--prompt", help='The question; "-" reads it from stdin.')
 @click.option(
     "--image",
     "images",
@@ -104,6 +112,7 @@ class Prompt:
     metavar="KEY",
     help="This very engine of the bundle, in place of a target.",
 )
+@wish_options
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
 )
@@ -112,7 +121,7 @@ def run(
     ctx: click.Context,
     /,
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
     images: tuple[Path, ...],
     videos: tuple[Path, ...],
     system: str | None,
@@ -123,14 +132,36 @@ def run(
     target: str,
     engine_key: str | None,
     as_json: bool,
+    messages_file: Path | None,
+    logit_bias: tuple[tuple[int, float], ...],
+    stop_strings: tuple[str, ...],
+    keep_special_tokens: bool,
+    draw: Path | None,
+    add_vision_id: bool | None,
+    tools_file: Path | None,
+    template_options: tuple[str, ...],
+    continues: bool,
     **sampling: Any,
 ) -> None:
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
-    question = Prompt(read_prompt(prompt), interleaved_media(ctx.meta[_ORDER], images, videos), system)
+    if sampling["num_logprobs"] is not None and not as_json:
+        raise UserError("--logprobs are told by --json alone. Give that too.")
+    if (prompt is None) == (messages_file is None):
+        raise UserError("Give either --prompt TEXT or --messages FILE.")
+    if messages_file is None:
+        assert prompt is not None
+        media = interleaved_media(ctx.meta[_ORDER], images, videos)
+        messages = Prompt(read_prompt(prompt), media, system).messages()
+    elif images or videos or system is not None:
+        raise UserError("--messages holds the whole conversation: leave --image, --video and --system out.")
+    else:
+        messages = messages_from_file(messages_file)
     answer(
         bundle,
-        question,
-        sampling,
+        messages,
+        template_arguments(add_vision_id, tools_file, template_options, continues),
+        {**sampling, "logit_bias": dict(logit_bias) or None},
+        Told(stop_strings, keep_special_tokens, draw),
         seed,
         max_context,
         num_threads,
@@ -142,8 +173,10 @@ def run(
 
 def answer(
     path: Path,
-    prompt: Prompt,
+    messages: Sequence[api.Message],
+    template: dict[str, Any],
     sampling: dict[str, Any],
+    told: Told,
     seed: int | None,
     max_context: int | None,
     num_threads: int | None,
@@ -163,7 +196,7 @@ def answer(
         generation = api.overridden(bundle.generation_config, sampling)
         clock.lap("open")
         step("Preparing pictures and text")
-        inputs = bundle.processor.inputs_from_messages(prompt.messages())
+        inputs = bundle.processor.inputs_from_messages(messages, **template)
         capacity = context_capacity(inputs, generation, bundle.config, max_context)
         clock.lap("process")
         step("Loading the graphs")
@@ -174,17 +207,25 @@ def answer(
         seed = secrets.randbits(32) if seed is None else seed
         events = model.events(inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk)
         first_event = next(events)
-    text, heard = stream_text(chain([first_event], events), bundle.processor.tokenizer, echo=not as_json)
+    text, heard, is_stopped = stream_text(
+        chain([first_event], events), bundle.processor.tokenizer, told, echo=not as_json
+    )
+    located = bundle.processor.located([event.token_id for event in heard], messages)
     result = {
         "text": text,
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
+        **({"finish_reason": "stop"} if is_stopped else {}),
+        **({"located": [asdict(one) for one in located]} if located else {}),
+        **({"logprobs": logprobs_json(heard, bundle.processor)} if heard[0].logprobs else {}),
         "capacity_tokens": model.engine.decoder.capacity,
         "engine": model.engine_key,
         "seed": seed,
         "bundle": identity(bundle),
         "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},
     }
+    if told.draw is not None:
+        draw_located(told.draw, located, messages)
     if as_json:
         print_json(result)
     else:
@@ -254,17 +295,28 @@ def context_capacity(
 
 
 def stream_text(
-    events: Iterator["TokenEvent"], tokenizer: "Tokenizer", *, echo: bool
-) -> tuple[str, list["TokenEvent"]]:
-    """Write text as it comes, never half a character; returns all of it and every event."""
+    events: Iterator["TokenEvent"], tokenizer: "Tokenizer", told: Told, *, echo: bool
+) -> tuple[str, list["TokenEvent"], bool]:
+    """Write text as it comes, never half a character; returns all of it, every event, and whether a stop string came.
+
+    What is not echoed is for a machine, and keeps the marks around boxes and labels.
+    """
+    from engines.runtime.text_stream import TextStream
+
+    stream = TextStream(
+        tokenizer,
+        skip_special_tokens=not told.keep_special_tokens,
+        keep_marks=not echo,
+        stop_strings=told.stop_strings,
+    )
     pieces, heard = [], []
-    for event, piece in api.text_pieces(events, tokenizer):
+    for event, piece in api.text_pieces(events, stream):
         pieces.append(piece)
         if event is not None:
             heard.append(event)
         if echo:
             write_piece(piece if event is not None else piece + "\n")
-    return "".join(pieces), heard
+    return "".join(pieces), heard, stream.is_stopped
 
 
 def write_piece(text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.processor.conversation import with_paths_from
 from export.processor.frames import PICTURE_SUFFIXES
 from export.processor.processor import Processor
 from validate.cases.prompts import PreparedCase
@@ -69,21 +70,7 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
             raise UserError(
                 f'{path}, case {number}: must be an object with "name" and "messages" and nothing else.'
             )
-        yield _safe_name(case["name"]), _from_here(case["messages"], path.parent)
-
-
-def _from_here(messages: Any, directory: Path) -> Any:
-    """Relative paths of pictures and videos, seen from the file."""
-    if isinstance(messages, list):
-        return [_from_here(item, directory) for item in messages]
-    if isinstance(messages, dict):
-        return {
-            key: str(directory / value)
-            if key in {"image", "video"} and isinstance(value, str)
-            else _from_here(value, directory)
-            for key, value in messages.items()
-        }
-    return messages
+        yield _safe_name(case["name"]), with_paths_from(case["messages"], path.parent)
 
 
 def _safe_name(name: str) -> str:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from engines.runtime.answer import Timings, TokenEvent
 from export.config import DecoderConfig, ModelConfig, VisionConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
+from export.generation_config import GenerationConfig, override_generation_config
 from qv_export.commands import run as module
 from qv_export.commands.run import (
     Prompt,
@@ -24,6 +24,7 @@ from qv_export.commands.run import (
     stream_text,
     write_piece,
 )
+from qv_export.commands.run_wishes import Told
 
 # The bytes of "é" in the alphabet of byte-level BPE, as two tokens.
 VOCABULARY = {"H": 0, "i": 1, "Ã": 2, "©": 3, "<|im_end|>": 4}
@@ -47,23 +48,20 @@ def test_pictures_and_videos_keep_the_order_of_the_command_line(
     arguments = ["--image", b, "--video", d, "--prompt", "what?", f"--image={a}", "--video", c, "bundle"]
     result = CliRunner().invoke(run, list(map(str, arguments)), catch_exceptions=False)
     assert result.exit_code == 0
-    [(bundle, prompt, *_)] = asked
+    [(bundle, messages, *_)] = asked
     assert bundle == Path("bundle")
-    assert prompt == Prompt("what?", (("image", b), ("video", d), ("image", a), ("video", c)), None)
+    prompt = Prompt("what?", (("image", b), ("video", d), ("image", a), ("video", c)), None)
+    assert messages == prompt.messages()
 
 
 def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tuple[Any, ...]]) -> None:
     CliRunner().invoke(
         run, ["bundle", "--prompt", "x", "--top-p", "0.5", "--seed", "7"], catch_exceptions=False
     )
-    [(_, _, sampling, seed, max_context, num_threads, prefill_chunk, engine, as_json)] = asked
-    assert sampling == {
-        "max_new_tokens": None,
-        "temperature": None,
-        "top_k": None,
-        "top_p": 0.5,
-        "repetition_penalty": None,
-    }
+    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, as_json)] = asked
+    assert {name: value for name, value in sampling.items() if value is not None} == {"top_p": 0.5}
+    assert sampling.keys() == (override_generation_config.__kwdefaults__ or {}).keys() - {"do_sample"}
+    assert told == Told()
     assert engine == "onnxruntime"
     assert (seed, max_context, num_threads, prefill_chunk, as_json) == (7, None, None, None, False)
 
@@ -160,14 +158,15 @@ def events_of(token_ids: list[int]) -> Iterator[TokenEvent]:
 
 
 def test_text_streams_whole_characters_and_ends_with_a_line_break(capsys: pytest.CaptureFixture[str]) -> None:
-    text, heard = stream_text(events_of([0, 1, 2, 3, 4]), byte_tokenizer(), echo=True)
+    text, heard, is_stopped = stream_text(events_of([0, 1, 2, 3, 4]), byte_tokenizer(), Told(), echo=True)
+    assert not is_stopped
     assert text == "Hié"
     assert [event.token_id for event in heard] == [0, 1, 2, 3, 4]
     assert capsys.readouterr().out == "Hié\n"
 
 
 def test_json_output_is_not_mixed_with_streamed_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stream_text(events_of([0, 1]), byte_tokenizer(), echo=False)[0] == "Hi"
+    assert stream_text(events_of([0, 1]), byte_tokenizer(), Told(), echo=False)[0] == "Hi"
     assert capsys.readouterr().out == ""
 
 
