@@ -1,33 +1,54 @@
 """Does the README say what the code does?"""
 
+import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import shared_bundle
-
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_answers_a_question(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    shutil.copytree(shared_bundle(tmp_path_factory, {"dtype": "float32"}), tmp_path / "bundle")
-    shutil.copy(ROOT / "examples" / "pictures" / "street.png", tmp_path)
-    script = tmp_path / "example.py"
-    script.write_text(example, encoding="utf-8")
-    environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+ANSWERS = re.findall(r"^    \$ qv-export (run .*)\n    (\S.*)$", README, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the examples name: models/, examples/, and the bundle that the first one exports."""
+    directory = tmp_path_factory.mktemp("clone")
+    for name in ("models", "examples"):
+        (directory / name).symlink_to(ROOT / name)
+    [export] = re.findall(r"^    \$ qv-export (export models/.*)$", README, re.MULTILINE)
+    assert in_clone(directory, "-m", "qv_export", *shlex.split(export)) == ""
+    return directory
+
+
+def in_clone(directory: Path, *arguments: str) -> str:
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, check=False
+        [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.decode().strip()
+    return done.stdout.decode()
+
+
+def test_the_python_example_prints_what_stands_beneath_it(clone: Path) -> None:
+    [(example, answer)] = re.findall(r"```python\n(.*?)```\n\n    (.*?)\n", README, flags=re.DOTALL)
+    assert len(example.strip().splitlines()) <= 5
+    assert in_clone(clone, "-c", example) == f"{answer}\n"
+
+
+@pytest.mark.parametrize(("command", "answer"), ANSWERS)
+def test_a_question_is_answered_as_it_stands_there(clone: Path, command: str, answer: str) -> None:
+    assert in_clone(clone, "-m", "qv_export", *shlex.split(command)) == f"{answer}\n"
+
+
+def test_there_are_questions() -> None:
+    assert len(ANSWERS) >= 3
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

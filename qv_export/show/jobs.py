@@ -44,8 +44,8 @@ def job_facts(targets: Sequence[TargetFacts]) -> tuple[JobFacts, ...]:
         ),
         JobFacts("run", bool(runs), f"with {', '.join(runs)}" if runs else "no target runs here"),
         _validate(bool(runs)),
-        JobFacts("deploy", True, ""),
-        _serve(),
+        JobFacts("serve", bool(runs), "over OpenAI's API" if runs else "no target runs here"),
+        JobFacts("deploy", True, _triton()),
     )
 
 
@@ -62,7 +62,8 @@ def _validate(has_engine: bool) -> JobFacts:
     return JobFacts("validate", True, f"with --against GOLDEN alone; the reference: {reference.advice}")
 
 
-def _serve() -> JobFacts:
-    if found := shutil.which("tritonserver"):
-        return JobFacts("serve", True, found)
-    return JobFacts("serve", False, "no tritonserver on PATH; it is part of NVIDIA's image for Triton")
+def _triton() -> str:
+    found = shutil.which("tritonserver")
+    return (
+        f"for {found}" if found else "for another machine: no tritonserver on PATH; it is in NVIDIA's image"
+    )

@@ -67,7 +67,7 @@ def test_doctor_says_what_the_base_can_do_and_what_adds_the_rest(packages: Path)
     assert done.returncode == 0, done.stderr
     jobs = {job["name"]: job for job in json.loads(done.stdout)["jobs"]}
     possible = {name for name, job in jobs.items() if job["possible"]}
-    assert {"run", "build", "deploy", "validate"} <= possible
+    assert {"run", "serve", "build", "deploy", "validate"} <= possible
     assert not jobs["export"]["possible"]
     assert "[export]" in jobs["export"]["advice"]
     assert "--against" in jobs["validate"]["advice"]
