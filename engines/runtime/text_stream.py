@@ -88,6 +88,12 @@ class TextStream:
         return text[:split]
 
 
+def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """The bytes that a token stands for, which may be a part of a character; none for an id without a token."""
+    token = tokenizer.id_to_token(token_id)
+    return b"" if token is None else _bytes_from_token(token)
+
+
 def _stop_position(text: str, stop_strings: tuple[str, ...]) -> int | None:
     """Where the stop string begins that is complete first: the same however the text was cut into pieces."""
     found = [(start + len(stop), start) for stop in stop_strings if (start := text.find(stop)) >= 0]

@@ -162,7 +162,8 @@ class ChatCompletions:
     def _choice(self, index: int, asked: ChatCompletionRequest, wish: Wish) -> Choice:
         tokenizer = self._model.processor.tokenizer
         skip = asked.skip_special_tokens is not False
-        return Choice(index, TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings))
+        stream = TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings)
+        return Choice(index, stream, tokenizer, with_logprobs=bool(asked.logprobs))
 
     def _submit(self, requests: Sequence[Request], wish: Wish, call: _Call) -> tuple[_Queue, list[Ticket]]:
         """All or none."""
@@ -214,7 +215,7 @@ class ChatCompletions:
             piece = choice.push(event)
             chunks = [] if index in opened else [choice.opening()]
             opened.add(index)
-            if piece.text:
+            if piece.text or piece.logprobs:
                 chunks.append(choice.chunk(piece))
             if piece.is_last:
                 self._cancel([tickets[index]])

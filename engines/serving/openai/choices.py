@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
-from engines.runtime.text_stream import TextStream
+from engines.runtime.text_stream import TextStream, token_bytes
 
 _FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "capacity": "length"}
 """In OpenAI's words; what ends without an answer of its own has none."""
+
+_LEAST_LOGPROB = -9999.0
+"""OpenAI's own for what is as good as impossible: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +21,17 @@ class Piece:
 
     text: str
     is_last: bool
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 class Choice:
     """One of the `n` answers of a request."""
 
-    def __init__(self, index: int, stream: TextStream) -> None:
+    def __init__(self, index: int, stream: TextStream, tokenizer: Tokenizer, *, with_logprobs: bool) -> None:
         self.index = index
-        self._stream = stream
+        self._stream, self._tokenizer, self._with_logprobs = stream, tokenizer, with_logprobs
         self._pieces: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
         self.timings: Timings | None = None
         self.finish_reason: str | None = None
         """Once it is over."""
@@ -43,7 +50,12 @@ class Choice:
         self.timings = event.timings
         if isinstance(event, FailureEvent):
             raise event.error
-        text = self._stream.push(event.token_id) if isinstance(event, TokenEvent) else ""
+        text = ""
+        logprobs: tuple[dict[str, Any], ...] = ()
+        # What ends an answer is none of its words, a token that the client named no more than the checkpoint's own.
+        if isinstance(event, TokenEvent) and event.finish_reason != "stop":
+            text = self._stream.push(event.token_id)
+            logprobs = self._told(event)
         if self._stream.is_stopped:
             self.finish_reason = "stop"
         elif event.finish_reason is not None:
@@ -53,14 +65,29 @@ class Choice:
         if self.is_over:
             text += self._stream.finish()
         self._pieces.append(text)
-        return Piece(text, self.is_over)
+        self._logprobs += logprobs
+        return Piece(text, self.is_over, logprobs)
+
+    def _told(self, event: TokenEvent) -> tuple[dict[str, Any], ...]:
+        if event.logprobs is None:
+            return ()
+        top = [self._entry(token_id, logprob) for token_id, logprob in event.logprobs.top]
+        return ({**self._entry(event.token_id, event.logprobs.logprob), "top_logprobs": top},)
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = token_bytes(self._tokenizer, token_id)
+        return {
+            "token": data.decode("utf-8", "replace"),
+            "logprob": max(logprob, _LEAST_LOGPROB),
+            "bytes": list(data),
+        }
 
     def content(self) -> dict[str, Any]:
         """Of a whole answer."""
         return {
             "index": self.index,
             "message": {"role": "assistant", "content": "".join(self._pieces), "refusal": None},
-            "logprobs": None,
+            "logprobs": {"content": self._logprobs, "refusal": None} if self._with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
 
@@ -70,7 +97,10 @@ class Choice:
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
-        return self._chunk({"content": piece.text})
+        chunk = self._chunk({"content": piece.text})
+        if self._with_logprobs:
+            chunk["logprobs"] = {"content": list(piece.logprobs), "refusal": None}
+        return chunk
 
     def closing(self) -> dict[str, Any]:
         """The last chunk."""

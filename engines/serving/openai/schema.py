@@ -1,18 +1,20 @@
 """The fields of a chat completion request, as OpenAI and vLLM spell them. Others are refused by name."""
 
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from engines.serving.openai.errors import ApiError
 from export.errors import UserError
+from export.generation_config import MAX_LOGPROBS
 
 MAX_FIELD_BYTES = 1 << 20
 """Of all fields but the messages."""
 
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -23,6 +25,13 @@ class _Fields(BaseModel):
 class StreamOptions(_Fields):
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
+
+
+class VllmArguments(_Fields):
+    """Of a logits processor that vLLM's users add (`vllm_xargs`)."""
+
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    debug: Literal[False] | None = None
 
 
 class ChatCompletionRequest(_Fields):
@@ -40,7 +49,20 @@ class ChatCompletionRequest(_Fields):
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     """-1 and 0 switch it off."""
+    min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], _Bias] | None = Field(
+        None, max_length=300
+    )
+    """By token id."""
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    vllm_xargs: VllmArguments | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     stop_token_ids: list[_TokenId] | None = Field(None, max_length=64)
@@ -55,6 +77,14 @@ class ChatCompletionRequest(_Fields):
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is told where logprobs is true alone")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for an answer that is streamed (stream)")
+        return self
 
     @property
     def longest(self) -> int | None:
@@ -110,7 +140,7 @@ def _refusal(error: ValidationError) -> ApiError:
     return ApiError(
         HTTPStatus.BAD_REQUEST,
         "\n".join(lines),
-        _path(first["loc"]),
+        _path(first["loc"]) or str(first["msg"]).removeprefix("Value error, ").partition(" ")[0],
         "unsupported_parameter" if unknown else "invalid_value",
     )
 
@@ -121,6 +151,8 @@ def _line(problem: Any) -> str:
         return f"{where}: nothing here follows it. Remove it."
     if problem["type"] == "missing":
         return f"{where}: is missing."
+    if problem["type"] == "value_error":  # two fields that do not agree
+        return f"{problem['msg'].removeprefix('Value error, ')}."
     message = problem["msg"]
     return f"{where}: {message[:1].lower()}{message[1:]}, found {problem['input']!r:.80}."
 

@@ -51,19 +51,27 @@ def wish_from_request(
 def _generation_config(
     asked: ChatCompletionRequest, defaults: GenerationConfig, max_tokens: int
 ) -> GenerationConfig:
-    top_k = None if asked.top_k is None else max(asked.top_k, 0)
+    biases = (asked.logit_bias or {}).items()
+    ngram_size = asked.no_repeat_ngram_size
+    if ngram_size is None and asked.vllm_xargs:
+        ngram_size = asked.vllm_xargs.no_repeat_ngram_size
     config = override_generation_config(
         defaults,
         temperature=asked.temperature,
         top_p=asked.top_p,
-        top_k=top_k,
+        top_k=None if asked.top_k is None else max(asked.top_k, 0),
+        min_p=asked.min_p,
         repetition_penalty=asked.repetition_penalty,
+        presence_penalty=asked.presence_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        logit_bias={int(token_id): bias for token_id, bias in biases} or None,
+        no_repeat_ngram_size=ngram_size,
+        min_new_tokens=asked.min_tokens,
         max_new_tokens=max_tokens,
+        num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
-    if asked.stop_token_ids:
-        ends = dict.fromkeys([*config.eos_token_ids, *asked.stop_token_ids])
-        config = replace(config, eos_token_ids=tuple(ends))
-    return config
+    ends = () if asked.ignore_eos else config.eos_token_ids
+    return replace(config, eos_token_ids=tuple(dict.fromkeys([*ends, *(asked.stop_token_ids or ())])))
 
 
 def _seeds(asked: ChatCompletionRequest) -> tuple[int | None, ...]:

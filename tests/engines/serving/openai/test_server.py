@@ -1,62 +1,14 @@
 """`qv-export serve` as OpenAI's own client sees it, over loopback, with the small trained checkpoint."""
 
-import base64
 import json
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import openai
 import pytest
 
-from examples.demo import demo_questions
-from export.exporter import export_checkpoint
-from tests.support.serve import ROOT, running_serve
-
-QUESTIONS = demo_questions()
-MODEL = "qwen2-vl-tiny"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("served") / "bundle"
-    export_checkpoint(ROOT / "models" / MODEL, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def server(bundle):
-    with running_serve(bundle, "--threads", 1, "--max-context", 512, "--model-name", MODEL) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return server.client()
-
-
-def data_url(path, kind="image/png"):
-    return f"data:{kind};base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def messages_of(question):
-    content = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in question.images]
-    content += [
-        {"type": "video_url", "video_url": {"url": data_url(path, "video/mp4")}} for path in question.videos
-    ]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
-
-
-def ask(client, messages, **fields):
-    return client.chat.completions.create(model=MODEL, messages=messages, **fields)
-
-
-def body_of(error) -> Any:
-    return error.body
-
-
-HELLO = [{"role": "user", "content": "Hello"}]
+from tests.engines.serving.openai.served import HELLO, MODEL, QUESTIONS, ask, body_of, messages_of
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=[question.prompt for question in QUESTIONS])
