@@ -62,6 +62,18 @@ class DecoderInputs:
 
 
 @dataclass(frozen=True)
+class SeenMedium:
+    """What became of one picture or video on the way."""
+
+    kind: str
+    """`image` or `video`."""
+    seconds: tuple[float, ...] = ()
+    """When each frame of a video that is seen stands, from its first frame; empty where there is no clock."""
+    notes: tuple[str, ...] = ()
+    """What was lost, a sentence each."""
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """One prompt, ready for both graphs."""
 
@@ -79,6 +91,8 @@ class ModelInputs:
     """[N + 1]: patch offsets of the segments."""
     grids: tuple[Grid, ...]
     """Of each image and video."""
+    media: tuple[SeenMedium, ...] = ()
+    """Of each image and video, too."""
 
     @cached_property
     def vision(self) -> VisionInputs:

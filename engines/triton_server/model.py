@@ -9,6 +9,7 @@ import json
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -38,6 +39,7 @@ from engines.triton_server.loading import (
 from engines.triton_server.metrics import MetricsReporter
 from export.config import load_config
 from export.errors import UserError
+from export.inputs import SeenMedium
 
 _POLL_SECONDS = 0.1
 """How soon a client that went away is noticed while no token comes."""
@@ -119,12 +121,12 @@ class TritonPythonModel:
                 if sender.is_cancelled():
                     _end_with_error(sender, "cancelled by the client", backend.TritonError.CANCELLED)
                     return
-                if event is not None and self._respond(event, stream, sender):
+                if event is not None and self._respond(event, stream, sender, chat.request.inputs.media):
                     return
         finally:
             self._service.cancel(ticket)  # changes nothing after the end
 
-    def _respond(self, event: Event, stream: TextStream, sender: Any) -> bool:
+    def _respond(self, event: Event, stream: TextStream, sender: Any, media: Sequence[SeenMedium]) -> bool:
         """Send what an event adds to the answer; True after the last response."""
         if isinstance(event, FailureEvent):
             raise event.error
@@ -132,7 +134,7 @@ class TritonPythonModel:
         if event.is_last or stream.is_stopped:
             reason = "stop" if stream.is_stopped else str(event.finish_reason)
             text += stream.finish()
-            _send(sender, text, reason, _usage(event.timings), is_last=True)
+            _send(sender, text, reason, _usage(event.timings, media), is_last=True)
             self._log(event.timings, reason)
             return True
         if text:
@@ -144,7 +146,7 @@ class TritonPythonModel:
         backend.Logger.log_info(json.dumps({"finish_reason": reason, **asdict(timings)}))
 
 
-def _usage(timings: Timings) -> str:
+def _usage(timings: Timings, media: Sequence[SeenMedium]) -> str:
     seconds = {name: round(value, 6) for name, value in asdict(timings).items() if name.endswith("_seconds")}
     return json.dumps(
         {
@@ -152,6 +154,7 @@ def _usage(timings: Timings) -> str:
             "visual_tokens": timings.num_visual_tokens,
             "reused_tokens": timings.num_reused_tokens,
             "completion_tokens": timings.num_new_tokens,
+            **({"media": [asdict(seen) for seen in media]} if media else {}),
             **seconds,
         }
     )

@@ -18,6 +18,8 @@ PICTURE_SUFFIXES = frozenset(
         ".avif",
         ".bmp",
         ".gif",
+        ".heic",
+        ".heif",
         ".jfif",
         ".jpeg",
         ".jpg",

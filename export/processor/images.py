@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from export.errors import UserError
-from export.processor.media.limits import MAX_PICTURE_PIXELS
+from export.processor.media.broken_jpeg import mended_jpeg
+from export.processor.media.deep_grey import DEEP_MODES, grey_from_deep
+from export.processor.media.heif import heif_image, is_heif, read_plan
+from export.processor.media.limits import DEFAULT_LIMITS, MAX_LOST_SHARE, MAX_PICTURE_PIXELS, MediaLimits
 from export.processor.media.picture_headers import HEADER_KINDS, check_headers
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -30,11 +33,11 @@ PICTURE_FORMATS = (
 )  # fmt: skip
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode one picture: a path, encoded bytes, a Pillow image of any mode, or a uint8 array [H, W, 3].
 
     The EXIF rotation is applied. Transparent pixels are laid over white, as Transformers 5 does. An animated picture
-    gives its first frame.
+    gives its first frame. Of a JPEG that lacks its end what is there is taken.
 
     Returns:
         An RGB image. It may be the very object that was passed in, so treat it as read-only.
@@ -42,10 +45,66 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         UserError: no such file, not a picture, truncated or corrupt, or larger than `MAX_PICTURE_PIXELS`.
     """
+    return read_image(source, limits)[0]
+
+
+def read_image(
+    source: ImageSource, limits: MediaLimits = DEFAULT_LIMITS
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """As `load_image`, with sentences that say what is missing."""
     if isinstance(source, np.ndarray):
-        return _image_from_array(source)
-    with open_image(source) as image, decoding(source):
-        return rgb_from_image(upright(image))
+        return _image_from_array(source), ()
+    with open_image(source) as image:
+        try:
+            with decoding(source):
+                return rgb_from_image(upright(image)), ()
+        except UserError:
+            mended = None if limits.strict or image.format != "JPEG" else mended_jpeg(_content(source))
+            if mended is None:
+                raise
+    picture, lost_share, clause = mended
+    if lost_share > MAX_LOST_SHARE:
+        raise UserError(
+            f"{describe(source)} is truncated or corrupt: {clause}; at most {MAX_LOST_SHARE:.0%} may be lost. "
+            "Send the file again."
+        )
+    with decoding(source):
+        return rgb_from_image(upright(picture)), (f"{describe(source)}: {clause}.",)
+
+
+def picture_size(source: ImageSource) -> tuple[int, int]:
+    """Width and height as a picture's header says, without decoding it.
+
+    Raises:
+        UserError: as `load_image`, as far as the header shows it.
+    """
+    if isinstance(source, np.ndarray):
+        return _image_from_array(source).size
+    if not isinstance(source, Image.Image) and is_heif(_head(source)):
+        return read_plan(_content(source), describe(source)).size
+    with open_image(source) as image:
+        return image.size
+
+
+def _content(source: object) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    path = path_of_file(source)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _head(source: object) -> bytes:
+    if isinstance(source, bytes):
+        return source[:12]
+    path = path_of_file(source)
+    try:
+        with path.open("rb") as file:
+            return file.read(12)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 @contextmanager
@@ -59,9 +118,14 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Iterator
         _check_size(source, source)
         yield source
         return
+    head = _head(source)
+    if is_heif(head):
+        yield heif_image(_content(source), describe(source))
+        return
     file = io.BytesIO(source) if isinstance(source, bytes) else path_of_file(source)
     _silence_pillow()
-    _check_headers(source, file)
+    if head.startswith(HEADER_KINDS):
+        check_headers(head, _content(source), describe(source))
     image = _identify(source, file)
     with image:
         _check_size(image, source)
@@ -79,19 +143,6 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=module.pattern)
 
 
-def _check_headers(source: object, file: io.BytesIO | Path) -> None:
-    if isinstance(file, io.BytesIO):
-        check_headers(file.getbuffer()[:4].tobytes(), file.getvalue(), describe(source))
-        return
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(4)
-            if head.startswith(HEADER_KINDS):
-                check_headers(head, head + opened.read(), describe(source))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
-
-
 def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
     try:
         return Image.open(file, formats=PICTURE_FORMATS)
@@ -99,7 +150,8 @@ def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
         raise UserError(_too_large(describe(source), "more than Pillow's limit")) from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{describe(source)} is not a picture that can be read. Expected one of {', '.join(PICTURE_FORMATS)}."
+            f"{describe(source)} is not a picture that can be read. Expected one of "
+            f"{', '.join((*PICTURE_FORMATS, 'HEIC'))}."
         ) from None
     except MemoryError:
         raise
@@ -132,8 +184,11 @@ def rgb_from_image(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB, transparency laid over white.
 
     Bit for bit Transformers' conversion, which leaves premultiplied "RGBa" without its alpha; "La", which neither
-    Pillow nor Transformers converts, goes through "LA".
+    Pillow nor Transformers converts, goes through "LA", and grey of more than 8 bits, which they clip to white, is
+    scaled.
     """
+    if image.mode in DEEP_MODES:
+        image = grey_from_deep(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from export.config import ModelConfig, load_config
 from export.errors import UserError
-from export.inputs import Grid, ModelInputs
+from export.inputs import Grid, ModelInputs, SeenMedium
 from export.processor.chat import (
     TemplateOptions,
     expand_placeholders,
@@ -22,6 +22,7 @@ from export.processor.images import load_image
 from export.processor.located import Located, located_in_text
 from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
+from export.processor.media.medium import DecodedMedium
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
@@ -117,7 +118,8 @@ class Processor:
             max_tokens=max_tokens,
         )
         media = media_from_conversation(conversation)
-        patches, grids = self.patches_from_media(media, reader)
+        decoded = self._decoded(media, reader)
+        patches, grids = self._patches(media, decoded)
         token_ids = expand_placeholders(token_ids, media, grids, self.config)
         position_ids, position_delta = mrope_position_ids(token_ids, grids, self.config)
         return ModelInputs(
@@ -128,6 +130,10 @@ class Processor:
             positions=patch_positions(grids, self.image_settings.merge_size),
             cu_seqlens=cu_seqlens_from_grids(grids),
             grids=tuple(grids),
+            media=tuple(
+                SeenMedium(medium.kind, one.seconds, one.notes)
+                for medium, one in zip(media, decoded, strict=True)
+            ),
         )
 
     def located(self, token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[Located]:
@@ -143,20 +149,23 @@ class Processor:
         is_alone = len(media) == len(images) == 1
         return located_in_text(text, [load_image(images[0]).size] if is_alone else ())
 
-    def patches_from_media(
-        self, media: Sequence[Medium], reader: MediaReader | None = None
-    ) -> tuple[NDArray[np.float32], list[Grid]]:
+    def patches_from_media(self, media: Sequence[Medium]) -> tuple[NDArray[np.float32], list[Grid]]:
         """Decode, resize and cut up pictures and videos: float32 [P, patch_values] and a grid for each.
 
         Raises:
             UserError: a picture or video cannot be used.
         """
+        return self._patches(media, self._decoded(media, None))
+
+    def _decoded(self, media: Sequence[Medium], reader: MediaReader | None) -> list[DecodedMedium]:
         # Pixels take a quarter of the patches' bytes or less: all are read before the one big array is made.
         reader = reader or self.reader
-        sources = [source_from_text(medium.source, medium.kind) for medium in media]
-        resized = [
-            reader.decode(medium.kind, source).frames for medium, source in zip(media, sources, strict=True)
-        ]
+        return [reader.decode(medium.kind, source_from_text(medium.source, medium.kind)) for medium in media]
+
+    def _patches(
+        self, media: Sequence[Medium], decoded: Sequence[DecodedMedium]
+    ) -> tuple[NDArray[np.float32], list[Grid]]:
+        resized = [one.frames for one in decoded]
         grids = [grid_of_frames(frames, self.image_settings) for frames in resized]
         offsets = np.cumsum([0, *(np.prod(grid, dtype=int) for grid in grids)])
         patches = np.empty((offsets[-1], self.image_settings.patch_values), np.float32)

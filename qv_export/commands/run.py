@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,9 @@ class Prompt:
 )
 @wish_options
 @click.option(
+    "--strict-media", is_flag=True, help="Refuse any damage of a picture or video. Default: 15 % may be lost."
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, versions."
 )
 @click.pass_context
@@ -131,6 +134,7 @@ def run(
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
+    strict_media: bool,
     as_json: bool,
     messages_file: Path | None,
     logit_bias: tuple[tuple[int, float], ...],
@@ -168,6 +172,7 @@ def run(
         prefill_chunk,
         engine_key or target,
         as_json,
+        strict_media,
     )
 
 
@@ -183,10 +188,13 @@ def answer(
     prefill_chunk: int | None,
     engine: str,
     as_json: bool,
+    strict_media: bool = False,
 ) -> None:
     """Open the bundle, prepare the prompt, generate, print."""
     import secrets
     from importlib.metadata import version
+
+    from export.processor.media.limits import MediaLimits
 
     clock = Clock()
     with progress() as step:
@@ -196,7 +204,11 @@ def answer(
         generation = api.overridden(bundle.generation_config, sampling)
         clock.lap("open")
         step("Preparing pictures and text")
-        inputs = bundle.processor.inputs_from_messages(messages, **template)
+        reader = replace(bundle.processor.reader, limits=MediaLimits(strict=strict_media))
+        inputs = bundle.processor.inputs_from_messages(messages, reader, **template)
+        for seen in inputs.media:
+            for sentence in seen.notes:
+                note(sentence)
         capacity = context_capacity(inputs, generation, bundle.config, max_context)
         clock.lap("process")
         step("Loading the graphs")
@@ -215,6 +227,7 @@ def answer(
         "text": text,
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
+        "media": [asdict(seen) for seen in inputs.media],
         **({"finish_reason": "stop"} if is_stopped else {}),
         **({"located": [asdict(one) for one in located]} if located else {}),
         **({"logprobs": logprobs_json(heard, bundle.processor)} if heard[0].logprobs else {}),

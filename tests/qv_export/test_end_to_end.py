@@ -15,6 +15,7 @@ from PIL import Image
 from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
 from qv_export.cli import run_command_line
+from tests.support.pictures import encoded, moving_frames, picture, video_file
 
 ROOT = Path(__file__).resolve().parents[2]
 STREET = ROOT / "examples" / "pictures" / "street.png"
@@ -72,6 +73,25 @@ def test_a_picture_and_a_question_become_words(ask: Callable[..., dict[str, Any]
     assert set(answer["timings_ms"]) == {"open", "process", "load", "vision", "prefill", "decode"}
     assert answer["timings_ms"]["vision"] > 0
     assert set(answer["versions"]) == {"qv-export", "onnxruntime", "numpy"}
+
+
+def test_json_says_which_seconds_of_a_video_were_seen_and_what_was_lost(
+    tmp_path: Path, bundle: Path, ask: Callable[..., dict[str, Any]], qv_export: Callable[..., Outcome]
+) -> None:
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(video_file(moving_frames(30)))
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encoded(picture(90, 60), "JPEG")[:-2])
+    media = ["--video", video, "--image", photo]
+    answer = ask(*media, *QUESTION)
+    assert answer["media"][0] == {"kind": "video", "seconds": [0, 0.5, 1, 1.5, 2, 2.5], "notes": []}
+    assert answer["media"][1]["notes"] == [f"{photo}: its end is missing."]
+    code, _, err = qv_export("run", bundle, *media, *QUESTION)
+    assert code == 0
+    assert "its end is missing" in " ".join(err.split())
+    code, _, err = qv_export("run", bundle, *media, *QUESTION, "--strict-media")
+    assert code == 2
+    assert "truncated or corrupt" in err
 
 
 def test_streamed_text_is_the_text_of_json(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.processor.images import load_image, open_image
+from export.processor.images import picture_size, read_image
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
 from export.processor.resize import smart_resize
@@ -48,16 +48,13 @@ class LocalReader:
     limits: MediaLimits = DEFAULT_LIMITS
 
     def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
-        sizes = []
-        for picture in pictures:
-            with open_image(picture) as image:
-                sizes.append(image.size)
-        return sizes
+        return [picture_size(picture) for picture in pictures]
 
     def decode(self, kind: str, source: Any) -> DecodedMedium:
         if kind == "video":
             return read_video(source, self.video_settings, self.limits)
-        return DecodedMedium([resized_image(load_image(source), self.image_settings)])
+        image, notes = read_image(source, self.limits)
+        return DecodedMedium([resized_image(image, self.image_settings)], notes=notes)
 
 
 def resized_image(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:

@@ -61,6 +61,10 @@ def test_a_question_about_pictures_or_a_video_is_answered_right_and_streamed(ser
     usage = json.loads(pieces[-1]["usage"])
     assert usage["visual_tokens"] > 0
     assert usage["completion_tokens"] > len(pieces[:-1]) >= 1
+    assert [one["kind"] for one in usage["media"]] == ["image"] * len(question.images) + ["video"] * len(
+        question.videos
+    )
+    assert all(len(one["seconds"]) >= 2 for one in usage["media"] if one["kind"] == "video")
 
 
 def test_the_demo_asks_about_one_picture_about_two_and_about_a_video():
