@@ -349,7 +349,8 @@ class Scheduler:
                 f"max_new_tokens is {request.config.max_new_tokens}, this server allows {longest} at most."
             )
         largest = self.limits.max_patches_per_picture
-        found = max((int(np.prod(grid)) for grid in request.inputs.grids), default=0)
+        # Of a video, each temporal step is a segment of its own: an engine never sees its steps as one.
+        found = max((grid[1] * grid[2] for grid in request.inputs.grids), default=0)
         if largest is not None and found > largest:
             problems.append(f"a picture has {found} patches, this server allows {largest}. Send it smaller.")
         if deadline_seconds is not None and not deadline_seconds > 0:

@@ -1,9 +1,10 @@
 """What servers of any protocol do with a chat request once its fields are read: bounds, media, inputs of the model."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engines.runtime.answer import Request
@@ -27,6 +28,45 @@ class ChatRequest:
     request: Request
     stop_strings: tuple[str, ...]
     timeout_seconds: float
+    is_streamed: bool = False
+    """Whether pieces are sent as they come, or the answer whole."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """When a request came, and whether its client still waits."""
+
+    at: float = field(default_factory=time.monotonic)
+    """On the monotonic clock. All that a request may take counts from then."""
+    is_cancelled: Callable[[], bool] = _never
+
+    def left_seconds(self, timeout_seconds: float) -> float:
+        """What is left of a request's time.
+
+        Raises:
+            CancelledError: nobody waits for an answer any longer.
+            OutOfTimeError: nothing is left.
+        """
+        if self.is_cancelled():
+            raise CancelledError
+        left = self.at + timeout_seconds - time.monotonic()
+        if left <= 0:
+            raise OutOfTimeError(
+                f"The request was not read and answered within {timeout_seconds:g} s. Send less, or allow more time."
+            )
+        return left
+
+
+class CancelledError(Exception):
+    """The client left."""
+
+
+class OutOfTimeError(UserError):
+    """A request's time was over before it came to the engine."""
 
 
 class Problems:
@@ -55,8 +95,9 @@ def bounded_max_tokens(asked: int | None, defaults: GenerationConfig, limits: Re
     """
     if asked is None:
         return min(defaults.max_new_tokens, limits.max_tokens)
-    if asked > limits.max_tokens:
-        raise UserError(f"max_tokens is {asked}, this server allows {limits.max_tokens} at most.")
+    most = limits.max_tokens if limits.max_context is None else min(limits.max_tokens, limits.max_context)
+    if asked > most:
+        raise UserError(f"max_tokens is {asked}, this server allows {most} at most.")
     return asked
 
 
@@ -104,7 +145,7 @@ def model_inputs(
         media: all of them.
         processor: the bundle's.
         limits: what one request may hold.
-        timeout_seconds: of the request.
+        timeout_seconds: what is left of the request's.
         make_reader: what decodes; None: this process.
 
     Raises:
@@ -113,4 +154,6 @@ def model_inputs(
     local = replace(processor.reader, limits=MediaLimits(max_video_frames=limits.max_video_frames))
     reader = make_reader(local, timeout_seconds) if make_reader else local
     media.check_before_decoding(processor, limits, reader)
-    return processor.inputs_from_messages(messages, reader, max_tokens=limits.max_context)
+    return processor.inputs_from_messages(
+        messages, reader, max_tokens=limits.max_context, max_seconds=timeout_seconds
+    )

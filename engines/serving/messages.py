@@ -6,9 +6,7 @@ from typing import Any
 from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
-
-MEDIA_KEYS = frozenset({"image", "image_url", "video", "video_url"})
-"""Keys of a part under which its picture or video stands."""
+from export.processor.conversation import MEDIA_KEYS
 
 
 def read_messages(data: bytes, limits: RequestLimits) -> list[dict[str, Any]]:

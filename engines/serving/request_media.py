@@ -6,26 +6,35 @@ server must not read its own files for a stranger.
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
+from export.processor.conversation import Medium, read_part
 from export.processor.media.decode import MediaReader
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize
 
 _MEDIA_PREFIX = "media:"
-_URL_KINDS = {"image_url": "image", "video_url": "video"}
 _BASE64_STEP = 1 << 20  # characters, whole groups of four
 
 
 class RequestMedia:
     """Pictures and videos of a request: from names to bytes, counted and weighed."""
 
-    def __init__(self, files: Sequence[bytes], limits: RequestLimits, fetcher: Fetcher | None) -> None:
+    def __init__(
+        self,
+        files: Sequence[bytes],
+        limits: RequestLimits,
+        fetcher: Fetcher | None,
+        *,
+        deadline: float | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> None:
         self._files, self._limits, self._fetcher = files, limits, fetcher
+        self._deadline, self._is_cancelled = deadline, is_cancelled
         self._unused = set(range(len(files)))
         self._sources: dict[str, list[bytes]] = {"image": [], "video": []}
         self._num_bytes = 0
@@ -35,24 +44,23 @@ class RequestMedia:
         content = message.get("content")
         if not isinstance(content, list):
             return message
-        return {**message, "content": [self._resolved_part(part) for part in content]}
+        return {**message, "content": [self._resolved_part(part, n) for n, part in enumerate(content)]}
 
-    def _resolved_part(self, part: Any) -> Any:
-        if not isinstance(part, dict):
-            return part  # the processor says what is wrong with it
-        kind = part.get("type")
-        if not isinstance(kind, str):
-            return part
-        if kind in _URL_KINDS:
-            return self._medium(_URL_KINDS[kind], _address(part, kind))
-        if kind in self._sources:
+    def _resolved_part(self, part: Any, index: int) -> Any:
+        """The part with bytes in the place of a reference, in whatever dialect it stands.
+
+        The very reading that the processor will do: no part that it takes for a picture passes by here as another.
+        """
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in self._sources:
             unknown = sorted(str(key) for key in part if key not in {"type", kind})
             if unknown:
                 raise UserError(
                     f'A part of type {kind} holds "{kind}" alone; nothing here follows {", ".join(unknown)}.'
                 )
             return self._medium(kind, part.get(kind))
-        return part
+        read = read_part(part, f"Part {index}")
+        return self._medium(read.kind, read.source) if isinstance(read, Medium) else part
 
     def _medium(self, kind: str, reference: Any) -> dict[str, Any]:
         most = self._limits.max_pictures if kind == "image" else self._limits.max_videos
@@ -87,7 +95,7 @@ class RequestMedia:
             raise UserError(f"{scheme}:// addresses are never read. Send the file's bytes.")
         if self._fetcher is None:
             raise UserError("This server fetches no web addresses. Send the file's bytes.")
-        return self._fetcher.fetch(reference)
+        return self._fetcher.fetch(reference, deadline=self._deadline, is_cancelled=self._is_cancelled)
 
     def _file(self, reference: str) -> bytes:
         number = reference.removeprefix(_MEDIA_PREFIX)
@@ -121,20 +129,6 @@ class RequestMedia:
                 f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}. "
                 "Send fewer or smaller ones."
             )
-
-
-def _address(part: dict[str, Any], kind: str) -> Any:
-    """Of a part as OpenAI's and vLLM's clients send it: `{"type": "image_url", "image_url": {"url": ...}}`."""
-    address = part.get(kind)
-    keys = set(part) - {"type", kind}
-    if isinstance(address, dict):
-        # "auto" is what a picture's own size and the checkpoint's budget of pixels come to.
-        keys |= {key for key in address if key != "url" and (key, address[key]) != ("detail", "auto")}
-        address = address.get("url")
-    if keys:
-        names = ", ".join(sorted(map(str, keys)))
-        raise UserError(f"A part of type {kind} holds a url alone; nothing here follows {names:.200}.")
-    return address
 
 
 def _from_base64(text: str, kind: str) -> bytes:

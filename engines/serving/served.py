@@ -84,7 +84,7 @@ class ServedModel:
         def make_reader(local: LocalReader, _seconds: float) -> MediaReader:
             return self._pool.reader(local, deadline, is_cancelled)
 
-        media = RequestMedia([], self.limits, self._fetcher)
+        media = RequestMedia([], self.limits, self._fetcher, deadline=deadline, is_cancelled=is_cancelled)
         resolved = [media.resolved(dict(message)) for message in messages]
         left_seconds = max(deadline - time.monotonic(), 0.0)
         return model_inputs(resolved, media, self.processor, self.limits, left_seconds, make_reader)

@@ -6,15 +6,16 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 from engines.open import find_engine
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving.fetching import host_problem
 from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
 from export.bundle import Bundle
 from export.errors import UserError
+from export.json_fields import dataclass_from_json
 from export.json_object import parse_json_object
 
 PARAMETER = "settings"
@@ -40,10 +41,8 @@ class ServerSettings:
     """Key of the bundle's TensorRT engine that computes, on the GPU; None: ONNX Runtime, on the CPU."""
     drain_seconds: float = 30.0
     """How long answers that are being written may go on when the model is unloaded."""
-    log_content: bool = False
-    """Whether logs may hold what users sent and got. Off: counts, sizes and seconds alone."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts that pictures may be fetched from; none: web addresses are refused."""
+    """Hosts that pictures may be fetched from, `*.example.org` for all below one; none: web addresses are refused."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
     media: MediaSettings = field(default_factory=MediaSettings)
@@ -60,6 +59,9 @@ class ServerSettings:
         ]
         if not self.drain_seconds >= 0:
             problems.append(f"drain_seconds must be at least 0, found {self.drain_seconds!r}")
+        problems += [
+            f"allowed_hosts: {problem}" for problem in map(host_problem, self.allowed_hosts) if problem
+        ]
         if problems:
             raise UserError("The server's settings are out of range:\n- " + "\n- ".join(problems))
 
@@ -84,17 +86,7 @@ class ServerSettings:
         Raises:
             UserError: no JSON object, unknown keys, values out of range.
         """
-        content = parse_json_object(text, f'parameter "{PARAMETER}"')
-        scheduler = _dataclass_from(SchedulerLimits, content.pop("scheduler", {}), "scheduler")
-        requests = _dataclass_from(RequestLimits, content.pop("requests", {}), "requests")
-        media = _dataclass_from(MediaSettings, content.pop("media", {}), "media")
-        content["allowed_hosts"] = tuple(content.get("allowed_hosts", ()))
-        settings: ServerSettings = _dataclass_from(
-            cls,
-            {**content, "scheduler": scheduler, "requests": requests, "media": media},
-            f'parameter "{PARAMETER}"',
-        )
-        return settings
+        return dataclass_from_json(cls, parse_json_object(text, f'parameter "{PARAMETER}"'), PARAMETER)
 
 
 def settings_for(
@@ -123,16 +115,7 @@ def settings_for(
         engine=engine_key,
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
     )
+    scheduler = replace(settings.scheduler, max_patches_per_picture=built_for.get("max_patches"))
     if max_queue is not None:
-        settings = replace(settings, scheduler=replace(settings.scheduler, max_queue=max_queue))
-    return settings
-
-
-def _dataclass_from(kind: type[Any], content: dict[str, Any], where: str) -> Any:
-    known = {one.name for one in fields(kind)}
-    if not isinstance(content, dict) or not set(content) <= known:
-        raise UserError(f"{where} must be a JSON object with keys of {', '.join(sorted(known))}.")
-    try:
-        return kind(**content)
-    except TypeError as error:
-        raise UserError(f"{where}: {error}.") from None
+        scheduler = replace(scheduler, max_queue=max_queue)
+    return replace(settings, scheduler=scheduler)

@@ -39,10 +39,15 @@ CHAT_INPUTS = (
     ServerTensor("temperature", "TYPE_FP32", (1,), "0 is greedy", True),
     ServerTensor("top_p", "TYPE_FP32", (1,), "0 to 1", True),
     ServerTensor("top_k", "TYPE_INT32", (1,), "0 switches it off", True),
+    ServerTensor("min_p", "TYPE_FP32", (1,), "0 switches it off", True),
     ServerTensor("repetition_penalty", "TYPE_FP32", (1,), "1 is none", True),
+    ServerTensor("presence_penalty", "TYPE_FP32", (1,), "0 is none", True),
+    ServerTensor("frequency_penalty", "TYPE_FP32", (1,), "0 is none", True),
+    ServerTensor("no_repeat_ngram_size", "TYPE_INT32", (1,), "0 allows every repetition", True),
     ServerTensor("seed", "TYPE_INT64", (1,), "the same seed gives the same answer", True),
     ServerTensor("stop", "TYPE_STRING", (-1,), "texts that end the answer, left out of it", True),
     ServerTensor("timeout_seconds", "TYPE_FP32", (1,), "an answer not finished by then ends as it is", True),
+    ServerTensor("stream", "TYPE_BOOL", (1,), "true: pieces as they come; false: the answer whole", True),
 )
 
 CHAT_OUTPUTS = (
@@ -55,7 +60,7 @@ CHAT_OUTPUTS = (
     ),
     ServerTensor("usage", "TYPE_STRING", (1,), "empty until the last response: JSON of tokens and seconds"),
 )
-"""A decoupled stream of responses for each request."""
+"""One response for each request, or with `stream` a decoupled stream of them."""
 
 
 # --- the parts, for those who compose --------------------------------------------------------------------

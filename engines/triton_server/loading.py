@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.open import open_engine
-from engines.serving.chat import ChatRequest
+from engines.serving.chat import ChatRequest, Receipt
 from engines.serving.fetching import Fetcher, FetchPolicy
 from engines.serving.media_pool import MediaPool
 from engines.serving.settings import PARAMETER, ServerSettings
@@ -69,6 +69,11 @@ def read_tensors(request: Any, inputs: Sequence[ServerTensor]) -> dict[str, npt.
     return {name: np.array(tensor.as_numpy()) for name, tensor in found.items() if tensor is not None}
 
 
+def parameter_names(request: Any) -> list[str]:
+    """What the client asks for beside the inputs: JSON keys that are none, or gRPC's parameters."""
+    return list(json.loads(request.parameters() or "{}"))
+
+
 class RequestReader:
     """Checks chat requests for one bundle under one server's settings."""
 
@@ -83,26 +88,34 @@ class RequestReader:
     def read(
         self,
         tensors: Mapping[str, npt.NDArray[Any]],
-        received: float | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
+        parameters: Iterable[str] = (),
+        receipt: Receipt | None = None,
     ) -> ChatRequest:
         """What a client asks; its media are decoded in processes of their own.
 
         Args:
             tensors: of the request.
-            received: when it came, on the monotonic clock; None: now. The request's seconds count from then.
-            is_cancelled: whether the client left; its media are no longer decoded then.
+            parameters: names of what it asks for beside them.
+            receipt: when it came, and whether its client still waits; None: now, and always.
 
         Raises:
             UserError: it may not run; all problems at once.
+            CancelledError: the client left meanwhile.
         """
-        start = time.monotonic() if received is None else received
+        receipt = receipt or Receipt()
 
         def make_reader(local: LocalReader, seconds: float) -> MediaReader:
-            return self._pool.reader(local, start + seconds, is_cancelled)
+            return self._pool.reader(local, time.monotonic() + seconds, receipt.is_cancelled)
 
         return parse_request(
-            tensors, self.processor, self._defaults, self._limits, self._fetcher, make_reader
+            tensors,
+            self.processor,
+            self._defaults,
+            self._limits,
+            self._fetcher,
+            make_reader,
+            receipt,
+            parameters,
         )
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
 from engines.runtime.text_stream import TextStream
-from engines.serving.chat import ChatRequest
+from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.warm_up import warm_up
 from engines.triton_server.interface import CHAT_INPUTS
 from engines.triton_server.loading import (
@@ -33,6 +33,7 @@ from engines.triton_server.loading import (
     bundle_directory,
     log_fault,
     open_served_engine,
+    parameter_names,
     read_settings,
     read_tensors,
 )
@@ -83,7 +84,9 @@ class TritonPythonModel:
                 _end_with_error(sender, message, backend.TritonError.UNAVAILABLE)
                 continue
             try:
-                self._pool.submit(self._serve, read_tensors(request, CHAT_INPUTS), sender, received)
+                tensors, parameters = read_tensors(request, CHAT_INPUTS), parameter_names(request)
+                receipt = Receipt(received, sender.is_cancelled)
+                self._pool.submit(self._serve, tensors, parameters, sender, receipt)
             except BaseException as error:  # noqa: BLE001 - a request that cannot be read fails no other
                 self._room.release()
                 _fail(sender, error)
@@ -96,22 +99,25 @@ class TritonPythonModel:
         self._reader.close()
         self._metrics.close()
 
-    def _serve(self, tensors: dict[str, npt.NDArray[Any]], sender: Any, received: float) -> None:
+    def _serve(
+        self, tensors: dict[str, npt.NDArray[Any]], parameters: list[str], sender: Any, receipt: Receipt
+    ) -> None:
         """One request, from its check to its last response."""
         try:
-            chat = self._reader.read(tensors, received, sender.is_cancelled)
+            chat = self._reader.read(tensors, parameters, receipt)
             del tensors
-            self._answer(chat, sender, received)
+            self._answer(chat, sender, receipt)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this request alone
             _fail(sender, error)
         finally:
             self._room.release()
 
-    def _answer(self, chat: ChatRequest, sender: Any, received: float) -> None:
+    def _answer(self, chat: ChatRequest, sender: Any, receipt: Receipt) -> None:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         stream = TextStream(self._reader.processor.tokenizer, stop_strings=chat.stop_strings)
-        left_seconds = max(0.001, received + chat.timeout_seconds - time.monotonic())
+        left_seconds = receipt.left_seconds(chat.timeout_seconds)
         ticket = self._service.submit(chat.request, events.put, deadline_seconds=left_seconds)
+        held: list[str] = []
         try:
             while True:
                 try:
@@ -119,25 +125,28 @@ class TritonPythonModel:
                 except queue.Empty:
                     event = None
                 if sender.is_cancelled():
-                    _end_with_error(sender, "cancelled by the client", backend.TritonError.CANCELLED)
-                    return
-                if event is not None and self._respond(event, stream, sender, chat.request.inputs.media):
+                    raise CancelledError
+                if event is not None and self._respond(event, stream, chat, held, sender):
                     return
         finally:
             self._service.cancel(ticket)  # changes nothing after the end
 
-    def _respond(self, event: Event, stream: TextStream, sender: Any, media: Sequence[SeenMedium]) -> bool:
-        """Send what an event adds to the answer; True after the last response."""
+    def _respond(
+        self, event: Event, stream: TextStream, chat: ChatRequest, held: list[str], sender: Any
+    ) -> bool:
+        """Send what an event adds to the answer, or hold it where the answer goes out whole; True after the last."""
         if isinstance(event, FailureEvent):
             raise event.error
         text = stream.push(event.token_id) if isinstance(event, TokenEvent) else ""
         if event.is_last or stream.is_stopped:
             reason = "stop" if stream.is_stopped else str(event.finish_reason)
-            text += stream.finish()
-            _send(sender, text, reason, _usage(event.timings, media), is_last=True)
+            text = "".join([*held, text, stream.finish()])
+            _send(sender, text, reason, _usage(event.timings, chat.request.inputs.media), is_last=True)
             self._log(event.timings, reason)
             return True
-        if text:
+        if not chat.is_streamed:
+            held.append(text)
+        elif text:
             _send(sender, text, "", "", is_last=False)
         return False
 
@@ -169,7 +178,9 @@ def _send(sender: Any, text: str, finish_reason: str, usage: str, *, is_last: bo
 
 def _fail(sender: Any, error: BaseException) -> None:
     """End a request with what its client may know of an error."""
-    if isinstance(error, UserError):
+    if isinstance(error, CancelledError):
+        _end_with_error(sender, "cancelled by the client", backend.TritonError.CANCELLED)
+    elif isinstance(error, UserError):
         _end_with_error(sender, str(error), backend.TritonError.INVALID_ARG)
     elif isinstance(error, TryLaterError):
         _end_with_error(sender, str(error), backend.TritonError.UNAVAILABLE)

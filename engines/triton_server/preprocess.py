@@ -12,10 +12,12 @@ from engines.triton_server.loading import (
     Arguments,
     RequestReader,
     bundle_directory,
+    parameter_names,
     read_settings,
     read_tensors,
     respond_to_each,
 )
+from engines.triton_server.requests import refuse_parameters
 
 
 class TritonPythonModel:
@@ -35,6 +37,7 @@ class TritonPythonModel:
 
     def _graph_inputs(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         """By the names of the graphs' contract."""
+        refuse_parameters(parameter_names(request), PREPROCESS_INPUTS)
         inputs = self._reader.read(read_tensors(request, PREPROCESS_INPUTS)).request.inputs
         return {
             **vars(inputs.vision),

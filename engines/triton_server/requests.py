@@ -4,7 +4,8 @@ Everything in a request is hostile until checked: sizes before decoding, picture
 a request come in one message, for that request alone.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from engines.serving.chat import (
     ChatRequest,
     MakeReader,
     Problems,
+    Receipt,
     bounded_max_tokens,
     bounded_seconds,
     bounded_stop_strings,
@@ -23,6 +25,7 @@ from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
 from engines.serving.request_media import RequestMedia
+from engines.triton_server.interface import CHAT_INPUTS, ServerTensor
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.processor import Processor
@@ -30,7 +33,12 @@ from export.processor.processor import Processor
 Tensors = Mapping[str, npt.NDArray[Any]]
 """By name, as the server hands them over: TYPE_STRING as an object array of bytes."""
 
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+_OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "prompt": "messages"}
+"""What other servers call the inputs of this one."""
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+)
 
 
 def parse_request(
@@ -40,6 +48,8 @@ def parse_request(
     limits: RequestLimits,
     fetcher: Fetcher | None = None,
     make_reader: MakeReader | None = None,
+    receipt: Receipt | None = None,
+    parameters: Iterable[str] = (),
 ) -> ChatRequest:
     """Check a request and make it ready for the scheduler.
 
@@ -50,13 +60,21 @@ def parse_request(
         limits: what one request may hold.
         fetcher: for web addresses; None refuses them all.
         make_reader: what decodes media, from what would decode them here and the request's seconds; None: here.
+        receipt: when it came, and whether its client still waits; None: now, and always.
+        parameters: names of what the client asks for beside the tensors.
 
     Raises:
         UserError: whatever is wrong with it; all problems that can be told apart, in one message.
+        CancelledError: the client left meanwhile.
     """
+    receipt, timeout_seconds = receipt or Receipt(), limits.timeout_seconds
     problems = Problems()
     with problems.collected():
+        refuse_parameters(parameters, CHAT_INPUTS)
+    with problems.collected():
         config = _generation_config(tensors, defaults, limits)
+    with problems.collected():
+        is_streamed = _flag(tensors, "stream")
     with problems.collected():
         seed = _whole_number(tensors, "seed")
         timeout_seconds = bounded_seconds(_number(tensors, "timeout_seconds"), "timeout_seconds", limits)
@@ -65,12 +83,41 @@ def parse_request(
         stop_strings = bounded_stop_strings(texts, limits)
     with problems.collected():
         messages = _messages(tensors, limits)
-        media = RequestMedia([bytes(file) for file in _strings(tensors, "media")], limits, fetcher)
+        media = RequestMedia(
+            [bytes(file) for file in _strings(tensors, "media")],
+            limits,
+            fetcher,
+            deadline=receipt.at + timeout_seconds,
+            is_cancelled=receipt.is_cancelled,
+        )
         messages = [media.resolved(message) for message in messages]
         media.check()
     problems.raise_if_any()
-    inputs = model_inputs(messages, media, processor, limits, timeout_seconds, make_reader)
-    return ChatRequest(Request(inputs, config, seed), stop_strings, timeout_seconds)
+    left_seconds = receipt.left_seconds(timeout_seconds)
+    inputs = model_inputs(messages, media, processor, limits, left_seconds, make_reader)
+    return ChatRequest(Request(inputs, config, seed), stop_strings, timeout_seconds, is_streamed)
+
+
+def refuse_parameters(names: Iterable[str], inputs: Sequence[ServerTensor]) -> None:
+    """Refuse what a client asks for and nothing here follows: the generate extension makes parameters of unknown keys.
+
+    Args:
+        names: of the request's parameters; those of the server's own begin with "triton_".
+        inputs: that the model takes.
+
+    Raises:
+        UserError: there are any; all of them by name, each with the input that may be meant.
+    """
+    known = [tensor.name for tensor in inputs]
+    unknown = [name for name in names if not name.startswith("triton_")]
+    if unknown:
+        told = [_told(name, known) for name in sorted(unknown)[:16]]
+        raise UserError(f"Nothing here follows {', '.join(told)}. This model takes {', '.join(known)}.")
+
+
+def _told(name: str, known: Sequence[str]) -> str:
+    meant = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
+    return f"{name[:60]} (meant {meant}?)" if meant in known else name[:60]
 
 
 # --- numbers and strings --------------------------------------------------------------------------------
@@ -92,6 +139,15 @@ def _whole_number(tensors: Tensors, name: str) -> int | None:
     if number is not None and not isinstance(number, int):
         raise UserError(f"{name} must be a whole number, found {number}.")
     return number
+
+
+def _flag(tensors: Tensors, name: str) -> bool:
+    values = tensors.get(name)
+    if values is None or values.size == 0:
+        return False
+    if values.size != 1 or values.dtype.kind != "b":
+        raise UserError(f"{name} must hold true or false, found {values.size} of type {values.dtype}.")
+    return bool(values.reshape(-1)[0])
 
 
 def _strings(tensors: Tensors, name: str) -> list[bytes]:

@@ -21,7 +21,14 @@ import click
 
 MODEL_NAME = "qwen2_vl"
 PORTS = {"grpc": 8001, "http": 8000}
-KINDS = {"max_tokens": "INT32", "temperature": "FP32", "top_p": "FP32", "top_k": "INT32", "seed": "INT64"}
+KINDS = {
+    "max_tokens": "INT32",
+    "temperature": "FP32",
+    "top_p": "FP32",
+    "top_k": "INT32",
+    "seed": "INT64",
+    "stream": "BOOL",
+}
 """Optional inputs and their types; one that is not given follows the checkpoint's generation_config.json."""
 
 Piece = Mapping[str, str]
@@ -58,7 +65,13 @@ def stream_over_grpc(
         ) from None
 
     def tensor(name: str, kind: str, values: Sequence[Any]) -> Any:
-        dtype = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}[kind]
+        dtype = {
+            "BYTES": np.object_,
+            "INT32": np.int32,
+            "INT64": np.int64,
+            "FP32": np.float32,
+            "BOOL": np.bool_,
+        }[kind]
         result = grpc.InferInput(name, [len(values)], kind)
         result.set_data_from_numpy(np.array(list(values), dtype))
         return result
@@ -68,7 +81,8 @@ def stream_over_grpc(
     inputs = [tensor("messages", "BYTES", [json.dumps(messages).encode()])]
     if names:
         inputs.append(tensor("media", "BYTES", [*images, *videos]))
-    inputs += [tensor(name, KINDS[name], [value]) for name, value in (settings or {}).items()]
+    asked = {"stream": True, **(settings or {})}
+    inputs += [tensor(name, KINDS[name], [value]) for name, value in asked.items()]
     responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(url) as client:
         _require_server(client, url)
@@ -118,7 +132,7 @@ def stream_over_http(
     """
     encoded = [base64.b64encode(data).decode() for data in (*images, *videos)]
     messages = messages_from(prompt, encoded[: len(images)], encoded[len(images) :])
-    body = {"messages": json.dumps(messages), **(settings or {})}
+    body = {"messages": json.dumps(messages), "stream": True, **(settings or {})}
     request = urllib.request.Request(
         f"http://{url}/v2/models/{MODEL_NAME}/generate_stream",
         data=json.dumps(body).encode(),

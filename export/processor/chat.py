@@ -53,6 +53,7 @@ def token_ids_from_conversation(
     *,
     options: TemplateOptions = NO_OPTIONS,
     max_tokens: int | None = None,
+    max_seconds: float | None = None,
 ) -> NDArray[np.int64]:
     """Token ids of the rendered conversation, ready for the answer: int64 [S], one placeholder for each medium.
 
@@ -64,7 +65,7 @@ def token_ids_from_conversation(
     fields = [text for message in conversation for text in strings_within(message.fields)]
     asked = [*strings_within(options.tools), *strings_within(options.variables)]
     guard = _TextGuard(special_tokens.texts, [*texts, *fields, *asked, template.source])
-    rendered = _rendered(conversation, template, guard, options)
+    rendered = _rendered(conversation, template, guard, options, max_seconds)
     most = math.inf if max_tokens is None else max_tokens
     token_ids: list[int] = []
     for text, special_id in special_tokens.split(rendered):
@@ -74,12 +75,16 @@ def token_ids_from_conversation(
             token_ids += [] if special_id is None else [special_id]
             num_tokens = len(token_ids)
         if num_tokens > most:
-            raise UserError(f"The prompt takes more than {most} tokens, which the context holds. Shorten it.")
+            raise UserError(f"The prompt takes more than {most} tokens, but the context holds {most}. Shorten it.")
     return np.array(token_ids, dtype=np.int64)
 
 
 def _rendered(
-    conversation: Sequence[Message], template: ChatTemplate, guard: "_TextGuard", options: TemplateOptions
+    conversation: Sequence[Message],
+    template: ChatTemplate,
+    guard: "_TextGuard",
+    options: TemplateOptions,
+    max_seconds: float | None,
 ) -> str:
     variables = {
         **{name: guard.cover_within(value) for name, value in options.variables.items()},
@@ -87,7 +92,7 @@ def _rendered(
     }
     messages = [_for_template(message, guard) for message in conversation]
     if not options.continue_final_message:
-        return template.render(messages, variables=variables)
+        return template.render(messages, variables=variables, max_seconds=max_seconds)
     last = conversation[-1]
     if (
         last.role != "assistant"

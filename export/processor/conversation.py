@@ -108,10 +108,17 @@ def _message(message: Any, index: int, template_source: str) -> Message:
         return Message(role, _checked_text(content, where), fields)
     if not isinstance(content, list | tuple):
         raise UserError(f"{where}: expected a string as text, found {type(content).__name__}.")
-    return Message(role, tuple(_part(part, f"{where}, part {n}") for n, part in enumerate(content)), fields)
+    return Message(
+        role, tuple(read_part(part, f"{where}, part {n}") for n, part in enumerate(content)), fields
+    )
 
 
-def _part(part: Any, where: str) -> str | Medium:
+def read_part(part: Any, where: str) -> str | Medium:
+    """One part of a message's content: a text, or a picture or video with its source as it is given.
+
+    Raises:
+        UserError: another shape, an unknown type or field; `where` names it.
+    """
     if isinstance(part, str):
         return _checked_text(part, where)
     kind = part.get("type") if isinstance(part, Mapping) else None

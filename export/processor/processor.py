@@ -86,6 +86,7 @@ class Processor:
         add_vision_id: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        max_seconds: float | None = None,
     ) -> ModelInputs:
         """Process a conversation in the chat format of Hugging Face, OpenAI or the family's own utilities.
 
@@ -100,6 +101,7 @@ class Processor:
             add_vision_id: number the pictures and videos ("Picture 1: "); None: as the template does by itself.
             chat_template_kwargs: further variables of the chat template.
             continue_final_message: go on with the assistant's last message.
+            max_seconds: what the chat template may take, where less than its own bound.
 
         Raises:
             UserError: malformed messages, an option that the template does not read, more text than the context holds,
@@ -116,6 +118,7 @@ class Processor:
             self._special_tokens,
             options=TemplateOptions(tools, variables, continue_final_message),
             max_tokens=max_tokens,
+            max_seconds=max_seconds,
         )
         media = media_from_conversation(conversation)
         decoded = self._decoded(media, reader)

@@ -42,6 +42,7 @@ class ChatTemplate:
         *,
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        max_seconds: float | None = None,
     ) -> str:
         """Render a conversation of plain strings, lists and dicts.
 
@@ -49,6 +50,7 @@ class ChatTemplate:
             messages: as the template takes them.
             variables: further ones that the template reads, such as `tools` or `add_vision_id`.
             add_generation_prompt: end where the answer begins.
+            max_seconds: what it may take, where less than the bound of every template.
 
         Raises:
             UserError: a variable that the template does not read; it refuses the messages, is broken, or takes too long
@@ -67,7 +69,7 @@ class ChatTemplate:
             "max_characters": MAX_RENDERED_CHARACTERS,
         }
         try:
-            answer = TEMPLATE_PROCESS.run(job, MAX_RENDER_SECONDS)
+            answer = TEMPLATE_PROCESS.run(job, min(MAX_RENDER_SECONDS, max_seconds or MAX_RENDER_SECONDS))
         except TemplateProcessError as error:
             answer = {"stage": "render", "error": str(error)}
         if "error" in answer:

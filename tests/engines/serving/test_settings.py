@@ -1,7 +1,13 @@
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
+from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.serving import settings as settings_module
 from engines.serving.limits import RequestLimits
 from engines.serving.media_pool import MediaSettings
 from engines.serving.settings import ServerSettings
@@ -42,3 +48,60 @@ def test_bounds_on_media_are_settings_too():
         MediaSettings(num_workers=0, video_seconds=float("nan"))
     with pytest.raises(UserError, match="num_workers must be a number"):
         MediaSettings(num_workers=1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"allowed_hosts": "img.example.org"}', "allowed_hosts must be a list"),
+        ('{"allowed_hosts": [7]}', "allowed_hosts must be a text, found 7"),
+        ('{"allowed_hosts": ["http://x"]}', "is no host name"),
+        ('{"allowed_hosts": ["*"]}', "is no host name"),
+        ('{"scheduler": {"max_queue": 64.5}}', "scheduler: max_queue must be a whole number, found 64.5"),
+        ('{"scheduler": {"max_queue": true}}', "max_queue must be a whole number, found True"),
+        ('{"scheduler": {"max_queue": null}}', "max_queue must be a whole number, found None"),
+        ('{"scheduler": {"reuse_prefixes": 1}}', "reuse_prefixes must be true or false"),
+        ('{"requests": {"max_pictures": "5"}}', "max_pictures must be a whole number, found '5'"),
+        ('{"requests": {"timeout_seconds": 1e999}}', "timeout_seconds must be a number, found inf"),
+        ('{"media": {"num_workers": 1.0}}', "num_workers must be a whole number"),
+        ('{"num_threads": "2"}', "num_threads must be a whole number or null"),
+        ('{"engine": 7}', "engine must be a text or null"),
+        ('{"drain_seconds": "30"}', "drain_seconds must be a number"),
+        ('{"log_content": true}', "found log_content"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(text, says):
+    with pytest.raises(UserError) as caught:
+        ServerSettings.from_json(text)
+    assert says in str(caught.value)
+
+
+def test_all_settings_of_another_type_are_named_at_once():
+    text = '{"num_slots": "8", "what": 1, "scheduler": {"max_queue": 1.5}, "media": {"num_workers": null}}'
+    with pytest.raises(UserError, match=r"(?s)what.*num_slots.*max_queue.*num_workers"):
+        ServerSettings.from_json(text)
+
+
+def test_every_setting_is_read_by_something():
+    """A setting that nothing reads is a promise that nobody keeps."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (Path(__file__).parents[3] / "engines").rglob("*.py")
+        if path.name not in {"settings.py", "limits.py", "scheduler_limits.py"} or path.name == "settings.py"
+    )
+    for kind in (ServerSettings, SchedulerLimits, RequestLimits, MediaSettings):
+        for field in fields(kind):
+            assert re.search(rf"\.{field.name}\b", source), f"{kind.__name__}.{field.name}"
+
+
+def test_what_an_engine_was_built_for_bounds_its_server(monkeypatch):
+    class Record:
+        limits: ClassVar = {"max_batch": 3, "max_context": 128, "max_patches": 400}
+
+    monkeypatch.setattr(settings_module, "find_engine", lambda *_: Record)
+    bundle = SimpleNamespace(config=SimpleNamespace(decoder=SimpleNamespace(max_position_embeddings=4096)))
+    asked: dict[str, Any] = dict.fromkeys(("num_slots", "max_context", "num_threads"))
+    asked |= {"max_queue": 5, "allowed_hosts": ["A.example"]}
+    settings = settings_module.settings_for(bundle, "key", **asked)  # type: ignore[arg-type]
+    assert (settings.num_slots, settings.capacity, settings.allowed_hosts) == (3, 128, ("a.example",))
+    assert (settings.scheduler.max_patches_per_picture, settings.scheduler.max_queue) == (400, 5)

@@ -1,11 +1,15 @@
 import json
+import time
 
+import numpy as np
 import pytest
 
 from engines.serving.settings import ServerSettings
 from engines.triton_server.repository import write_repository
 from export.bundle import open_bundle
+from export.errors import UserError
 from export.exporter import export_checkpoint
+from export.processor.template_process import TEMPLATE_PROCESS
 from tests.engines.triton_server.test_requests import TINY, ask, image, strings
 from tests.support.fake_triton import Logger, Request, TritonError, imported_models
 
@@ -75,7 +79,7 @@ def question(**tensors):
 
 
 def test_a_question_is_answered_in_pieces(model):
-    responses = answer(model, Request(question()))
+    responses = answer(model, Request(question(stream=np.array([True]))))
     assert responses[-1].text("finish_reason") == "stop"
     assert len(responses) >= 2
     assert text_of(responses) == ANSWER
@@ -119,3 +123,124 @@ def test_a_panic_while_warming_up_keeps_the_model_from_loading_and_leaves_nothin
         with pytest.raises(Panic):
             models.model.TritonPythonModel().initialize(arguments)
     assert len(closed) == 2
+
+
+@pytest.mark.parametrize("stream", [None, False])
+def test_an_answer_comes_whole_unless_a_stream_is_asked_for(model, stream):
+    tensors = {} if stream is None else {"stream": np.array([stream])}
+    [response] = answer(model, Request(question(**tensors)))
+    assert text_of([response]) == ANSWER
+    assert response.text("finish_reason") == "stop"
+    assert json.loads(response.text("usage"))["completion_tokens"] > 0
+
+
+def test_stop_strings_hold_for_a_whole_answer_too(model):
+    assert text_of(answer(model, Request(question(stop=strings("7"))))) == "GATE"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"max_new_tokens": 1}, "max_new_tokens (meant max_tokens?)"),
+        ({"max_token": 1}, "max_token (meant max_tokens?)"),
+        ({"top_P": 0.1}, "top_P (meant top_p?)"),
+        ({"n": 2, "logprobs": True}, "Nothing here follows logprobs, n."),
+        ({"k" * 10_000: 1}, "kkk"),
+    ],
+)
+def test_a_wish_that_nothing_follows_is_refused_by_name_with_all_other_mistakes(model, parameters, says):
+    tensors = question(temperature=np.array([-1.0], np.float32))
+    error = error_of(answer(model, Request(tensors, json.dumps(parameters))))
+    assert error.code == TritonError.INVALID_ARG
+    assert says in error.message
+    assert "temperature must be" in error.message
+    assert len(error.message) < 1000
+
+
+def test_the_servers_own_parameters_are_no_wishes(model):
+    parameters = json.dumps({"triton_enable_empty_final_response": True})
+    assert text_of(answer(model, Request(question(), parameters))) == ANSWER
+
+
+def test_a_request_for_more_than_the_engine_holds_is_told_the_engines_limit(model):
+    error = error_of(answer(model, Request(question(max_tokens=np.array([513], np.int32)))))
+    assert "max_tokens is 513, this server allows 512 at most" in error.message
+
+
+def test_the_time_of_a_request_counts_from_its_receipt_over_all_that_reads_it(model, monkeypatch):
+    run = TEMPLATE_PROCESS.run
+
+    def slow(job, seconds):
+        time.sleep(0.5)
+        return run(job, seconds)
+
+    monkeypatch.setattr(TEMPLATE_PROCESS, "run", slow)
+    started = time.monotonic()
+    request = Request(question(timeout_seconds=np.array([0.3], np.float32)))
+    responses = answer(model, request)
+    assert time.monotonic() - started < 1.5
+    assert error_of(responses).code == TritonError.INVALID_ARG
+    assert "time" in error_of(responses).message
+
+
+def test_the_chat_template_gets_what_is_left_of_the_requests_time(model, monkeypatch):
+    run, seen = TEMPLATE_PROCESS.run, []
+
+    def note(job, seconds):
+        seen.append(seconds)
+        return run(job, seconds)
+
+    monkeypatch.setattr(TEMPLATE_PROCESS, "run", note)
+    assert text_of(answer(model, Request(question(timeout_seconds=np.array([2.0], np.float32))))) == ANSWER
+    assert 0 < seen[0] <= 2.0
+
+
+def test_a_client_that_left_is_not_worked_for(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("export.processor.template.TEMPLATE_PROCESS.run", lambda *_: asked.append(1))
+    request = Request(question())
+    request.sender.cancelled = True
+    assert error_of(answer(model, request)).code == TritonError.CANCELLED
+    assert not asked
+
+
+def part_models(arguments, models):
+    preprocess, encoder = models.preprocess.TritonPythonModel(), models.vision_encoder.TritonPythonModel()
+    preprocess.initialize(arguments)
+    encoder.initialize(arguments)
+    return preprocess, encoder
+
+
+def test_the_parts_refuse_wishes_and_calls_that_are_too_large(arguments):
+    with imported_models() as models:
+        preprocess, encoder = part_models(arguments, models)
+        [given] = preprocess.execute([Request({name: question()[name] for name in ("messages", "media")})])
+        [refused] = preprocess.execute([Request(question(), '{"max_tokens": 1}')])
+        [encoded] = encoder.execute([Request(given.tensors)])
+        [unknown] = encoder.execute([Request(given.tensors, '{"dtype": "float16"}')])
+        huge = {**given.tensors, "patches": np.zeros((512 * 4 + 4, 1176), np.float32)}
+        [too_large] = encoder.execute([Request(huge)])
+        preprocess.finalize()
+    assert encoded.error is None
+    assert encoded.tensors["visual_embeds"].shape == (len(given.tensors["patches"]) // 4, 192)
+    assert "Nothing here follows max_tokens" in error_of([refused]).message
+    assert "Nothing here follows dtype" in error_of([unknown]).message
+    assert "takes 2048 in one call" in error_of([too_large]).message
+
+
+WRAPPING = [0, *range(2**30, 2**32, 2**30), 2**32 + 8]
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "says"),
+    [
+        (np.array(WRAPPING, np.int64).astype(np.int32), "must rise"),
+        (np.array([0, 4, -(2**31), 2**31 - 4, 8], np.int64).astype(np.int32), "must rise"),
+        (np.array([0, 2**31 - 4, 8], np.int64).astype(np.int32), "must rise"),
+        (np.zeros(70_000, np.int32), "has 69999 segments, this server takes 2048"),
+    ],
+)
+def test_offsets_that_wrap_and_segments_without_end_are_refused(cu_seqlens, says):
+    with imported_models() as models, pytest.raises(UserError, match=says):
+        patches, positions = np.zeros((8, 1176), np.float32), np.zeros((2, 8), np.int32)
+        models.vision_encoder.require_sound(patches, positions, cu_seqlens, 4)

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ from engines.triton_server.interface import CHAT_INPUTS
 from engines.triton_server.requests import parse_request
 from export.errors import UserError
 from export.generation_config import GenerationConfig
+from export.processor.conversation import MEDIA_KEYS
 from export.processor.processor import Processor
 from tests.support.pictures import picture
 
@@ -164,12 +166,23 @@ def test_a_picture_that_is_no_bytes_of_the_client_is_refused(processor, referenc
         {"type": "video", "video": ["/etc/hostname"]},
         {"type": "video", "video": "/etc/fonts/"},
         {"type": "image_url", "image_url": {"url": "/etc/hostname"}},
+        *(
+            {"type": kind, key: reference}
+            for kind in ("input_image", "input_video", "image_url", "video_url", "image", "video")
+            for key in sorted(MEDIA_KEYS)
+            for reference in (
+                "/etc/hostname",
+                "file:///etc/hostname",
+                {"url": "/etc/hostname"},
+                ["/etc/hostname"],
+            )
+        ),
     ],
 )
 def test_no_key_and_no_kind_lets_a_client_read_the_servers_files(processor, part):
     message = refusal(processor, ask(part, "?", media=strings(png())))
     assert "hostname" not in message
-    assert "data:" in message or "alone" in message
+    assert re.search("data:|alone|never read|expected the (image|video) under|expected an address", message)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +212,12 @@ def test_malformed_messages_are_refused_with_what_was_expected(processor, text, 
         ("temperature", np.array([-1], np.float32), "temperature must be"),
         ("temperature", np.array([1, 2], np.float32), "must hold one number, found 2"),
         ("top_p", np.array([1.5], np.float32), "top_p must be"),
+        ("min_p", np.array([1.5], np.float32), "min_p must be"),
+        ("presence_penalty", np.array([np.nan], np.float32), "presence_penalty must be"),
+        ("frequency_penalty", np.array([np.inf], np.float32), "frequency_penalty must be"),
+        ("no_repeat_ngram_size", np.array([-1], np.int32), "no_repeat_ngram_size must be"),
+        ("stream", np.array([1], np.int32), "stream must hold true or false"),
+        ("stream", np.array([True, False]), "stream must hold true or false"),
         ("top_k", np.array([-1], np.int32), "top_k must be"),
         ("max_tokens", np.array([0], np.int32), "max_new_tokens must be"),
         ("max_tokens", np.array([10**9], np.int32), "this server allows 4096"),

@@ -385,3 +385,9 @@ def test_tools_and_names_can_write_no_special_token_either(checkpoint_directory)
 def test_a_role_that_the_template_names_is_taken(checkpoint_directory):
     template = "{% for m in messages %}{% if m.role == 'critic' %}{{ m.content }}{% endif %}{% endfor %}"
     assert token_ids(checkpoint_directory, [{"role": "critic", "content": "a"}], template)
+
+
+def test_a_text_part_holds_text_alone(checkpoint_directory):
+    part = {"type": "text", "text": "x", "path": "/etc/hostname"}
+    with pytest.raises(UserError, match="keys that nothing here follows: path"):
+        token_ids(checkpoint_directory, [{"role": "user", "content": [part]}])
