@@ -35,10 +35,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 _OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "prompt": "messages"}
 """What other servers call the inputs of this one."""
-_SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
-)
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def parse_request(

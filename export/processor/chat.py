@@ -75,7 +75,9 @@ def token_ids_from_conversation(
             token_ids += [] if special_id is None else [special_id]
             num_tokens = len(token_ids)
         if num_tokens > most:
-            raise UserError(f"The prompt takes more than {most} tokens, but the context holds {most}. Shorten it.")
+            raise UserError(
+                f"The prompt takes more than {most} tokens, but the context holds {most}. Shorten it."
+            )
     return np.array(token_ids, dtype=np.int64)
 
 

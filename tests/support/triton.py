@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -74,20 +74,24 @@ def missing() -> str | None:
 
 
 @contextmanager
-def running_server(repository: Path, directory: Path) -> Iterator[RunningServer]:
+def running_server(
+    repository: Path, directory: Path, command: Sequence[str] | None = None
+) -> Iterator[RunningServer]:
     """Serve a model repository on free ports until the context ends.
 
     Args:
         repository: what `qv-export deploy triton` wrote.
         directory: where the backend and the log go.
+        command: what starts it; None: the server itself. It finds the server on its path.
 
     Raises:
         RuntimeError: it did not become ready; with the end of its log.
     """
     http_port, grpc_port, metrics_port = _free_ports(3)
     log = directory / "server.log"
-    command = [
-        str(_package() / "tritonserver" / "bin" / "tritonserver"),
+    server_directory = _package() / "tritonserver" / "bin"
+    full_command = [
+        *(command or [str(server_directory / "tritonserver")]),
         f"--model-repository={repository}",
         f"--backend-directory={_backends(directory)}",
         "--disable-auto-complete-config",
@@ -101,8 +105,10 @@ def running_server(repository: Path, directory: Path) -> Iterator[RunningServer]
         f"--exit-timeout-secs={EXIT_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name=qv{os.getpid()}_{http_port}",
     ]
+    environment = _environment(directory)
+    environment["PATH"] = os.pathsep.join([environment["PATH"], str(server_directory)])
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=_environment(directory))
+        process = subprocess.Popen(full_command, stdout=output, stderr=output, env=environment)
     server = RunningServer(process, http_port, grpc_port, metrics_port, log)
     try:
         _wait_until_ready(server)

@@ -8,6 +8,9 @@ import signal
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +97,33 @@ def test_a_server_that_is_told_to_end_finishes_what_it_has_and_takes_nothing_new
     assert answers[-1]["finish_reason"] == "length"
     assert json.loads(answers[-1]["usage"])["completion_tokens"] == 300
     assert server.process.wait(60) == 0
+
+
+def test_administration_is_refused_without_the_key_and_answers_go_on(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADMIN_KEY", "s3cret")
+    script = Path(__file__).parents[3] / "examples" / "triton" / "restricted-tritonserver"
+
+    def status(path, body=None, **headers):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{running.http}/v2/{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return int(error.code)
+
+    with running_server(repository, tmp_path, [str(script)]) as running:
+        for path, body in (
+            ("logging", {"log_error": False}),
+            ("trace/setting", {"trace_level": ["TIMESTAMPS"]}),
+            ("repository/index", {}),
+            ("repository/models/qwen2_vl/unload", {}),
+            ("systemsharedmemory/status", None),
+            ("models/qwen2_vl/config", None),
+        ):
+            assert status(path, body) == 403, path
+            assert status(path, body, **{"admin-key": "wrong"}) == 403, path
+        assert status("logging", {"log_verbose_level": 0}, **{"admin-key": "s3cret"}) == 200
+        assert status("health/ready") == 200
+        [*_, last] = stream_over_http(running.http, "Count.", settings={"max_tokens": 3})
+        assert last["finish_reason"] == "length"
