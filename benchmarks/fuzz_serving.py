@@ -112,6 +112,7 @@ class HttpClient:
 def grpc_pieces(url: str, case: Case) -> Iterator[dict[str, Any]]:
     """Responses to a request of tensors; closing the iterator cancels it."""
     dtypes: dict[str, Any] = {"BYTES": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+    dtypes["BOOL"] = np.bool_
     inputs = []
     for name, value in case.fields.items():
         values = value if isinstance(value, list) else [value]

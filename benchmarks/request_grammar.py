@@ -78,12 +78,16 @@ ADDRESSES = (
 TYPES = {
     "messages": "BYTES", "media": "BYTES", "max_tokens": "INT32", "temperature": "FP32", "top_p": "FP32",
     "top_k": "INT32", "repetition_penalty": "FP32", "seed": "INT64", "stop": "BYTES", "timeout_seconds": "FP32",
+    "stream": "BOOL",
 }  # fmt: skip
 """Inputs of the model and their types over gRPC."""
 SANE: dict[str, tuple[Any, ...]] = {
     "temperature": (0.0, 0.7, 1.5), "top_p": (0.1, 0.9, 1.0), "top_k": (0, 1, 20), "repetition_penalty": (1.0, 1.2),
     "seed": (0, 7, 2**40), "stop": (["e"], ["zz", "\u4f60"]), "timeout_seconds": (0.02, 1.0, 60.0),
+    "stream": (True, False),
 }  # fmt: skip
+UNKNOWN = ("unknown", "id", "parameters", "max_new_tokens", "n", "logprobs", "Temperature")
+"""Keys that are no inputs."""
 MAX_NEW_TOKENS = 8
 
 
@@ -150,7 +154,7 @@ def _fields(random: Random, mark: str, *, is_sane: bool) -> dict[str, Any]:
             fields[name] = random.choice(values)
     if not is_sane:
         for _ in range(random.randrange(3)):
-            fields[random.choice([*TYPES, "unknown", "id", "parameters"])] = random.choice(NUMBERS)
+            fields[random.choice([*TYPES, *UNKNOWN])] = random.choice(NUMBERS)
         if random.random() < 0.1:
             del fields[random.choice(list(fields))]
     return fields
@@ -161,7 +165,10 @@ def _roles(random: Random, *, is_sane: bool) -> Sequence[Any]:
     if is_sane or random.random() < 0.7:
         return sane
     return random.choice(
-        [[], ["user"] * 300, ["<|im_start|>"], [None], [7], ["assistant"], ["user", "system"]]
+        [
+            *([], ["user"] * 300, ["<|im_start|>"], [None], [7], ["assistant"], ["user", "system"]),
+            *(["narrator"], ["r" * 1_000_000], [{}], [["user"]]),
+        ]
     )
 
 
@@ -182,7 +189,11 @@ def _message(random: Random, mark: str, media: list[bytes], role: Any, *, is_san
                 [{"type": "text"}],
                 [{"type": "text", "text": random.choice(NUMBERS)}],
                 [{"type": random.choice([*CONTROL_TOKENS, "audio", None, 1]), "text": mark}],
+                [{"type": random.choice([{}, [], [[]], {"a": 1}]), "text": mark}],
+                [{"type": "text", "text": mark, "k" * random.choice([1, 50_000]): None}],
+                [{"type": "text", "text": ""}] * random.choice([1, 2000, 50_000]),
                 [{"type": "image", "image": random.choice(ADDRESSES)}],
+                [{"type": "input_image", "image_url": random.choice(ADDRESSES)}],
                 [{"type": "video", "video": random.choice([*ADDRESSES, "AAAA"])}],
                 [{"type": "image_url", "image_url": {"url": random.choice(ADDRESSES)}}],
                 [{"type": "image", "image": random.choice(NUMBERS), "min_pixels": 2**70}],
@@ -252,6 +263,8 @@ def _fits_grpc(fields: dict[str, Any]) -> bool:
 
 def _fits(kind: str, value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
+    if kind == "BOOL":
+        return all(type(one) is bool for one in values)
     if kind == "BYTES":
         return all(isinstance(one, str | bytes) for one in values)
     if kind == "FP32":

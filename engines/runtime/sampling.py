@@ -58,6 +58,7 @@ def next_token(
     # The largest of values with a not-a-number among them is that one: no second pass over the logits.
     if not np.isfinite(scores[token_id]):
         require_finite_maximum(logits)
+        require_finite_scores(scores)
     if token_id in config.suppress_tokens:
         scores = suppress_tokens(scores, config.suppress_tokens)
         require_finite_maximum(scores)
@@ -66,9 +67,8 @@ def next_token(
 
 
 def _drawn_token(scores: Logits, config: GenerationConfig, generator: np.random.Generator) -> int:
-    if config.suppress_tokens:
-        require_finite_maximum(scores)
     scores = apply_temperature(scores, config.temperature)
+    require_finite_scores(scores)
     scores = apply_top_k(scores, config.top_k)
     scores = apply_top_p(scores, config.top_p)
     scores = apply_min_p(scores, config.min_p)
@@ -88,6 +88,20 @@ def require_finite_maximum(logits: Logits) -> None:
         f"{int(np.isposinf(logits).sum())} are +inf and {int(np.isneginf(logits).sum())} are -inf. "
         "float16 overflows in this model: build the engine in bfloat16 or float32 and validate it."
     )
+
+
+def require_finite_scores(scores: Logits) -> None:
+    """Refuse what penalties and temperature made of logits where it names no most likely token.
+
+    Raises:
+        EngineError: NaN, +inf, or nothing but -inf.
+    """
+    if not np.isfinite(scores.max()):
+        raise EngineError(
+            f"the decoder's logits are unusable with these penalties and this temperature: of {scores.size} scores, "
+            f"{int(np.isneginf(scores).sum())} are ruled out and {int((~np.isfinite(scores)).sum())} in all are no "
+            "finite numbers. Ask for values nearer to 1; validate the engine if its logits are beyond 1e30."
+        )
 
 
 def apply_repetition_penalty(logits: Logits, seen: npt.NDArray[np.bool_], penalty: float) -> Logits:

@@ -1,4 +1,5 @@
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,3 +266,34 @@ def test_logits_without_a_finite_maximum_are_the_engines_fault(bad, told, do_sam
             GenerationConfig(do_sample=do_sample),
             np.random.default_rng(0),
         )
+
+
+EXTREMES = [-np.inf, -3e38, -1e31, -1.0, 0.0, 1e-30, 1.0, 1e31, 3e38]
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@given(
+    logits=st.lists(st.sampled_from(EXTREMES), min_size=4, max_size=12),
+    penalty=st.sampled_from([0.01, 1.0, 100.0]),
+    temperature=st.sampled_from([0.01, 1.0, 100.0]),
+    how=st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 3, "top_p": 0.01}, {"min_p": 0.5}]),
+    do_sample=st.booleans(),
+)
+def test_extreme_scores_give_a_token_that_is_not_ruled_out_or_the_engines_error(
+    logits, penalty, temperature, how, do_sample
+):
+    row = np.array(logits, np.float32)
+    config = GenerationConfig(repetition_penalty=penalty, temperature=temperature, do_sample=do_sample, **how)
+    seen = np.arange(len(row)) % 2 == 0
+    with suppress(EngineError):
+        token_id = next_token(row, seen, config, np.random.default_rng(0))
+        assert row[token_id] > -np.inf
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_penalties_that_rule_out_every_token_are_an_error_that_names_them(do_sample):
+    logits = np.full(VOCAB, -1e38, np.float32)
+    config = GenerationConfig(repetition_penalty=100.0, do_sample=do_sample)
+    with pytest.raises(EngineError, match="unusable with these penalties"):
+        next_token(logits, np.ones(VOCAB, bool), config, np.random.default_rng(0))
