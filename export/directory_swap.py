@@ -11,6 +11,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _OLD_SUFFIX = ".old"
 _SCRATCH_MARK = ".writing-"
+_OURS = ".qv-export-is-writing"
+"""A file in every directory that is being filled: the name of the directory alone may be anybody's."""
+_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class DirectoryKind:
     is_one: Callable[[Path], bool]
     space_advice: str
     """What to do on a full disk: "Free some"."""
+    is_leftover: Callable[[Path], bool] | None = None
+    """Whether a directory under a scratch name was put together by us; None: `is_one` says it."""
 
 
 @contextmanager
@@ -52,11 +58,12 @@ def replacing_directory(output: Path, kind: DirectoryKind) -> Iterator[Path]:
         with explaining_errors(output, kind, preparing=True):
             new_parents = [parent for parent in output.parents if not parent.exists()]
             output.parent.mkdir(parents=True, exist_ok=True)
-            settle_leftovers(output)
+            settle_leftovers(output, kind)
             scratch, lock = _locked_scratch(output)
         try:
             with explaining_errors(output, kind):
                 yield scratch
+                (scratch / _OURS).unlink(missing_ok=True)
                 _replace_directory(scratch, output)
         finally:
             os.close(lock)
@@ -85,15 +92,22 @@ def require_replaceable(output: Path, kind: DirectoryKind) -> Path:
             output = output.resolve()
         except RuntimeError:  # a loop of links, up to Python 3.12
             raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
-        if not output.exists():
+        except ValueError as error:  # a NUL
+            raise UserError(f"{str(output)!r} cannot be a path: {error}. Choose another output.") from None
+        try:  # once: another run may put it in place, or take it away, between two looks
+            found = output.stat()
+        except FileNotFoundError:
             return output
-        if not output.is_dir():
+        if not stat.S_ISDIR(found.st_mode):
             raise UserError(f"{output} exists and is not a directory. Choose another output.")
         if os.path.ismount(output):
             raise UserError(
                 f"{output} is a mount point, which cannot be replaced. Use {output / kind.name.split()[-1]} instead."
             )
-        if any(output.iterdir()) and not kind.is_one(output):
+        with suppress(FileNotFoundError):
+            if not any(output.iterdir()):
+                return output
+        if not kind.is_one(output) and output.exists():
             raise UserError(
                 f"{output} exists and is not {kind.name}; it will not be replaced. Choose another output."
             )
@@ -133,23 +147,42 @@ def unfinished(directory: Path) -> set[str]:
 
 
 def _locked_scratch(output: Path) -> tuple[Path, int]:
-    """Make the directory to fill and lock it. The kernel drops the lock of a killed process."""
-    while True:
+    """Make the directory to fill, lock it and mark it as ours. The kernel drops the lock of a killed process."""
+    can_make = True
+    for _ in range(_ATTEMPTS):
         scratch = output.parent / f"{_scratch_prefix(output)}{secrets.token_hex(4)}"
-        scratch.mkdir()
-        lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+        can_make = False
+        try:
+            scratch.mkdir(parents=True)
+            can_make = True
+            lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except (FileNotFoundError, FileExistsError):
+            continue  # another run took it for a leftover, or the folder above it for its own
         # Some network file systems lock no directory: then the directory is not protected, which only
         # another run with the same output could notice.
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if scratch.exists():
-            return scratch, lock
-        # Another run took it for a leftover between mkdir and flock.
-        os.close(lock)
+        try:
+            (scratch / _OURS).touch()
+        except FileNotFoundError:  # taken for a leftover between mkdir and flock
+            os.close(lock)
+            continue
+        except BaseException:
+            os.close(lock)
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        return scratch, lock
+    if can_make:
+        raise _contended(output)
+    raise UserError(f"{output.parent} takes no directory.", "Choose another output.")
 
 
-def settle_leftovers(output: Path) -> None:
-    """Tidy up after killed runs with this output: remove directories that no living process has locked."""
+def _contended(output: Path) -> UserError:
+    return UserError(f"Too many runs write {output} at once.", "Let the others end, and run this one again.")
+
+
+def settle_leftovers(output: Path, kind: DirectoryKind) -> None:
+    """Tidy up after killed runs with this output: remove directories of ours that no living process has locked."""
     for leftover in output.parent.glob(f"{glob.escape(_scratch_prefix(output))}*"):
         try:
             lock = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -157,22 +190,43 @@ def settle_leftovers(output: Path) -> None:
             continue  # not a directory of ours
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if leftover.suffix == _OLD_SUFFIX and not output.exists():
-                leftover.rename(output)  # killed between two renames: this is the last good one
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
+            _settle(leftover, output, kind)
         except OSError:
             pass  # in use
         finally:
             os.close(lock)
 
 
+def _settle(leftover: Path, output: Path, kind: DirectoryKind) -> None:
+    """Remove a leftover, or bring it back; what does not show that we made it stays as it is."""
+    is_whole = (kind.is_leftover or kind.is_one)(leftover)
+    if leftover.suffix == _OLD_SUFFIX and is_whole and not output.exists():
+        leftover.rename(output)  # killed between two renames: this is the last good one
+    elif is_whole or (leftover / _OURS).is_file():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.rmdir()  # killed before it was marked, so empty; fails on anything else
+
+
 def _replace_directory(scratch: Path, output: Path) -> None:
-    """Put `scratch` in the place of `output`; what was there is left under the name of `scratch`."""
-    if not output.exists():
-        scratch.rename(output)
-    elif not _exchange(scratch, output):
-        _replace_in_two_steps(scratch, output)
+    """Put `scratch` in the place of `output`; what was there is left under the name of `scratch`.
+
+    Another run may put its own there, or take it away, between any two steps: then it is looked at again.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            if not output.exists():
+                scratch.rename(output)
+            elif not _exchange(scratch, output):
+                _replace_in_two_steps(scratch, output)
+            return
+        except OSError as error:
+            if error.errno not in _RACES or not scratch.exists():
+                raise
+    raise _contended(output)
+
+
+_RACES = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY}
 
 
 def _replace_in_two_steps(scratch: Path, output: Path) -> None:
@@ -182,9 +236,19 @@ def _replace_in_two_steps(scratch: Path, output: Path) -> None:
     try:
         scratch.rename(output)
     except BaseException:
-        old.rename(output)
+        _bring_back(old, output)
         raise
-    old.rename(scratch)
+    with suppress(FileNotFoundError):  # another run took it for a leftover, which it is by now
+        old.rename(scratch)
+
+
+def _bring_back(old: Path, output: Path) -> None:
+    try:
+        old.rename(output)
+    except OSError as error:
+        if error.errno not in _RACES:
+            raise
+        shutil.rmtree(old, ignore_errors=True)  # another run's stands there: this one was replaced by it
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from export.errors import UserError
+from export.files.atomic import replace_text
 from export.json_object import json_object_from_bytes, parse_json_object
 
 FORMAT = "qv-export bundle"
@@ -102,15 +102,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write `manifest.json` so that a reader sees either the old one or the whole new one."""
-        scratch = directory / f".{MANIFEST_NAME}.{os.getpid()}"
-        try:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(directory / MANIFEST_NAME)
-        finally:
-            scratch.unlink(missing_ok=True)
+        replace_text(directory / MANIFEST_NAME, self.to_json())
 
 
 def content_key(parts: Mapping[str, str]) -> str:

@@ -5,15 +5,14 @@ quick run does not cost the proof of a standard one, and no target's validation 
 """
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from export.errors import UserError
+from export.files.atomic import replace_text
 from export.json_object import read_json_object
 
 FORMAT = "qv-export verdicts"
@@ -169,12 +168,4 @@ def _write(path: Path, verdicts: Iterable[Verdict]) -> None:
         "verdicts": [verdict.to_json() for verdict in verdicts],
     }
     path.parent.mkdir(exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with scratch.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from engines.backends.base import Backend, Options
 from engines.packages import sources_digest, tool_versions
 from engines.sizing.limits import Limits
 from export.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
-from export.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records, read_record
+from export.engine_record import ENGINES_DIRECTORY, RECORD_NAME, EngineRecord, engine_records, read_record
 from export.errors import UserError
 from export.manifest import content_key
 
@@ -159,7 +159,7 @@ def writing_engine(bundle: Path, key: str) -> Iterator[Path | None]:
             yield None
             return
         for name in unfinished(engines):  # of other keys as well: a killed build may have left gigabytes
-            settle_leftovers(engines / name)
+            settle_leftovers(engines / name, _ENGINE)
         scratch: Path | None = None
         try:
             with replacing_directory(engines / key, _ENGINE) as scratch:
@@ -176,12 +176,18 @@ _ENGINE = DirectoryKind(
     "an engine",
     is_one=lambda _directory: True,  # a name that is a key is ours
     space_advice="Free some: `qv-export build --plan` says how much is needed",
+    is_leftover=lambda directory: (directory / RECORD_NAME).is_file(),
 )
 
 
 @contextmanager
 def _locked(engines: Path, key: str) -> Iterator[None]:
     """Let one process at a time build an engine; the kernel drops the lock of a killed one."""
+    if engines.is_symlink():
+        raise UserError(
+            f"{engines} is a link: engines are built into the bundle itself, never into another directory. "
+            "Remove the link, or copy the bundle with `cp -rL`."
+        )
     path = engines / f".{key}.lock"
     lock = -1
     try:
@@ -189,7 +195,7 @@ def _locked(engines: Path, key: str) -> Iterator[None]:
             engines.mkdir(exist_ok=True)
             # Another process may remove the lock meanwhile, and `engines` if it built nothing.
             with suppress(FileNotFoundError):
-                lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(lock), path.stat()):
                     break

@@ -14,7 +14,6 @@ The runtime travels with the repository, so a server needs no more than the pack
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from export.directory_swap import DirectoryKind, replacing_directory
 from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
 from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.files.atomic import link_or_copy
 from export.json_object import read_json_object
 from export.manifest import MANIFEST_NAME
 from export.verdicts import Verdict
@@ -124,7 +124,7 @@ def write_repository(
             else:
                 version_directory = _write_config(scratch, vision)
                 plan = bundle.engine_directory(engine.key) / "vision.engine"
-                _link_or_copy(plan, version_directory / "model.plan")
+                link_or_copy(plan, version_directory / "model.plan")
         (scratch / RECORD_NAME).write_text(deployment.to_json(), encoding="utf-8")
         (scratch / "README.md").write_text(_readme(deployment), encoding="utf-8")
     return deployment
@@ -200,20 +200,17 @@ def _place_bundle(bundle: Bundle, directory: Path, engine: EngineRecord | None, 
     """Manifest and recorded files, with or without graphs and weights, and of the engines the one that is served."""
     records = bundle.manifest.records() if has_graphs else bundle.manifest.files
     for name in (MANIFEST_NAME, *(record.name for record in records)):
-        _link_or_copy(bundle.directory / name, directory / name)
+        _place(bundle.directory / name, directory / name)
     if engine is not None:
         names = (ENGINE_RECORD_NAME, *(record.name for record in engine.files))
         for name in names:
             source = bundle.engine_directory(engine.key) / name
-            _link_or_copy(source, directory / ENGINES_DIRECTORY / engine.key / name)
+            _place(source, directory / ENGINES_DIRECTORY / engine.key / name)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+    link_or_copy(source, target)
 
 
 def _is_repository(directory: Path) -> bool:

@@ -1,6 +1,5 @@
 """How does an inspection become a page that needs nothing from outside?"""
 
-from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -8,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import qv_export.pages
 import validate.report
 from export.errors import UserError
+from export.files.atomic import replace_text
 from qv_export.show.inspection import Inspection
 from qv_export.show.treemap import treemap
 
@@ -22,17 +22,11 @@ def write_page(inspection: Inspection, path: Path) -> None:
         UserError: the place cannot be written.
     """
     page = page_from_inspection(inspection)
-    scratch = path.with_name(f".{path.name}.writing")
     try:
-        scratch.write_text(page, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}. Choose another place for --html."
-        ) from None
-    finally:
-        with suppress(OSError):  # on a read-only file system
-            scratch.unlink(missing_ok=True)
+        replace_text(path, page)
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written: {reason}. Choose another place for --html.") from None
 
 
 def page_from_inspection(inspection: Inspection) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from engines.session import Probe, Values
 from export.contract import GraphName
+from export.files.atomic import replacing_file
 from export.inputs import ModelInputs
 from validate.records.metrics import compare_tensors
 from validate.records.records import ExpectedPrompt, reading
@@ -187,11 +188,8 @@ def write_projections(
         for name, expected in said.items():
             key = _key(row, question.stage, name)
             arrays[key], arrays[key + _NOISE] = expected.values, np.array(expected.noise)
-    path = projections_path(directory, case)
-    scratch = path.with_name(f".{path.name}.writing")
-    with scratch.open("wb") as file:
+    with replacing_file(projections_path(directory, case)) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    scratch.replace(path)
 
 
 def _key(row: int, stage: Stage, name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import UserError
+from export.files.atomic import replace_text
 from validate.records.metrics import LogitsMetrics, TensorMetrics, compare_logits, compare_tensors
 
 TENSORS = ("visual_embeds", "prefill_logits", "decode_logits")
@@ -186,9 +187,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write so that a reader sees the old file or the whole new one."""
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    replace_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _expected_prompt(arrays: Any, row: int) -> ExpectedPrompt:

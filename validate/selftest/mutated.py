@@ -1,7 +1,5 @@
 """How does a mutation get into an engine? Into its bundle's graph, or between the validator and its sessions."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import onnx
 from engines.session import DecoderSession, Engine, Probe, ProbeSession, Values, VisionSession
 from export.bundle import FileRecord, open_bundle
 from export.config import ModelConfig
+from export.files.atomic import link_or_copy
 from export.inputs import DecoderInputs, VisionInputs
 from validate.execution import EngineUnderTest
 from validate.selftest.mutations import Mutation
@@ -25,7 +24,7 @@ def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
     bundle = open_bundle(directory)
     target.mkdir()
     for record in bundle.manifest.records():
-        _link_or_copy(directory / record.name, target / record.name)
+        link_or_copy(directory / record.name, target / record.name)
     path = target / bundle.manifest.graphs[mutation.graph].name
     model = onnx.load(path, load_external_data=False)
     mutation.edit(model.graph)
@@ -99,10 +98,3 @@ def vision_feeds(mutation: Mutation, inputs: VisionInputs) -> VisionInputs:
 
 def decoder_feeds(mutation: Mutation, inputs: DecoderInputs, config: ModelConfig) -> DecoderInputs:
     return mutation.decoder_feeds(inputs, config) if mutation.decoder_feeds else inputs
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -17,7 +17,7 @@ from engines.store.cache import (
     reason_to_build,
     writing_engine,
 )
-from export.bundle import Bundle
+from export.bundle import Bundle, open_bundle
 from export.engine_record import RECORD_NAME, EngineRecord, engine_records
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
@@ -187,6 +187,30 @@ def test_a_place_that_cannot_be_written_is_named(bundle: Bundle) -> None:
         writing_engine(bundle.directory, "0" * 16),
     ):
         pytest.fail("the body must not run")
+
+
+def test_engines_that_are_a_link_are_refused_and_what_it_leads_to_stays(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    for name in (".notes.writing-2024", ".doc.writing-x.old"):
+        (home / name).mkdir(parents=True)
+        (home / name / "diary.txt").write_text("mine")
+    (bundle.directory / "engines").symlink_to(home)
+    with pytest.raises(UserError, match="engines is a link"), writing_engine(bundle.directory, "0" * 16):
+        pytest.fail("the body must not run")
+    assert names(home) == [".doc.writing-x.old", ".notes.writing-2024"]
+    assert (home / ".notes.writing-2024" / "diary.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="engines: is a symbolic link"):
+        open_bundle(bundle.directory)
+
+
+def test_a_hidden_directory_that_no_build_made_is_left_alone(bundle: Bundle) -> None:
+    notes = bundle.directory / "engines" / ".notes.writing-2024" / "diary.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    write_engine(bundle)
+    assert notes.read_text() == "mine"
 
 
 # Two processes

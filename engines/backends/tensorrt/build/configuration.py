@@ -20,6 +20,7 @@ from engines.backends.tensorrt.log import BuildLog
 from engines.backends.tensorrt.options import BuildOptions
 from engines.session import EngineError
 from export.contract import GraphContract
+from export.files.atomic import replacing_file
 
 _COMPILERS_CHECK = "MyelinCheckException"
 """What its errors carry where TensorRT's compiler meets a network that it cannot compile, as opposed to a want of
@@ -81,12 +82,8 @@ def timing_cache(config: IBuilderConfig, path: Path | None) -> Iterator[None]:
     # TensorRT checks the cache's device and version itself, and starts an empty one where they differ.
     config.set_timing_cache(cache, ignore_mismatch=False)
     yield
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(config.get_timing_cache().serialize())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing_file(path) as file:
+        file.write(config.get_timing_cache().serialize())
 
 
 def write_engine(
