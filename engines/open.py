@@ -9,7 +9,7 @@ from engines.backends.base import Backend
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.machine import Machine
 from engines.session import Engine
-from engines.store.cache import graphs_key_inputs
+from engines.store.cache import graphs_key_inputs, objections
 from engines.store.compatibility import differences, rebuild_command, require_loadable, this_machine
 from export.bundle import Bundle
 from export.engine_record import EngineRecord, read_record
@@ -112,9 +112,7 @@ def find_engine(bundle: Bundle, key: str) -> EngineRecord:
     directory = bundle.engine_directory(key)
     try:
         record = read_record(directory)
-        problems = (
-            list(record.changed_files(directory, read=False)) if record.key == key else ["another key inside"]
-        )
+        problems = objections(directory, record)
     except UserError as error:
         problems = [str(error)]
     if problems:
@@ -180,7 +178,7 @@ def _unfit(
 ) -> list[str]:
     return [
         *differences(record, bundle.manifest.key, machine, known_plugins()),
-        *record.changed_files(bundle.engine_directory(record.key), read=False),
+        *objections(bundle.engine_directory(record.key), record),
         *_too_small(record, num_slots, capacity),
     ]
 

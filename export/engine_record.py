@@ -5,14 +5,15 @@ loading read: no engine has to be deserialized, which a machine without a GPU co
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from export.json_object import parse_json_object
-from export.manifest import FileRecord, sha256_of
+from export.manifest import FileRecord, content_key, sha256_of
 
 FORMAT = "qv-export engine"
 FORMAT_VERSION = 1
@@ -62,21 +63,44 @@ class EngineRecord:
                 f'{source} is no record of an engine that this qv-export reads ("{FORMAT}", version {FORMAT_VERSION}). '
                 "Build the engine again."
             )
-        names = {field.name for field in fields(cls)}
-        try:
-            if set(content) != names:
-                raise ValueError(f"keys {', '.join(sorted(set(content) ^ names))} are missing or unknown")
-            return cls(**{**content, **_typed(content)})
-        except (KeyError, TypeError, ValueError) as error:
+        if problems := list(_problems(content)):
             raise UserError(
-                f"{source} is not a valid engine record: {error}. Build the engine again."
-            ) from None
+                f"{source} is not a valid engine record: {'; '.join(problems)}. Build the engine again."
+            )
+        return cls(
+            **{
+                **content,
+                "sms": tuple(content["sms"]),
+                "plugins": tuple(content["plugins"]),
+                "files": tuple(FileRecord(**entry) for entry in content["files"]),
+                "seconds": float(content["seconds"]),
+            }
+        )
+
+    def contradictions(self) -> list[str]:
+        """What the record says of itself that its key does not: each is a reason not to believe any of it."""
+        stated = {
+            "bundle": self.inputs.get("bundle"),
+            "target": self.target,
+            "sm": ",".join(map(str, self.sms)),
+            **{f"limit {name}": str(value) for name, value in self.limits.items()},
+        }
+        problems = [
+            f"{name} is {value}, its key is of {self.inputs.get(name) or 'none'}"
+            for name, value in stated.items()
+            if value != self.inputs.get(name)
+        ]
+        if self.key != content_key(self.inputs):
+            problems.insert(0, "its key is not the hash of its inputs")
+        return problems
 
     def changed_files(self, directory: Path, *, read: bool) -> Iterator[str]:
         """What is wrong with the engine's files: missing, of another size and, with `read`, of other content."""
         for record in self.files:
             path = directory / record.name
-            if not path.is_file():
+            if path.is_symlink():
+                yield f"{record.name} is a link"
+            elif not path.is_file():
                 yield f"{record.name} is missing"
             elif path.stat().st_size != record.bytes:
                 yield f"{record.name} has {path.stat().st_size} bytes, recorded were {record.bytes}"
@@ -84,21 +108,69 @@ class EngineRecord:
                 yield f"{record.name} changed since it was built"
 
 
-def _typed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that JSON has no type for, and a check of the others that are read without a look."""
-    if not isinstance(content["target"], str):
-        raise ValueError(f"target must be a name, found {content['target']!r}")
-    if not all(isinstance(content[name], dict) for name in ("inputs", "limits", "facts")):
-        raise ValueError("inputs, limits and facts must be objects")
-    files = tuple(FileRecord(**entry) for entry in content["files"])
-    if any(Path(record.name).name != record.name for record in files):
-        raise ValueError("files must be names inside the engine's directory")
-    return {
-        "sms": tuple(int(sm) for sm in content["sms"]),
-        "plugins": tuple(str(plugin) for plugin in content["plugins"]),
-        "files": files,
-        "seconds": float(content["seconds"]),
+_GRAPHS = ("vision", "decoder")
+
+
+def _problems(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is not of its type in a parsed record."""
+    names = {field.name for field in fields(EngineRecord)}
+    if set(content) != names:
+        yield f"keys {', '.join(sorted(set(content) ^ names))[:300]} are missing or unknown"
+        return
+    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "key": (_is_text, "a string"),
+        "inputs": (lambda value: _is_object_of(value, _is_text), "an object of strings"),
+        "target": (_is_text, "a name"),
+        "sms": (lambda value: _is_list_of(value, _is_count), "a list of architectures"),
+        "limits": (lambda value: _is_object_of(value, _is_count), "an object of numbers"),
+        "plugins": (lambda value: _is_list_of(value, _is_text), "a list of names"),
+        "driver": (lambda value: value is None or _is_text(value), "a version or null"),
+        "created": (_is_text, "a time"),
+        "seconds": (lambda value: type(value) in {int, float} and value >= 0, "seconds"),
+        "files": (
+            lambda value: _is_list_of(value, _is_file),
+            "a list of files inside the engine's directory",
+        ),
+        "facts": (
+            lambda value: (
+                _is_object_of(value, lambda facts: isinstance(facts, dict)) and set(value) <= {*_GRAPHS}
+            ),
+            "an object by graph",
+        ),
     }
+    for name, (is_sound, expected) in checks.items():
+        if not is_sound(content[name]):
+            yield f"{name} must be {expected}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_item, value))
+
+
+def _is_object_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_item, value.values()))
+
+
+def _is_file(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {field.name for field in fields(FileRecord)}
+        and _is_text(value["name"])
+        and Path(value["name"]).name == value["name"]
+        and not value["name"].startswith(".")
+        and "\0" not in value["name"]
+        and _is_count(value["bytes"])
+        and isinstance(value["sha256"], str)
+        and (value["fingerprint"] is None or _is_text(value["fingerprint"]))
+    )
 
 
 def read_record(directory: Path) -> EngineRecord:
@@ -108,13 +180,16 @@ def read_record(directory: Path) -> EngineRecord:
         UserError: no engine there, or an invalid record.
     """
     path = directory / RECORD_NAME
+    if directory.is_symlink():
+        raise UserError(f"{directory} is a link: an engine lies inside of its bundle. Build it again.")
     try:
-        return EngineRecord.from_json(path.read_text(encoding="utf-8"), str(path))
+        text = read_own_bytes(path, MAX_JSON_BYTES).decode("utf-8")
+        return EngineRecord.from_json(text, str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory} holds no engine: {RECORD_NAME} not found. Make one with `qv-export build`."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise UserError(f"{path} cannot be read: {error}") from None
 
 

@@ -42,7 +42,13 @@ def reusable(bundle: Bundle, request: EngineRequest) -> Built | None:
 
 
 def build_engine_directory(
-    bundle: Bundle, request: EngineRequest, gpus: Sequence[GpuFacts], jobs: int, progress: Progress
+    bundle: Bundle,
+    request: EngineRequest,
+    gpus: Sequence[GpuFacts],
+    jobs: int,
+    progress: Progress,
+    *,
+    rebuild: bool = False,
 ) -> Built:
     """Build both graphs of a bundle into `engines/<key>/`, unless they are there.
 
@@ -52,19 +58,20 @@ def build_engine_directory(
         gpus: of this machine.
         jobs: graphs built at the same time; each takes its memory.
         progress: told from the threads that build.
+        rebuild: build although an engine of this key is there, which takes its place.
 
     Raises:
         UserError: the target's library is missing, no space, no permission, limits that cannot be served.
         EngineError: the target refuses a graph.
     """
-    if built := reusable(bundle, request):
+    if not rebuild and (built := reusable(bundle, request)):
         return built
     inputs = key_inputs(bundle.manifest.key, request)
     key = content_key(inputs)
     if missing := request.backend.missing():
         raise UserError(missing)
     start = time.perf_counter()
-    with writing_engine(bundle.directory, key) as scratch:
+    with writing_engine(bundle.directory, key, rebuild=rebuild) as scratch:
         if scratch is not None:
             facts = _build_graphs(bundle, request, scratch, jobs, progress)
             record = EngineRecord(

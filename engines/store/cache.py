@@ -71,13 +71,18 @@ def engines_directory(bundle: Path) -> Path:
 
 
 def cached_engine(bundle: Path, key: str) -> EngineRecord | None:
-    """The engine of this key, if it is there and its files have their recorded sizes."""
-    directory = engines_directory(bundle) / key
+    """The engine of this key, if it is there, its record is of this key, and its files have their recorded sizes."""
     try:
-        record = read_record(directory)
+        record = read_record(engines_directory(bundle) / key)
     except UserError:
         return None
-    return record if record.key == key and not any(record.changed_files(directory, read=False)) else None
+    return None if objections(engines_directory(bundle) / key, record) else record
+
+
+def objections(directory: Path, record: EngineRecord, *, read: bool = False) -> list[str]:
+    """Why what stands under an engine's key is not that engine; with `read` every byte of its files is looked at."""
+    found = [] if record.key == directory.name else ["another key inside"]
+    return [*found, *record.contradictions(), *record.changed_files(directory, read=read)]
 
 
 def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
@@ -88,9 +93,7 @@ def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
     directory = engines_directory(bundle) / key
     if directory.exists():
         try:
-            return (
-                "; ".join(read_record(directory).changed_files(directory, read=False)) or "another key inside"
-            )
+            return "; ".join(objections(directory, read_record(directory)))
         except UserError as error:
             return str(error)
     records = [record for record in engine_records(bundle).values() if isinstance(record, EngineRecord)]
@@ -131,7 +134,7 @@ def freshness(directory: Path, record: EngineRecord, bundle_key: str) -> Freshne
     }
     built = {name: value for name, value in record.inputs.items() if name not in absent}
     return Freshness(
-        (*record.changed_files(directory, read=False), *_differences(built, today)),
+        (*objections(directory, record), *_differences(built, today)),
         tuple(f"{name} {record.inputs[name]} is not installed here" for name in absent),
     )
 
@@ -145,17 +148,17 @@ def _differences(built: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
 
 
 @contextmanager
-def writing_engine(bundle: Path, key: str) -> Iterator[Path | None]:
+def writing_engine(bundle: Path, key: str, *, rebuild: bool = False) -> Iterator[Path | None]:
     """Give a directory to fill, which becomes the engine of `key` when the body ends well, else nothing changes.
 
-    Gives None where another process built this very engine while we waited for its lock.
+    Gives None where another process built this very engine while we waited for its lock, unless it is to be built anew.
 
     Raises:
         UserError: no space or no permission, or the bundle was replaced meanwhile.
     """
     engines = engines_directory(bundle)
     with _locked(engines, key):
-        if cached_engine(bundle, key):
+        if not rebuild and cached_engine(bundle, key):
             yield None
             return
         for name in unfinished(engines):  # of other keys as well: a killed build may have left gigabytes

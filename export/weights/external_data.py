@@ -7,7 +7,10 @@ bake a stranger's choice of this machine's bytes into it.
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from export.safetensors_file import StoredTensor
 
@@ -28,11 +31,10 @@ def graph_problems(content: bytes, weights: Mapping[str, Sequence[StoredTensor]]
         content: a serialized ONNX model.
         weights: tensors of each weight file that the manifest records, by the file's name.
     """
-    import onnx  # noqa: PLC0415 - the rest of a bundle opens without it
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 - the rest of a bundle opens without it
 
     try:
-        model = onnx.ModelProto.FromString(content)
+        model: onnx.ModelProto = _onnx_messages().ModelProto.FromString(content)
     except DecodeError as error:
         return [f"is not an ONNX graph ({error})"]
     if not model.graph.output:
@@ -50,6 +52,20 @@ def graph_problems(content: bytes, weights: Mapping[str, Sequence[StoredTensor]]
     ]
     more = len(problems) - _MAX_LISTED
     return problems[:_MAX_LISTED] + ([f"and {more} more"] if more > 0 else [])
+
+
+@cache
+def _onnx_messages() -> Any:
+    """The module of ONNX's messages by itself: importing `onnx` for it would take NumPy and 0.2 s with it."""
+    package = find_spec("onnx")
+    assert package is not None, "onnx is a dependency"
+    assert package.origin is not None, "onnx is a package"
+    spec = spec_from_file_location("_onnx_messages", Path(package.origin).with_name("onnx_ml_pb2.py"))
+    assert spec is not None, package.origin
+    assert spec.loader is not None, package.origin
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def is_external(tensor: "onnx.TensorProto") -> bool:
@@ -96,8 +112,7 @@ def _is_size(text: str) -> bool:
 
 def _bits() -> dict[int, int]:
     """Bits of one value of each type that a weight may have."""
-    from onnx import TensorProto as types  # noqa: N813, PLC0415
-
+    types = _onnx_messages().TensorProto
     return {
         types.FLOAT: 32,
         types.FLOAT16: 16,

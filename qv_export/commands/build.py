@@ -93,6 +93,11 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
 @click.option(
     "--check", "only_check", is_flag=True, help="Only say what would be built, and why; exit 1 if anything."
 )
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Build although the engine is there: one that came with a bundle from others is only as good as they are.",
+)
 @click.option("--force", is_flag=True, help="Build although the plan says that it does not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -109,6 +114,7 @@ def build(
     only_plan: bool,
     only_check: bool,
     force: bool,
+    rebuild: bool,
     as_json: bool,
     **choices: Any,
 ) -> None:
@@ -137,7 +143,7 @@ def build(
     gpus = tuple(asked)
     if only_check:
         ctx.exit(GATE_FAILED if show_check(opened, request, as_json) else 0)
-    if not only_plan and (built := reusable(opened, request)):
+    if not only_plan and not rebuild and (built := reusable(opened, request)):
         show_built(built, None, as_json)
         return
     plan = make_plan_of(opened, request, jobs)
@@ -150,7 +156,7 @@ def build(
     if not force:
         require_room(shortages)
     warn_of_known_issues(opened, request)
-    show_built(build_or_reuse(opened, request, gpus, jobs), plan, as_json)
+    show_built(build_or_reuse(opened, request, gpus, jobs, rebuild=rebuild), plan, as_json)
 
 
 def read_pictures(
@@ -257,9 +263,9 @@ def warn_of_known_issues(bundle: "Bundle", request: "EngineRequest") -> None:
 
 
 def build_or_reuse(
-    bundle: "Bundle", request: "EngineRequest", gpus: "Sequence[GpuFacts]", jobs: int
+    bundle: "Bundle", request: "EngineRequest", gpus: "Sequence[GpuFacts]", jobs: int, *, rebuild: bool
 ) -> "Built":
     from engines.store.build import build_engine_directory
 
     with progress_bar() as bar:
-        return build_engine_directory(bundle, request, gpus, jobs, bar)
+        return build_engine_directory(bundle, request, gpus, jobs, bar, rebuild=rebuild)

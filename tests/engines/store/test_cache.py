@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from engines.backends import backend_of
+from engines.open import find_engine
 from engines.sizing.limits import Limits
 from engines.store import cache as cache_module
 from engines.store.cache import (
@@ -149,6 +151,63 @@ def test_a_damaged_engine_is_not_used_and_is_replaced(
     assert cached_engine(bundle.directory, record.key) is None
     assert said in str(reason_to_build(bundle.directory, record.inputs))
     assert cached_engine(bundle.directory, write_engine(bundle).key) == record
+
+
+def rewrite_record(directory: Path, **changes: Any) -> None:
+    path = directory / RECORD_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inputs": {}}, "its key is not the hash of its inputs"),
+        ({"target": "tensorrt"}, "target is tensorrt, its key is of tensorrt-rtx"),
+        ({"sms": [90]}, "sm is 90, its key is of 80,89"),
+        ({"limits": {"max_batch": 64}}, "limit max_batch is 64, its key is of 8"),
+        ({"limits": {"max_colour": 1}}, "limit max_colour is 1, its key is of none"),
+    ],
+)
+def test_a_record_that_says_something_else_than_its_key_is_not_believed(
+    bundle: Bundle, changes: dict[str, Any], said: str
+) -> None:
+    record = write_engine(bundle)
+    rewrite_record(bundle.directory / "engines" / record.key, **changes)
+    assert cached_engine(bundle.directory, record.key) is None
+    assert said in str(reason_to_build(bundle.directory, record.inputs))
+    with pytest.raises(UserError, match=said):
+        find_engine(bundle, record.key)
+    assert cached_engine(bundle.directory, write_engine(bundle).key) == record
+
+
+def test_a_record_in_another_engines_place_is_not_believed(bundle: Bundle) -> None:
+    record = write_engine(bundle)
+    other = content_key({**record.inputs, "bundle": "another"})
+    (bundle.directory / "engines" / record.key).rename(bundle.directory / "engines" / other)
+    assert cached_engine(bundle.directory, other) is None
+    with pytest.raises(UserError, match="another key inside"):
+        find_engine(bundle, other)
+
+
+@pytest.mark.parametrize("name", ["vision.engine", RECORD_NAME, ""])
+def test_a_link_in_an_engines_place_is_not_used(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    record = write_engine(bundle)
+    path = bundle.directory / "engines" / record.key / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert cached_engine(bundle.directory, record.key) is None
+    with pytest.raises(UserError, match="link"):
+        find_engine(bundle, record.key)
+
+
+def test_an_engine_is_built_anew_where_that_is_asked(bundle: Bundle) -> None:
+    record = write_engine(bundle)
+    with writing_engine(bundle.directory, record.key) as scratch:
+        assert scratch is None
+    with writing_engine(bundle.directory, record.key, rebuild=True) as scratch:
+        assert scratch is not None
+        rebuilt = fill(scratch, dict(record.inputs), content=b"a new engine")
+    assert cached_engine(bundle.directory, record.key) == rebuilt != record
 
 
 def test_a_changed_byte_is_found_by_reading(bundle: Bundle) -> None:

@@ -12,7 +12,7 @@ from engines.store.cache import cached_engine
 from engines.triton_server.config import chat_config, config_text, parse_config
 from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
 from engines.triton_server.repository import write_repository
-from export.bundle import FileRecord, open_bundle
+from export.bundle import FileRecord, content_key, open_bundle
 from export.config import load_config
 from export.contract import vision_contract
 from export.engine_record import EngineRecord
@@ -37,16 +37,23 @@ def bundle_with_engine(bundle, tmp_path):
 
     def make(target):
         directory = shutil.copytree(bundle.directory, tmp_path / "with-engine")
-        engine = directory / "engines" / "k1"
+        limits = {"max_batch": 4, "max_context": 512, "max_patches": 1024, "max_segments": 8}
+        inputs = {
+            "bundle": bundle.manifest.key,
+            "target": target,
+            "sm": "90",
+            **{f"limit {name}": str(value) for name, value in limits.items()},
+        }
+        engine = directory / "engines" / content_key(inputs)
         engine.mkdir(parents=True)
         for graph in ("vision", "decoder"):
             (engine / f"{graph}.engine").write_bytes(graph.encode())
         record = EngineRecord(
-            key="k1",
-            inputs={},
+            key=engine.name,
+            inputs=inputs,
             target=target,
             sms=(90,),
-            limits={"max_batch": 4, "max_context": 512, "max_patches": 1024, "max_segments": 8},
+            limits=limits,
             plugins=(),
             driver=None,
             created="2026-01-01T00:00:00+00:00",
@@ -58,6 +65,12 @@ def bundle_with_engine(bundle, tmp_path):
         return open_bundle(directory)
 
     return make
+
+
+def key_of(bundle):
+    """Of the one engine that `bundle_with_engine` made."""
+    [record] = (bundle.directory / "engines").glob("*/engine.json")
+    return record.parent.name
 
 
 def test_the_written_configuration_parses_by_tritons_own_classes_and_declares_the_interface():
@@ -181,28 +194,28 @@ def test_a_validated_bundle_is_placed_by_links_beside_its_runtime(bundle, tmp_pa
 def test_an_engine_is_served_on_the_gpu_and_travels_alone(bundle_with_engine, tmp_path):
     bundle = bundle_with_engine("tensorrt")
     (bundle.directory / "engines" / "other").mkdir()
-    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
-    keep_verdict(bundle.directory, verdict_of(bundle, "k1"))
+    settings = ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
+    keep_verdict(bundle.directory, verdict_of(bundle, key_of(bundle)))
     assert write_repository(bundle, tmp_path / "repository", settings).is_validated
     config = read_config(tmp_path / "repository" / MODEL_NAME)
     [group] = config.instance_group
     assert (group.kind, group.count, list(group.gpus)) == (group.KIND_GPU, 1, [0])
     assert ServerSettings.from_json(config.parameters[PARAMETER].string_value) == settings
     served = tmp_path / "repository" / MODEL_NAME / "1" / "bundle"
-    assert [path.name for path in (served / "engines").iterdir()] == ["k1"]
-    assert cached_engine(served, "k1") == cached_engine(bundle.directory, "k1")
+    assert [path.name for path in (served / "engines").iterdir()] == [key_of(bundle)]
+    assert cached_engine(served, key_of(bundle)) == cached_engine(bundle.directory, key_of(bundle))
 
 
 def test_a_verdict_on_another_engine_is_none_on_this_one(bundle_with_engine, tmp_path):
     bundle = bundle_with_engine("tensorrt")
     keep_verdict(bundle.directory, verdict_of(bundle))
     with pytest.raises(
-        UserError, match=r"(?s)the engine k1 \(tensorrt\).*another engine: onnxruntime"
+        UserError, match=rf"(?s)the engine {key_of(bundle)} \(tensorrt\).*another engine: onnxruntime"
     ) as refusal:
         write_repository(
-            bundle, tmp_path / "repository", ServerSettings(num_slots=4, capacity=512, engine="k1")
+            bundle, tmp_path / "repository", ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
         )
-    assert "--engine k1 --report REPORT" in str(refusal.value)
+    assert f"--engine {key_of(bundle)} --report REPORT" in str(refusal.value)
 
 
 def test_a_verdict_counts_for_the_engines_bytes_and_not_for_its_key_alone(bundle_with_engine, tmp_path):
@@ -210,11 +223,18 @@ def test_a_verdict_counts_for_the_engines_bytes_and_not_for_its_key_alone(bundle
     keep_verdict(
         bundle.directory,
         verdict_of(
-            bundle, "k1", digests={**verdict_of(bundle, "k1").digests, "engines/k1/vision.engine": "0"}
+            bundle,
+            key_of(bundle),
+            digests={
+                **verdict_of(bundle, key_of(bundle)).digests,
+                f"engines/{key_of(bundle)}/vision.engine": "0",
+            },
         ),
     )
-    with pytest.raises(UserError, match=r"other bytes of engines/k1/vision\.engine"):
-        write_repository(bundle, tmp_path / "r", ServerSettings(num_slots=4, capacity=512, engine="k1"))
+    with pytest.raises(UserError, match=rf"other bytes of engines/{key_of(bundle)}/vision\.engine"):
+        write_repository(
+            bundle, tmp_path / "r", ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
+        )
 
 
 @pytest.mark.parametrize(
@@ -226,15 +246,16 @@ def test_a_verdict_counts_for_the_engines_bytes_and_not_for_its_key_alone(bundle
     ],
 )
 def test_what_an_engine_cannot_serve_is_refused(bundle_with_engine, tmp_path, changes, says):
-    settings = replace(ServerSettings(num_slots=4, capacity=512, engine="k1"), **changes)
+    bundle = bundle_with_engine("tensorrt")
+    settings = replace(ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle)), **changes)
     with pytest.raises(UserError, match=says):
-        write_repository(bundle_with_engine("tensorrt"), tmp_path / "r", settings, allow_unvalidated=True)
+        write_repository(bundle, tmp_path / "r", settings, allow_unvalidated=True)
     assert not (tmp_path / "r").exists()
 
 
 def test_parts_of_an_engine_are_a_plan_for_tritons_own_backend(bundle_with_engine, tmp_path):
     bundle = bundle_with_engine("tensorrt")
-    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
+    settings = ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
     write_repository(bundle, tmp_path / "r", settings, has_parts=True, allow_unvalidated=True)
     config = read_config(tmp_path / "r" / "vision_encoder")
     assert config.backend == "tensorrt"
@@ -244,15 +265,15 @@ def test_parts_of_an_engine_are_a_plan_for_tritons_own_backend(bundle_with_engin
         assert [len(tensor.dims) for tensor in declared] == [len(spec.shape) for spec in specs]
     assert list(config.input[0].dims) == [-1, contract.inputs[0].shape[1]]
     plan = tmp_path / "r" / "vision_encoder" / "1" / "model.plan"
-    assert plan.samefile(bundle.directory / "engines" / "k1" / "vision.engine")
+    assert plan.samefile(bundle.directory / "engines" / key_of(bundle) / "vision.engine")
     preprocess = tmp_path / "r" / "preprocess"
     assert read_config(preprocess).backend == "python"
     assert not [path for path in preprocess.rglob("*") if path.suffix in {".onnx", ".safetensors"}]
 
 
 def test_tritons_backend_loads_no_engine_of_tensorrt_rtx(bundle_with_engine, tmp_path):
-    settings = ServerSettings(num_slots=4, capacity=512, engine="k1")
     bundle = bundle_with_engine("tensorrt-rtx")
+    settings = ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
     write_repository(bundle, tmp_path / "r", settings, allow_unvalidated=True)
     with pytest.raises(UserError, match="loads no engine of tensorrt-rtx"):
         write_repository(bundle, tmp_path / "r", settings, has_parts=True, allow_unvalidated=True)

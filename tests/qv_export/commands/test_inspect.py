@@ -101,6 +101,7 @@ def test_a_changed_bundle_is_not_shown(bundle: Path) -> None:
 def write_engine(bundle: Path) -> Path:
     """An engine's directory as `qv-export build` leaves it, with two layers in its record."""
     inputs = key_inputs(open_bundle(bundle).manifest.key, EngineRequest(backend_of("onnxruntime"), Limits()))
+    inputs["sm"] = "89"
     caches = [
         {
             "name": f"past_key.{layer}",
