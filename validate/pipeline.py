@@ -19,6 +19,7 @@ from validate.cases.prompts import prepare_case
 from validate.gates.gates import GateSettings
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY, Report
+from validate.report.words import samples_of_cases
 from validate.run import Plan, Progress, validate
 from validate.targets import open_target
 from validate.tasks.runs import load_task_set
@@ -90,7 +91,17 @@ def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = 
         with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS):
             report = validate(plan, workspace, progress, resume=resume)
         with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
-            write_report(report, scratch, pictures_of_worst_cases(report, plan.cases, plan.image_settings))
+            write_report(
+                report,
+                scratch,
+                pictures_of_worst_cases(report, plan.cases, plan.image_settings),
+                samples_of_cases(
+                    report,
+                    plan.cases,
+                    plan.bundle.processor.tokenizer,
+                    plan.bundle.generation_config.eos_token_ids,
+                ),
+            )
         shutil.rmtree(workspace, ignore_errors=True)
     return report
 

@@ -1,4 +1,4 @@
-"""How does an inspection become a page that needs nothing from outside?"""
+"""An inspection as a page that needs nothing from outside."""
 
 from pathlib import Path
 
@@ -29,6 +29,15 @@ def write_page(inspection: Inspection, path: Path) -> None:
         raise UserError(f"{path} cannot be written: {reason}. Choose another place for --html.") from None
 
 
+def page_title(inspection: Inspection) -> str:
+    """What was looked at, by the name that a person gave it."""
+    if inspection.manifest is not None:
+        return f"Bundle of {inspection.manifest.source.name}"
+    if inspection.kind == "engine":
+        return f"Engine {inspection.path.resolve().name}"
+    return f"Graph {inspection.path.name}"
+
+
 def page_from_inspection(inspection: Inspection) -> str:
     """Render HTML: the picture of each graph first, then the tables of the terminal."""
     environment = Environment(
@@ -41,6 +50,7 @@ def page_from_inspection(inspection: Inspection) -> str:
     ]
     return environment.get_template("inspect.html.jinja").render(
         inspection=inspection,
+        title=page_title(inspection),
         pictures=[(name, picture) for name, picture in pictures if picture],
         tables=inspection.tables(),
     )

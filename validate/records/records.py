@@ -1,4 +1,4 @@
-"""What does a case yield, how is it measured, and how is the reference's part kept on disk?"""
+"""What a case yields, how it is measured, and how the reference's part is kept on disk."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +46,10 @@ class Measurement:
     """By name, see TENSORS. Without pictures there is no `visual_embeds`."""
     error_by_step: tuple[float, ...]
     """`worst_token_error` of the logits of each decode step, over the batch."""
+    likeliest: tuple[tuple[int, ...], ...] = ()
+    """[B][T + 1] ids that the engine finds likeliest: after each prompt, and after each forced token."""
+    expected: tuple[tuple[int, ...], ...] = ()
+    """[B][T + 1] the same of the reference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,13 @@ def measure(actual: Sequence[PromptAnswer], expected: Sequence[PromptAnswer]) ->
         )
         for step in range(num_steps)
     )
-    return Measurement(tensors, tuple(step.worst_token_error for step in steps))
+    likeliest, wanted = (tuple(map(_likeliest, answers)) for answers in (actual, expected))
+    return Measurement(tensors, tuple(step.worst_token_error for step in steps), likeliest, wanted)
+
+
+def _likeliest(answer: PromptAnswer) -> tuple[int, ...]:
+    logits = np.concatenate([answer.prefill_logits[-1:], answer.decode_logits])
+    return tuple(logits.argmax(-1).tolist())
 
 
 ERRORS = (
@@ -117,7 +127,10 @@ def measurement_from_json(content: Mapping[str, Any]) -> Measurement:
         name: (TensorMetrics if name == "visual_embeds" else LogitsMetrics)(**fields)
         for name, fields in content["tensors"].items()
     }
-    return Measurement(tensors, tuple(content["error_by_step"]))
+    likeliest, expected = (
+        tuple(map(tuple, content.get(name, ()))) for name in ("likeliest", "expected")
+    )  # records of older versions have none
+    return Measurement(tensors, tuple(content["error_by_step"]), likeliest, expected)
 
 
 def write_record(directory: Path, name: str, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""How do errors look? Small SVG charts without any library, so that a report is one file."""
+"""Charts of errors as small SVGs without any library, so that a report is one file."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH = 920
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 20, 16, 52
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,18 @@ class Series:
     css_class: str
 
 
-def line_chart(labels: Sequence[str], series: Sequence[Series], title: str, height: int = 280) -> str:
-    """Lines over labelled places, logarithmic; values that are zero lie on the floor, infinite ones on the ceiling."""
+def line_chart(
+    labels: Sequence[str], series: Sequence[Series], title: str, axis: str, height: int = 300
+) -> str:
+    """Lines over labelled places; values that are zero lie on the floor, infinite ones on the ceiling.
+
+    Args:
+        labels: of the places.
+        series: a value for each place.
+        title: for who cannot see it.
+        axis: what is drawn upwards; the scale is logarithmic, and says so.
+        height: of the picture, in its own units.
+    """
     finite = [value for line in series for value in line.values if 0 < value < math.inf]
     low, high = _decades(finite)
     plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, height - _TOP - _BOTTOM
@@ -33,10 +43,10 @@ def line_chart(labels: Sequence[str], series: Sequence[Series], title: str, heig
         share = (math.log10(min(value, 10.0**high)) - low) / (high - low)
         return _TOP + plot_height * (1 - min(max(share, 0.0), 1.0))
 
-    parts = [_grid(low, high, y)]
+    parts = [_grid(low, high, y), _axis_name(f"{axis}, logarithmic", _TOP + plot_height / 2)]
     step = max(1, math.ceil(len(labels) / 12))
     parts += [
-        f'<text class="label" x="{x(i):.1f}" y="{height - 26}">{escape(labels[i])}</text>'
+        f'<text class="label" x="{x(i):.1f}" y="{height - 30}">{escape(labels[i])}</text>'
         for i in range(0, len(labels), step)
     ]
     for line in series:
@@ -52,9 +62,9 @@ def line_chart(labels: Sequence[str], series: Sequence[Series], title: str, heig
 
 
 def ratio_chart(names: Sequence[str], ratios: Sequence[float], title: str) -> str:
-    """One bar a name: error as a share of what is allowed, logarithmic, the limit as a line at 1."""
-    row_height, left = 18, 260
-    height = _TOP + row_height * len(names) + 34
+    """One bar a name: error as a share of what is allowed, on a logarithmic axis, the limit as a line at 1."""
+    row_height, left = 21, 300
+    height = _TOP + row_height * len(names) + 46
     low, high = (
         -2.0,
         max(1.0, math.ceil(max((math.log10(r) for r in ratios if 1 < r < math.inf), default=0.0))),
@@ -65,21 +75,31 @@ def ratio_chart(names: Sequence[str], ratios: Sequence[float], title: str) -> st
         share = (math.log10(value) - low) / (high - low) if value > 0 else 0.0
         return left + plot_width * min(max(share, 0.004), 1.0)
 
+    bottom = _TOP + row_height * len(names)
     parts = []
+    for decade in range(int(low), int(high) + 1):
+        at = x(10.0**decade)
+        parts += [
+            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{bottom + 4}"/>',
+            f'<text class="label" x="{at:.1f}" y="{bottom + 18}">{_share_text(decade)}</text>',
+        ]
     for row, (name, ratio) in enumerate(zip(names, ratios, strict=True)):
         top = _TOP + row_height * row
         css_class = "bad" if ratio > 1 else "good"
         end = x(ratio) if ratio < math.inf else left + plot_width
         parts += [
-            f'<text class="name" x="{left - 8}" y="{top + 12}">{escape(name)}</text>',
+            f'<text class="name" x="{left - 8}" y="{top + 14}">{escape(name)}</text>',
             f'<rect class="{css_class}" x="{left}" y="{top + 2}" width="{end - left:.1f}" height="{row_height - 6}"/>',
-            f'<text class="value" x="{end + 5:.1f}" y="{top + 12}">{ratio:.2g}</text>',
+            f'<text class="value" x="{end + 5:.1f}" y="{top + 14}">{ratio:.2g}{" fails" if ratio > 1 else ""}</text>',
         ]
-    bottom = _TOP + row_height * len(names)
     parts.append(
         f'<line class="limit" x1="{x(1.0):.1f}" x2="{x(1.0):.1f}" y1="{_TOP - 6}" y2="{bottom + 4}"/>'
     )
-    parts.append(f'<text class="label" x="{x(1.0):.1f}" y="{bottom + 18}">allowed</text>')
+    middle = left + plot_width / 2
+    parts.append(
+        f'<text class="label axis" x="{middle:.1f}" y="{bottom + 38}">error as a share of what is allowed, '
+        "logarithmic; the dashed line at 1 is the limit</text>"
+    )
     return _svg(height, title, parts)
 
 
@@ -88,6 +108,16 @@ def _decades(values: Sequence[float]) -> tuple[int, int]:
         return -8, 0
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return low, max(high, low + 1)
+
+
+def _share_text(decade: int) -> str:
+    return f"{10.0**decade:g}" if decade <= 3 else f"1e{decade}"
+
+
+def _axis_name(text: str, middle: float) -> str:
+    return (
+        f'<text class="label axis" transform="translate(16 {middle:.1f}) rotate(-90)">{escape(text)}</text>'
+    )
 
 
 def _grid(low: int, high: int, y: Callable[[float], float]) -> str:

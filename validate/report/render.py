@@ -1,4 +1,4 @@
-"""How does a report become files: JSON for machines, HTML for people, JUnit XML and Markdown for CI?"""
+"""A report as files: JSON for machines, HTML for people, JUnit XML and Markdown for CI."""
 
 import base64
 import io
@@ -17,17 +17,33 @@ from validate.cases.prompts import PreparedCase, picture_from_patches
 from validate.gates.gates import GateResult
 from validate.report.plots import Series, line_chart, ratio_chart
 from validate.report.report import REPORT_NAME, CaseReport, Report
+from validate.report.words import Sample
 
 NUM_WORST_CASES = 4
 NUM_FAILURES_SHOWN = 12
 _MAX_PICTURE_SIDE = 320
+ERROR_AXIS = "worst token, relative L2 error"
 
 
-def write_report(report: Report, directory: Path, pictures: Mapping[str, Sequence[str]]) -> None:
-    """Write the four files. `pictures`: data URIs by case, see `pictures_of_worst_cases`."""
+def write_report(
+    report: Report,
+    directory: Path,
+    pictures: Mapping[str, Sequence[str]],
+    samples: Mapping[str, Sequence[Sample]] | None = None,
+) -> None:
+    """Write the four files.
+
+    Args:
+        report: the whole result.
+        directory: that is there.
+        pictures: data URIs by case, see `pictures_of_worst_cases`.
+        samples: questions and answers by case, see `samples_of_cases`; None: none are shown.
+    """
     content = json.dumps(report.to_json(), indent=1, allow_nan=False)
     (directory / REPORT_NAME).write_text(content + "\n", encoding="utf-8")
-    (directory / "report.html").write_text(html_from_report(report, pictures), encoding="utf-8")
+    (directory / "report.html").write_text(
+        html_from_report(report, pictures, samples or {}), encoding="utf-8"
+    )
     (directory / "junit.xml").write_text(junit_from_report(report), encoding="utf-8")
     (directory / "summary.md").write_text(markdown_from_report(report), encoding="utf-8")
 
@@ -63,7 +79,9 @@ def _pictures(case: PreparedCase, settings: ImageSettings) -> list[str]:
     return uris
 
 
-def html_from_report(report: Report, pictures: Mapping[str, Sequence[str]]) -> str:
+def html_from_report(
+    report: Report, pictures: Mapping[str, Sequence[str]], samples: Mapping[str, Sequence[Sample]]
+) -> str:
     """One page without anything from outside: the verdict and what failed first, then charts, then tables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -81,6 +99,7 @@ def html_from_report(report: Report, pictures: Mapping[str, Sequence[str]]) -> s
         step_chart=_step_chart(worst),
         worst=worst,
         pictures=pictures,
+        samples=samples,
     )
 
 
@@ -119,6 +138,7 @@ def _depth_chart(caption: str, errors: Sequence[ProbeError]) -> str:
             Series("error", [error.error for error in errors], "error"),
         ],
         f"Error by depth: {caption}",
+        ERROR_AXIS,
     )
 
 
@@ -132,6 +152,7 @@ def _step_chart(cases: Sequence[CaseReport]) -> str:
                     Series("error", case.measured.error_by_step, "error"),
                 ],
                 f"Error by decode step: {case.name}",
+                ERROR_AXIS,
             )
     return ""
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,12 +15,15 @@ from export.directory_swap import replacing_directory, require_replaceable
 from export.errors import UserError
 from validate.cases.builtin import Case, Text
 from validate.cases.prompts import prepare_case
+from validate.report import render
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY
+from validate.report.words import _answer_text, samples_of_cases
 from validate.run import validate
 from validate.selftest.mutations import mutations
 from validate.tasks.quality import compare_quality
 
+ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -110,6 +114,85 @@ def test_the_page_needs_nothing_from_outside_and_shows_the_worst_pictures(failin
     assert "outside profile: a prompt of 300 tokens" in html.unescape(page)
 
 
+def test_scales_and_axes_are_named(failing):
+    page = (failing[1] / "report.html").read_text()
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(charts) >= 3
+    for chart in charts:
+        assert re.search(r'class="label axis"[^>]*>[^<]*logarithmic', chart)
+    shares = re.findall(r">(0\.01|0\.1|1|10|100)</text>", charts[0])
+    assert shares[:3] == ["0.01", "0.1", "1"]
+
+
+def test_no_verdict_is_told_by_colour_alone(failing, passing):
+    failed, passed = ((directory / "report.html").read_text() for _, directory in (failing, passing))
+    assert "✗ fail" in failed
+    assert "– outside" in failed
+    assert " fails</text>" in failed  # in the chart
+    assert "✓ pass" in passed
+    assert "✗" not in passed
+    coloured = re.findall(r'class="(?:pass|fail)">([^<]*)', failed + passed)
+    assert coloured
+    assert all(text.startswith(("✓", "✗")) for text in coloured)
+
+
+def test_what_was_asked_and_answered_stands_beside_the_pictures(failing, exported, tmp_path):
+    report, _ = failing
+    plan = exported.plan
+    tokenizer = plan.bundle.processor.tokenizer
+    samples = samples_of_cases(report, plan.cases, tokenizer, plan.bundle.generation_config.eos_token_ids)
+    worst = next(case for case in report.cases if case.name == "images_of_unequal_size")
+    [sample, *_] = samples[worst.name]
+    assert sample.prompt.count("[image]") == 3
+    assert len(worst.measured.expected[0]) == len(worst.measured.likeliest[0]) == 7
+    hostile = replace(sample, reference="three <b>cats</b>", engine="two dogs")
+    write_report(report, tmp_path, {}, {**samples, worst.name: [hostile]})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("three &lt;b&gt;cats&lt;/b&gt;") == page.count("two dogs") == 2
+    assert "<dt>Engine ≠</dt>" in page
+
+
+def test_words_end_where_the_answer_ends(exported):
+    tokenizer = exported.plan.bundle.processor.tokenizer
+    [a, b, c] = (tokenizer.encode(letter, add_special_tokens=False).ids[0] for letter in "abc")
+    assert _answer_text(tokenizer, [a, b, c, a], {c}) == "ab"
+    assert _answer_text(tokenizer, [a, b], ()) == "ab"
+
+
+def themes(style):
+    """The colours of a page by theme; print has its own copy of the light ones."""
+    found = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style)
+    ]
+    return [{**found[0], **colours} for colours in found]
+
+
+def contrast(one, other):
+    """Of WCAG 2.2: (lighter + 0.05) / (darker + 0.05), by relative luminance."""
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_the_contrast_of_wcag_aa_in_every_theme():
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    report_style = (Path(render.__file__).parent / "page_style.css.jinja").read_text()
+    for colours in themes(report_style):
+        for name in ("ink", "soft", "good", "bad", "error", "noise", "limit"):
+            assert contrast(colours[name], colours["paper"]) >= 4.5, name
+    inspect_page = (ROOT / "qv_export" / "pages" / "inspect.html.jinja").read_text()
+    for colours in themes(inspect_page):
+        for name in ("attention", "mlp", "embedding", "other"):
+            assert contrast(colours[name], "#ffffff") >= 4.5, name
+
+
 def test_names_are_escaped(failing, tmp_path):
     report, _ = failing
     hostile = replace(report, subject=replace(report.subject, source="<script>alert(1)</script>"))
@@ -157,6 +240,28 @@ def test_a_browser_shows_the_failing_case_without_scrolling(failing, tmp_path):
     assert found["wide"] == "false"
     assert int(found["charts"]) >= 3
     assert found["broken"] == "0"
+
+
+PRINTED = """
+const cut = [...document.querySelectorAll('.scroll, figure')].filter(x => x.scrollWidth > x.clientWidth + 1);
+document.body.dataset.cut = cut.length;
+document.body.dataset.tables = document.querySelectorAll('.scroll table').length;
+document.body.dataset.headless = [...document.querySelectorAll('table')].filter(x => !x.tHead).length;
+"""
+
+
+@needs_chromium
+def test_paper_gets_every_column(failing, tmp_path):
+    """The rules for print, applied to a window as wide as A4 across with its margins, at 96 dots an inch."""
+    page = tmp_path / "printed.html"
+    text = (failing[1] / "report.html").read_text()
+    page.write_text(
+        text.replace("@media print", "@media all").replace("max-width: none", "max-width: 1031px")
+    )
+    dom, _ = browse(page, PRINTED, tmp_path)
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', dom))
+    assert int(found["tables"]) >= 2
+    assert (found["cut"], found["headless"]) == ("0", "0")
 
 
 @needs_chromium
