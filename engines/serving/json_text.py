@@ -62,7 +62,7 @@ def _take_out_long_strings(
             long_strings[key] = string
             pieces += [data[position:start], key.encode()]
             position = stop
-    return b"".join([*pieces, data[position:]]), long_strings
+    return b"".join([*pieces, data[position:]]) if pieces else data, long_strings
 
 
 def _bounded_strings(data: bytes, name: str, max_structure_bytes: int) -> Iterator[tuple[int, int]]:
