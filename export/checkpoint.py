@@ -1,18 +1,19 @@
 """Which tensors does a checkpoint hold, and where do their bytes lie?
 
 Only headers are read here: a 72B checkpoint opens as fast as a tiny one. One exception: a head that is stored beside
-the token embedding it should be tied to is compared with it. No torch.
+the token embedding it should be tied to is compared with it. Which weights there must be, the family's reference says.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.config import DecoderConfig, ModelConfig, VisionConfig, config_from_json
+from export.config import DecoderConfig, ModelConfig, config_from_json
 from export.errors import UserError
 from export.json_object import read_json_object
+from export.models.families import family_of
 from export.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.compare import have_equal_values
 from export.weights.names import MERGED_FILE, is_adapters, is_derived, is_inside_model, published_name
@@ -21,9 +22,6 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-ARCHITECTURE = "Qwen2VLForConditionalGeneration"
-"""The class whose graphs are exported, as `config.json` names it."""
 
 _MAX_LISTED_PROBLEMS = 40
 _MAX_LISTED_EXTRAS = 10
@@ -78,12 +76,13 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     _refuse_adapter(directory)
     content = read_json_object(directory / "config.json")
     config = config_from_json(content, str(directory / "config.json"))
+    family = family_of(config.model_type)
     weight_files = tuple(weight_files or _weight_paths(directory))
     found, wrappers, problems = _found_tensors(weight_files)
-    notes = [*_architecture_notes(content), *_wrapper_notes(wrappers)]
+    notes = [*_architecture_notes(content, family.architecture), *_wrapper_notes(wrappers)]
     decoder, changes = _follow_weights(found, config.decoder, notes)
     config = replace(config, decoder=decoder)
-    expected = dict(expected_shapes(config))
+    expected = family.weight_shapes(config)
     outside = [name for name in found if name not in expected and not is_inside_model(name)]
     problems += _problems(found, expected)
     if problems:
@@ -127,12 +126,12 @@ def _found_tensors(
     return found, wrappers, problems
 
 
-def _architecture_notes(content: Mapping[str, Any]) -> list[str]:
+def _architecture_notes(content: Mapping[str, Any], exported: str) -> list[str]:
     stated = content.get("architectures")
-    if stated in (None, [], [ARCHITECTURE]):
+    if stated in (None, [], [exported]):
         return []
     note = (
-        f"architectures is {stated!r}: it is exported as {ARCHITECTURE}, which generates text; what another class adds "
+        f"architectures is {stated!r}: it is exported as {exported}, which generates text; what another class adds "
         "to it, such as a pooling or a value head, is not."
     )
     return [note]
@@ -189,63 +188,6 @@ def _resolve_head(found: dict[str, StoredTensor], stated: bool) -> tuple[bool, l
         "Set tie_word_embeddings to false in config.json to silence this."
     )
     return False, [note]
-
-
-def expected_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The checkpoint map: every weight of the model with its shape, under its published name."""
-    yield from _vision_shapes(config.vision)
-    yield from _decoder_shapes(config.decoder)
-
-
-def _vision_shapes(config: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, inner, merged = (
-        config.embed_dim,
-        config.intermediate_size,
-        config.embed_dim * config.patches_per_token,
-    )
-    kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
-    yield "visual.patch_embed.proj.weight", (width, config.in_channels, *kernel)
-    for i in range(config.depth):
-        block = f"visual.blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            yield f"{block}.{norm}.weight", (width,)
-            yield f"{block}.{norm}.bias", (width,)
-        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
-        yield from _linear(f"{block}.attn.proj", width, width)
-        yield from _linear(f"{block}.mlp.fc1", inner, width)
-        yield from _linear(f"{block}.mlp.fc2", width, inner)
-    yield "visual.merger.ln_q.weight", (width,)
-    yield "visual.merger.ln_q.bias", (width,)
-    yield from _linear("visual.merger.mlp.0", merged, merged)
-    yield from _linear("visual.merger.mlp.2", config.hidden_size, merged)
-
-
-def _decoder_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, inner = config.hidden_size, config.intermediate_size
-    query, key_value = (
-        config.num_attention_heads * config.head_dim,
-        config.num_key_value_heads * config.head_dim,
-    )
-    yield "model.embed_tokens.weight", (config.vocab_size, width)
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        yield f"{layer}.input_layernorm.weight", (width,)
-        yield f"{layer}.post_attention_layernorm.weight", (width,)
-        yield from _linear(f"{layer}.self_attn.q_proj", query, width)
-        yield from _linear(f"{layer}.self_attn.k_proj", key_value, width)
-        yield from _linear(f"{layer}.self_attn.v_proj", key_value, width)
-        yield f"{layer}.self_attn.o_proj.weight", (width, query)
-        yield f"{layer}.mlp.gate_proj.weight", (inner, width)
-        yield f"{layer}.mlp.up_proj.weight", (inner, width)
-        yield f"{layer}.mlp.down_proj.weight", (width, inner)
-    yield "model.norm.weight", (width,)
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", (config.vocab_size, width)
-
-
-def _linear(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (outputs, inputs)
-    yield f"{name}.bias", (outputs,)
 
 
 def _problems(found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:

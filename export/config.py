@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import UserError
 from export.json_object import read_json_object
 from export.models.configuration import DTYPES, DecoderConfig, ModelConfig, VisionConfig, YarnConfig
-from export.models.qwen2_vl.config import read_config
+from export.models.families import family_of
 
 __all__ = [
     "DTYPES",
@@ -36,9 +35,4 @@ def config_from_json(content: Mapping[str, Any], source: str = "config.json") ->
     Raises:
         UserError: an architecture other than Qwen2-VL, quantized weights, missing, unfitting or unknown values.
     """
-    model_type = content.get("model_type")
-    if model_type != "qwen2_vl":
-        raise UserError(
-            f"{source}: model_type is {model_type!r}, expected 'qwen2_vl'. qv-export serves the Qwen2-VL family only."
-        )
-    return read_config(content, source)
+    return family_of(content.get("model_type"), source).read_config(content, source)

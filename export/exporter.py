@@ -60,14 +60,16 @@ _TRACING_BYTES = 6_000_000_000
 
 def _vision_graph(source: Checkpoint, dtype: str) -> "ir.Model":
     from export.graphs.vision import vision_graph  # noqa: PLC0415 - torch: seconds, and mistakes are told before
+    from export.weights.by_reference import ByReference  # noqa: PLC0415 - onnx_ir
 
-    return vision_graph(source, dtype)
+    return vision_graph(ByReference(source), dtype)
 
 
 def _decoder_graph(source: Checkpoint, dtype: str) -> "ir.Model":
     from export.graphs.decoder import decoder_graph  # noqa: PLC0415 - torch
+    from export.weights.by_reference import ByReference  # noqa: PLC0415 - onnx_ir
 
-    return decoder_graph(source, dtype)
+    return decoder_graph(ByReference(source), dtype)
 
 
 _GRAPH_MAKERS = {"vision": _vision_graph, "decoder": _decoder_graph}

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name, decoder_contract
 from export.graphs.assemble import (
@@ -21,6 +20,7 @@ from export.graphs.trace import PieceInput, trace_piece
 from export.graphs.weights import Weights
 from export.reference.decoder import DecoderLayer, rotary_tables
 from export.reference.model import Qwen2VL
+from export.weights.source import WeightSource
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.rotary import onnx_functions as rotary
 
@@ -31,14 +31,14 @@ def _without_layers(config: ModelConfig) -> Qwen2VL:
     return Qwen2VL(replace(config, vision=replace(config.vision, depth=0), decoder=decoder))
 
 
-def decoder_graph(checkpoint: Checkpoint, dtype: str) -> ir.Model:
+def decoder_graph(source: WeightSource, dtype: str) -> ir.Model:
     """Canonical ONNX of the decoder: `decoder_contract`'s inputs and outputs, initializers by reference.
 
     Args:
-        checkpoint: gives configuration and weights.
+        source: gives configuration and weights.
         dtype: what the graph computes in, and of the cache: "float32", "float16" or "bfloat16".
     """
-    model, config, torch_dtype = checkpoint.config, checkpoint.config.decoder, TORCH_DTYPES[dtype]
+    model, config, torch_dtype = source.config, source.config.decoder, TORCH_DTYPES[dtype]
     contract = decoder_contract(model, dtype)
     tables = rotary_tables(config)
     hidden = PieceInput("x", torch_dtype, ("B", "S", config.hidden_size))
@@ -70,15 +70,15 @@ def decoder_graph(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     )
 
     graph, values = graph_with_inputs("decoder", contract)
-    weights = Weights(graph, checkpoint, dtype)
+    weights = Weights(graph, source, dtype)
     values |= table_values(weights, "model.rotary", tables)
-    (values["x"],) = stamp(graph, embed, "/embed", values, weights.of_checkpoint)
+    (values["x"],) = stamp(graph, embed, "/embed", values, weights.of_source)
     present: list[ir.Value] = []
     for i in range(config.num_hidden_layers):
         values |= {f"past_{part}": values[cache_name("past", part, i)] for part in CACHE_PARTS}
         values["x"], *cache = stamp(graph, layer, f"/layers.{i}", values, weights.under(f"model.layers.{i}"))
         present += cache
-    logits = stamp(graph, project, "/project", values, weights.of_checkpoint)
+    logits = stamp(graph, project, "/project", values, weights.of_source)
     set_outputs(graph, contract, [*logits, *present])
     return model_of(
         graph, [rotary.portable(), cached_attention.portable()], "Qwen2-VL decoder, exported by qv-export"

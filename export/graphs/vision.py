@@ -2,7 +2,6 @@
 
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
 from export.contract import vision_contract
 from export.graphs.assemble import (
     TORCH_DTYPES,
@@ -17,21 +16,22 @@ from export.graphs.stamp import stamp
 from export.graphs.trace import PieceInput, trace_piece
 from export.graphs.weights import Weights
 from export.reference.vision import PatchEmbed, PatchMerger, VisionBlock, rotary_tables
+from export.weights.source import WeightSource
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.rotary import onnx_functions as rotary
 
 _GEOMETRY = ("positions", "cu_seqlens", "segment_range")
 
 
-def vision_graph(checkpoint: Checkpoint, dtype: str) -> ir.Model:
+def vision_graph(source: WeightSource, dtype: str) -> ir.Model:
     """Canonical ONNX of the vision encoder: `vision_contract`'s inputs and outputs, initializers by reference.
 
     Args:
-        checkpoint: gives configuration and weights.
+        source: gives configuration and weights.
         dtype: what the graph computes in: "float32", "float16" or "bfloat16".
     """
-    config, torch_dtype = checkpoint.config.vision, TORCH_DTYPES[dtype]
-    contract = vision_contract(checkpoint.config, dtype)
+    config, torch_dtype = source.config.vision, TORCH_DTYPES[dtype]
+    contract = vision_contract(source.config, dtype)
     tables = rotary_tables(config)
     hidden = PieceInput("x", torch_dtype, ("P", config.embed_dim))
     block_inputs = [hidden, *piece_inputs(contract, _GEOMETRY), *table_inputs(tables)]
@@ -40,7 +40,7 @@ def vision_graph(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     merger = trace_piece(lambda: PatchMerger(config), [hidden], ["visual_embeds"], torch_dtype)
 
     graph, values = graph_with_inputs("vision", contract)
-    weights = Weights(graph, checkpoint, dtype)
+    weights = Weights(graph, source, dtype)
     values |= table_values(weights, "visual.rotary", tables)
     (values["x"],) = stamp(graph, embed, "/patch_embed", values, weights.under("visual.patch_embed"))
     for i in range(config.depth):

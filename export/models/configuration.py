@@ -89,3 +89,5 @@ class ModelConfig:
     vision_end_token_id: int
     dtype: str | None
     """As `config.json` says; None: it leaves that to the weights."""
+    model_type: str = "qwen2_vl"
+    """Of the family that it belongs to."""

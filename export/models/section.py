@@ -30,10 +30,15 @@ class Section:
             value = {}
         return Section(value, self.problems, f"{self._path}{key}.")
 
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, minimum: int = 1, maximum: int | None = None
+    ) -> int:
         value = self.get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
-            return value
+            if maximum is None or value <= maximum:
+                return value
+            self.problem(f"{key} must be at most {maximum}, found {value}")
+            return minimum
         self.problem(f"{key} must be an integer of at least {minimum}, found {value!r}")
         return minimum
 

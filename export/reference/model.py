@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import DecoderConfig, ModelConfig
+from export.models.families import family_of
 from export.reference.decoder import Decoder
 from export.reference.vision import VisionEncoder
 
@@ -92,8 +93,7 @@ def load_reference(
         UserError: no Qwen2-VL checkpoint, or missing, unexpected and mis-shaped tensors, all listed at once.
     """
     checkpoint = open_checkpoint(directory)
-    with torch.device("meta"):
-        model = Qwen2VL(checkpoint.config)
+    model = family_of(checkpoint.config.model_type).reference(checkpoint.config)
     tensors = {name: tensor.to(dtype) for name, tensor in _read_tensors(checkpoint, device)}
     tied = {"lm_head.weight"} if checkpoint.config.decoder.tie_word_embeddings else set()
     keys = model.load_state_dict(tensors, strict=False, assign=True)

@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from examples.random_checkpoint import write_checkpoint
-from export.checkpoint import INDEX_FILE, SINGLE_FILE, expected_shapes, open_checkpoint
+from examples.random_checkpoint import SIZES, Sizes, published_config, tensor_shapes, write_checkpoint
+from export.checkpoint import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from export.config import ModelConfig, config_from_json
 from export.errors import UserError
+from export.models.families import FAMILIES
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "vision_depth": 1, "vocab_size": 400}
 Tensors = dict[str, np.ndarray]
@@ -52,6 +55,43 @@ PLACEHOLDERS = {
 }
 
 
+# The map
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_map_of_weights_is_the_one_written_by_hand(size):
+    """The reference's own parameters, against the table that writes random checkpoints."""
+    config = config_from_json(published_config(SIZES[size], "bfloat16"))
+    assert FAMILIES["qwen2_vl"].weight_shapes(config) == tensor_shapes(SIZES[size])
+
+
+class ToyFamily:
+    """Another architecture, as a new folder would bring it: the same sizes, one weight alone."""
+
+    model_type, architecture = "toy", "ToyForConditionalGeneration"
+
+    def read_config(self, content: Mapping[str, Any], source: str) -> ModelConfig:
+        return replace(config_from_json({**content, "model_type": "qwen2_vl"}, source), model_type="toy")
+
+    def weight_shapes(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        return {"model.embed_tokens.weight": (config.decoder.vocab_size, config.decoder.hidden_size)}
+
+    def reference(self, config: ModelConfig) -> Any:
+        raise NotImplementedError
+
+
+def test_another_family_is_one_row(single: Path, monkeypatch: pytest.MonkeyPatch):
+    edit_config(single, model_type="toy", architectures=["ToyForConditionalGeneration"])
+    message = message_of(lambda: open_checkpoint(single))
+    assert "model_type is 'toy', expected 'qwen2_vl'" in message
+    monkeypatch.setitem(FAMILIES, "toy", ToyFamily())
+    save_file({"model.embed_tokens.weight": np.ones((400, 128), np.float32)}, single / SINGLE_FILE)
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.config.model_type == "toy"
+    assert list(checkpoint.tensors) == ["model.embed_tokens.weight"]
+    assert not checkpoint.notes
+
+
 # What opens
 
 
@@ -63,9 +103,8 @@ def test_every_tensor_is_found_under_its_published_name(tmp_path: Path, layout, 
         tmp_path / "checkpoint", layout=layout, shards=shards, tie_word_embeddings=tied, **SMALL
     )
     checkpoint = open_checkpoint(directory)
-    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == dict(
-        expected_shapes(checkpoint.config)
-    )
+    sizes = Sizes(**SMALL, tie_word_embeddings=tied)
+    assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == tensor_shapes(sizes)
     assert ("lm_head.weight" in checkpoint.tensors) is not tied
     assert len(checkpoint.weight_files) == (shards or 1)
     assert sorted(chain.from_iterable(checkpoint.names_by_file().values())) == sorted(checkpoint.tensors)

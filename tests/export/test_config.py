@@ -200,6 +200,8 @@ def test_a_config_without_rope_scaling_is_refused():
         ({"hidden_size": "128"}, "hidden_size must be an integer of at least 1, found '128'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer of at least 1, found 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be an integer of at least 1, found True"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1000, found 1000000000"),
+        ({"vision_config": {"depth": 1001}}, "vision_config.depth must be at most 1000, found 1001"),
         ({"vocab_size": None}, "vocab_size must be an integer of at least 1, found None"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 must be a multiple of num_key_value_heads 3"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, found 0"),

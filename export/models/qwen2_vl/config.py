@@ -15,12 +15,13 @@ from export.models.section import Section
 
 # Defaults of Transformers' Qwen2VLVisionConfig: a re-saved config.json may drop all values that equal them.
 _VISION_DEFAULTS = {
-    "depth": 32,
     "embed_dim": 1280,
     "num_heads": 16,
     "patch_size": 14,
     "temporal_patch_size": 2,
 }
+MOST_LAYERS = 1000
+"""Many times the largest model's 80: a number past it is a mistake or an attack, and listing layers costs memory."""
 _TOKEN_IDS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
@@ -52,18 +53,21 @@ def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
     text = Section({**top.content, **nested.content}, problems)
     decoder = _decoder_config(text, ties=(top, nested))
     vision = top.section("vision_config")
+    token_ids = {name: top.integer(name, default, minimum=0) for name, default in _TOKEN_IDS.items()}
     config = ModelConfig(
         vision=_vision_config(vision, decoder.hidden_size),
         decoder=decoder,
         dtype=_dtype(top, nested),
-        **{name: top.integer(name, default, minimum=0) for name, default in _TOKEN_IDS.items()},
+        image_token_id=token_ids["image_token_id"],
+        video_token_id=token_ids["video_token_id"],
+        vision_start_token_id=token_ids["vision_start_token_id"],
+        vision_end_token_id=token_ids["vision_end_token_id"],
     )
     _refuse_contradictions(top, nested, text)
     refuse_unread(top, inert=text.asked())  # a flat file holds the decoder's keys beside its own
     refuse_unread(nested, inert={*text.asked(), *_TOKEN_IDS})
     refuse_unread(vision, inert=_INERT_VISION)
-    for name in _TOKEN_IDS:
-        token_id = getattr(config, name)
+    for name, token_id in token_ids.items():
         if token_id >= decoder.vocab_size:
             top.problem(f"{name} is {token_id}, outside the vocabulary of {decoder.vocab_size}")
     if problems:
@@ -93,6 +97,7 @@ def _dtype(top: Section, nested: Section) -> str | None:
 
 def _vision_config(vision: Section, decoder_hidden_size: int) -> VisionConfig:
     config = VisionConfig(
+        depth=vision.integer("depth", 32, maximum=MOST_LAYERS),
         mlp_ratio=vision.number("mlp_ratio", 4),
         in_channels=vision.integer("in_chans", vision.integer("in_channels", 3)),
         spatial_merge_size=vision.integer("spatial_merge_size", 2),
@@ -125,7 +130,7 @@ def _decoder_config(text: Section, ties: tuple[Section, ...]) -> DecoderConfig:
         vocab_size=text.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=text.integer("intermediate_size"),
-        num_hidden_layers=text.integer("num_hidden_layers"),
+        num_hidden_layers=text.integer("num_hidden_layers", maximum=MOST_LAYERS),
         num_attention_heads=num_attention_heads,
         num_key_value_heads=text.integer("num_key_value_heads", num_attention_heads),
         head_dim=head_dim,

@@ -14,6 +14,7 @@ from export.contract import GraphContract, decoder_contract, vision_contract
 from export.graphs.decoder import decoder_graph
 from export.graphs.lint import check_graph, lint
 from export.graphs.vision import vision_graph
+from export.weights.by_reference import ByReference
 from plugins.registry import OP_DOMAIN, SIGNATURES
 
 ONNX_DTYPES = {"float32": 1, "bfloat16": 16, "int32": 6, "int64": 7}
@@ -28,7 +29,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def models(checkpoint: Checkpoint) -> dict[str, ir.Model]:
-    return {"vision": vision_graph(checkpoint, "bfloat16"), "decoder": decoder_graph(checkpoint, "bfloat16")}
+    source = ByReference(checkpoint)
+    return {"vision": vision_graph(source, "bfloat16"), "decoder": decoder_graph(source, "bfloat16")}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_the_graphs_say_nothing_of_the_machine_that_made_them(protos):
 
 
 def test_a_float32_graph_casts_bfloat16_weights_once(checkpoint):
-    proto = ir.to_proto(decoder_graph(checkpoint, "float32"))
+    proto = ir.to_proto(decoder_graph(ByReference(checkpoint), "float32"))
     weights = {tensor.name for tensor in proto.graph.initializer if tensor.external_data}
     casts = [node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in weights]
     assert sorted(node.input[0] for node in casts) == sorted(weights)

@@ -1,0 +1,58 @@
+"""The model families that can be exported, by the `model_type` of `config.json`, and what each must say.
+
+A family is one folder under `export/models/` and one row here. What runs in a server reads its configuration alone;
+the reference, and the map of weights that follows from it, load PyTorch when they are asked for.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from export.errors import UserError
+from export.models.configuration import ModelConfig
+from export.models.qwen2_vl.family import Qwen2VLFamily
+
+if TYPE_CHECKING:
+    from export.reference.model import Qwen2VL
+
+
+class Family(Protocol):
+    """One architecture."""
+
+    @property
+    def model_type(self) -> str:
+        """What `config.json` says."""
+
+    @property
+    def architecture(self) -> str:
+        """Transformers' class whose graphs are exported."""
+
+    def read_config(self, content: Mapping[str, Any], source: str) -> ModelConfig:
+        """Build the typed configuration.
+
+        Raises:
+            UserError: what is missing, does not fit, or would not be computed; `source` names the file.
+        """
+
+    def weight_shapes(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """The checkpoint map: every weight by its published name, which is its path in the reference."""
+
+    def reference(self, config: ModelConfig) -> "Qwen2VL":
+        """The PyTorch model without values: on the meta device."""
+
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (Qwen2VLFamily(),)}
+
+
+def family_of(model_type: object, source: str = "config.json") -> Family:
+    """The family of a `model_type`.
+
+    Raises:
+        UserError: there is none.
+    """
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UserError(
+            f"{source}: model_type is {model_type!r}, expected {' or '.join(map(repr, FAMILIES))}. "
+            "qv-export serves the Qwen2-VL family only."
+        )
+    return family

@@ -1,0 +1,32 @@
+"""Qwen2-VL as a family: its configuration, its reference, and the map of weights that the reference is."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from export.models.configuration import ModelConfig
+from export.models.qwen2_vl.config import read_config
+
+if TYPE_CHECKING:
+    from export.reference.model import Qwen2VL
+
+
+class Qwen2VLFamily:
+    """See `export.models.families.Family`."""
+
+    model_type = "qwen2_vl"
+    architecture = "Qwen2VLForConditionalGeneration"
+
+    def read_config(self, content: Mapping[str, Any], source: str) -> ModelConfig:
+        return read_config(content, source)
+
+    def weight_shapes(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """A tied head is no parameter of its own, so it is not in the map."""
+        return {name: tuple(weight.shape) for name, weight in self.reference(config).named_parameters()}
+
+    def reference(self, config: ModelConfig) -> "Qwen2VL":
+        import torch  # noqa: PLC0415 - seconds, and absent from a server
+
+        from export.reference.model import Qwen2VL  # noqa: PLC0415
+
+        with torch.device("meta"):
+            return Qwen2VL(config)
