@@ -79,7 +79,7 @@ class ContainerFrames:
         Raises:
             UserError: more than the stated share cannot be decoded, or anything with `strict`.
         """
-        ticks = self._survey.ticks
+        ticks = self._survey.ticks if self._survey.has_own_times else None
         wanted = iter(indices if ticks is None else [ticks[index] for index in indices])
         target = next(wanted, None)
         previous: av.VideoFrame | None = None

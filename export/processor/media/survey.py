@@ -15,6 +15,8 @@ from export.processor.media.limits import MediaLimits
 _CLOCK_TOLERANCE_S = 1.0
 """How far the last frame may stay behind the announced end: clocks round, and the last frame may stand long."""
 _SLACK_BYTES = 1 << 12
+_WITHOUT_TIMES = frozenset({"avi"})
+"""Formats whose frames have no times; what FFmpeg says of them is their place in the file."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class Survey:
     num_frames: int
     """Packets that are shown."""
     ticks: Sequence[int] | None
-    """When each frame stands, ascending, as the decoder will say it; None where there is no single clock."""
+    """When each frame stands, ascending; None where there is no single clock."""
+    has_own_times: bool
+    """Whether the decoder will say these times with the frames. An AVI tells only in which order they are decoded, so
+    the first frame that is shown has the first time, and so on."""
     end_tick: int
     time_base: Fraction
     declared_fps: float | None
@@ -59,7 +64,8 @@ def survey_packets(container: InputContainer, stream: VideoStream, name: str, li
     """
     found = _gather(container, stream, name, limits)
     time_base = stream.time_base or Fraction(1, 1000)
-    ticks = _single_clock(found.times, found.decoding_times)
+    has_own_times = container.format.name not in _WITHOUT_TIMES and None not in found.times
+    ticks = _single_clock(found.times if has_own_times else found.decoding_times, found.decoding_times)
     last_gap = max((b - a for a, b in pairwise(ticks[-3:])), default=0) if ticks else 0
     end_tick = max(found.longest_end, ticks[-1] + last_gap) if ticks else found.longest_end
     gap_s = float(max((b - a for a, b in pairwise(ticks)), default=0) * time_base) if ticks else 0.0
@@ -67,6 +73,7 @@ def survey_packets(container: InputContainer, stream: VideoStream, name: str, li
     return Survey(
         len(found.times),
         ticks,
+        has_own_times,
         end_tick,
         time_base,
         float(stream.average_rate or stream.guessed_rate or 0) or None,
