@@ -45,19 +45,36 @@ PATCH_ATTENTION = OpSignature(
     attributes=PLUGIN_ATTRIBUTES,
 )
 CACHED_ATTENTION = OpSignature(
-    # No plugin: TensorRT has native layers for the cache and for its attention, and its cache must be a network input.
+    # No plugin of its own: the cache must be a network's input and output, which only TensorRT's native layer allows.
+    # Its attention may be the two plugins below (`plugins.cached_attention.split_nodes`).
     "QvCachedAttention",
     inputs=("q", "k", "v", "past_key", "past_value", "write_index", "kv_lengths"),
     outputs=("attended", "present_key", "present_value"),
     attributes={},
 )
 SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)
+"""What the canonical graphs call."""
+
+CACHED_ATTENTION_PARTIALS = OpSignature(
+    "QvCachedAttentionPartials",
+    inputs=("q", "key", "value", "write_index", "kv_lengths"),
+    outputs=("partials", "log_sums"),
+    attributes=PLUGIN_ATTRIBUTES,
+)
+CACHED_ATTENTION_COMBINE = OpSignature(
+    "QvCachedAttentionCombine",
+    inputs=("q", "partials", "log_sums", "kv_lengths"),
+    outputs=("attended",),
+    attributes=PLUGIN_ATTRIBUTES,
+)
+PLUGIN_SIGNATURES = (CACHED_ATTENTION_PARTIALS, CACHED_ATTENTION_COMBINE)
+"""What stands in for a call of `QvCachedAttention` in TensorRT networks, where a build asks for it."""
 
 
 def known_plugins() -> frozenset[str]:
     """Every plugin that this qv-export makes, as `namespace::Name/version`."""
     return frozenset(
         f"{signature.attributes['plugin_namespace']}::{signature.name}/{signature.attributes['plugin_version']}"
-        for signature in SIGNATURES
+        for signature in (*SIGNATURES, *PLUGIN_SIGNATURES)
         if signature.attributes
     )

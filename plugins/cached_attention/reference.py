@@ -33,12 +33,24 @@ def cached_attention(
         Attended values [B, S, H, D] in the dtype of `q`, and the updated cache, [B, K, L, D] each.
         Scale is D^-0.5; scores and softmax are float32 whatever the dtype of `q`.
     """
-    rows = write_index[:, None] + torch.arange(
-        q.shape[1], device=q.device
-    )  # [B, S] cache position of each token
-    present_key = _write(past_key, k, rows)
-    present_value = _write(past_value, v, rows)
-    columns = torch.arange(past_key.shape[2], device=q.device)  # [L]
+    present_key, present_value = update_cache(k, v, past_key, past_value, write_index)
+    return attend(q, present_key, present_value, write_index, kv_lengths), present_key, present_value
+
+
+def update_cache(
+    k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, write_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first half of `cached_attention`: the cache with this call's keys and values in it, [B, K, L, D] each."""
+    rows = _rows(write_index, k.shape[1])
+    return _write(past_key, k, rows), _write(past_value, v, rows)
+
+
+def attend(
+    q: Tensor, present_key: Tensor, present_value: Tensor, write_index: Tensor, kv_lengths: Tensor
+) -> Tensor:
+    """The second half of `cached_attention`: [B, S, H, D] from the cache that is written."""
+    rows = _rows(write_index, q.shape[1])
+    columns = torch.arange(present_key.shape[2], device=q.device)  # [L]
     visible = (columns <= rows[..., None]) & (columns < kv_lengths[:, None, None])  # [B, S, L]
     attended = F.scaled_dot_product_attention(
         q.float().transpose(1, 2),  # [B, H, S, D]
@@ -47,7 +59,12 @@ def cached_attention(
         attn_mask=visible[:, None],
         enable_gqa=True,
     )
-    return attended.transpose(1, 2).to(q.dtype), present_key, present_value
+    return attended.transpose(1, 2).to(q.dtype)
+
+
+def _rows(write_index: Tensor, num_tokens: int) -> Tensor:
+    """[B, S], the cache position of each token of a call."""
+    return write_index[:, None] + torch.arange(num_tokens, device=write_index.device)
 
 
 def _write(cache: Tensor, update: Tensor, rows: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plugins.cached_attention import kernel as cached_attention_kernel
+from plugins.cached_attention import tensorrt_plugin as cached_attention_plugin
 from plugins.patch_attention import kernel as patch_attention_kernel
 from plugins.patch_attention import tensorrt_plugin as patch_attention_plugin
 from plugins.rotary import kernel as rotary_kernel
@@ -71,3 +73,30 @@ def patch_attention_launch(
         (num_segments,),
         (torch.full_like(q, torch.nan),),
     )
+
+
+def cached_attention_launches(
+    inputs: Sequence[Tensor], tile: cached_attention_kernel.Tile, compute_capability: int, driver_cuda: str
+) -> tuple[Launch, Launch]:
+    """For q, key, value and int32 write_index, kv_lengths; the second launch reads what the first one writes."""
+    q, key, kv_lengths = inputs[0], inputs[1], inputs[4]
+    (sequences, queries, heads, head_dim), (_, kv_heads, capacity, _) = q.shape, key.shape
+    splits = cached_attention_kernel.num_splits(queries)
+    target = (compute_capability, driver_cuda)
+    partials = q.new_full((sequences, queries, heads, splits, head_dim), torch.nan, dtype=torch.float32)
+    log_sums = q.new_full((sequences, queries, heads, splits), torch.nan, dtype=torch.float32)
+    first = Launch(
+        cached_attention_plugin.compile_kernel(ELEMENTS[q.dtype], heads, kv_heads, head_dim, tile, *target),
+        cached_attention_kernel.partials_grid(sequences, queries, heads, kv_heads, tile),
+        tuple(x.contiguous() for x in inputs),
+        (queries, capacity, splits),
+        (partials, log_sums),
+    )
+    second = Launch(
+        cached_attention_plugin.compile_combine(ELEMENTS[q.dtype], heads, head_dim, *target),
+        (sequences * queries * heads,),
+        (first.inputs[0], partials, log_sums, kv_lengths),
+        (queries, splits),
+        (torch.full_like(q, torch.nan),),
+    )
+    return first, second

@@ -1,15 +1,16 @@
 """How does a process that builds TensorRT engines get our plugins?"""
 
+from plugins.cached_attention import tensorrt_plugin as cached_attention_plugin
 from plugins.patch_attention import tensorrt_plugin as patch_attention_plugin
 from plugins.rotary import tensorrt_plugin as rotary_plugin
 
-PLUGINS = (rotary_plugin, patch_attention_plugin)
+PLUGINS = (rotary_plugin, patch_attention_plugin, cached_attention_plugin)
 
 _registered: list[tuple[int, str]] = []
 
 
 def register_plugins(compute_capability: int, driver_cuda: str) -> None:
-    """Put both plugins into TensorRT's registry, before a graph is parsed.
+    """Put our plugins into TensorRT's registry, before a graph is parsed.
 
     Nodes that carry `plugins.registry.PLUGIN_ATTRIBUTES` become these plugins then. Call it only in a process that
     uses the module `tensorrt`: in one that uses TensorRT-RTX, a plugin chosen by the parser aborts the process.

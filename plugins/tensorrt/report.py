@@ -19,7 +19,7 @@ DEFAULT_DRIVER_CUDA = "13.0"
 
 _EMBEDDED = re.compile(
     rb"\.version (?P<isa>\d+\.\d+)\s+\.target (?P<target>sm_\w+)(?:(?!\.version).){0,4000}?"
-    rb"\.visible \.entry (?P<kernel>qv_rotary|qv_patch_attention)\(",
+    rb"\.visible \.entry (?P<kernel>qv_\w+)\(",
     re.DOTALL,
 )
 
@@ -61,7 +61,7 @@ class PluginsReport:
 
 
 def report(engine: Path | None = None) -> PluginsReport:
-    """Look at this machine, and at an engine's file if one is given. Takes some seconds: it compiles both kernels.
+    """Look at this machine, and at an engine's file if one is given. Takes some seconds: it compiles the kernels.
 
     Raises:
         FileNotFoundError: there is no such engine.
@@ -103,6 +103,8 @@ def _gpu() -> tuple[str, int, str]:
 
 
 def _kernels(driver_cuda: str) -> list[KernelReport]:
+    from plugins.cached_attention import kernel as cached_kernel  # noqa: PLC0415
+    from plugins.cached_attention import tensorrt_plugin as cached  # noqa: PLC0415
     from plugins.patch_attention import kernel as attention_kernel  # noqa: PLC0415
     from plugins.patch_attention import tensorrt_plugin as attention  # noqa: PLC0415
     from plugins.rotary import kernel as rotary_kernel  # noqa: PLC0415
@@ -112,15 +114,21 @@ def _kernels(driver_cuda: str) -> list[KernelReport]:
     reports = []
     for sm in ptx.ARCHITECTURES:
         tile = attention_kernel.tiles(80, 2)[0]
+        cached_tile = cached_kernel.tiles(2)[0]
         for plugin, kernel in (
-            (rotary, rotary.compile_kernel("bf16", 28, 4, 128, rotary_kernel.TILES[0], sm, driver_cuda)),
-            (attention, attention.compile_kernel("bf16", 16, 80, tile, sm, driver_cuda)),
+            (
+                rotary.PLUGIN_ID,
+                rotary.compile_kernel("bf16", 28, 4, 128, rotary_kernel.TILES[0], sm, driver_cuda),
+            ),
+            (attention.PLUGIN_ID, attention.compile_kernel("bf16", 16, 80, tile, sm, driver_cuda)),
+            (cached.PLUGIN_ID, cached.compile_kernel("bf16", 28, 4, 128, cached_tile, sm, driver_cuda)),
+            (cached.COMBINE_PLUGIN_ID, cached.compile_combine("bf16", 28, 128, sm, driver_cuda)),
         ):
             resources = ptx.assemble(kernel, sm)
             isa, target = ptx.isa_and_target(kernel.ptx)
             reports.append(
                 KernelReport(
-                    plugin=plugin.PLUGIN_ID,
+                    plugin=plugin,
                     architecture=f"sm_{sm}",
                     ptx_target=target,
                     ptx_isa=f"{isa // 10}.{isa % 10}",
@@ -141,7 +149,7 @@ def _registration(capability: int, driver_cuda: str) -> str:
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
         return f"TensorRT is installed, but the plugins do not register: {reason}"
-    return f"both plugins register with TensorRT for sm_{capability}"
+    return f"our plugins register with TensorRT for sm_{capability}"
 
 
 def _version(package: str) -> str | None:

@@ -18,7 +18,7 @@ UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def run_interpreted(op: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results of `cases` of the op "rotary" or "patch_attention": {"error": relative, "unwritten": count}."""
+    """Results of `cases` of an op, "rotary" or another folder's name: {"error": relative, "unwritten": count}."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.plugins.interpreted", op, json.dumps(cases)],
         cwd=REPOSITORY,
@@ -153,7 +153,52 @@ def _run_patch_attention(case: dict[str, Any]) -> dict[str, Any]:
     return {"error": error, "unwritten": unwritten}
 
 
+def _run_cached_attention(case: dict[str, Any]) -> dict[str, Any]:
+    """A call that brings the caches to `lengths`, a sequence each; what no row may see is NaN."""
+    import torch
+
+    from plugins.cached_attention import kernel
+
+    lengths, (heads, kv_heads), head_dim = case["lengths"], case["heads"], case["head_dim"]
+    queries = case.get("queries", [1] * len(lengths))  # valid tokens of each sequence
+    generator = torch.Generator().manual_seed(lengths[0])
+    dtype = getattr(torch, case["dtype"])
+    num_queries, capacity = max(queries), case.get("capacity", max(lengths) + max(queries))
+    q = torch.randn(len(lengths), num_queries, heads, head_dim, generator=generator).to(dtype)
+    q *= case.get("scale", 1)
+    key, value = (
+        torch.full((len(lengths), kv_heads, capacity, head_dim), torch.nan).to(dtype) for _ in range(2)
+    )
+    for i, length in enumerate(lengths):
+        for cache in (key, value):
+            cache[i, :, :length] = torch.randn(kv_heads, length, head_dim, generator=generator).to(dtype)
+    splits = kernel.num_splits(num_queries)
+    shape = (len(lengths), num_queries, heads, splits)
+    partials = (torch.full((*shape, head_dim), torch.nan), torch.full(shape, torch.nan))
+    attended = torch.full_like(q, torch.nan)
+    write_index = torch.tensor(lengths) - torch.tensor(queries)
+    choices = kernel.tiles(q.element_size())
+    kernel.launch(
+        q, key, value, write_index, torch.tensor(lengths, dtype=torch.int32),
+        tile=choices[case["tile"]] if "tile" in case else None, partials=partials, attended=attended,
+    )  # fmt: skip
+    error = 0.0
+    for i, (length, valid) in enumerate(zip(lengths, queries, strict=True)):
+        q64 = q[i, :valid].double().transpose(0, 1)  # [H, S, D]
+        k64, v64 = (x[i, :, :length].double().repeat_interleave(heads // kv_heads, 0) for x in (key, value))
+        scores = q64 @ k64.mT * head_dim**-0.5
+        visible = torch.arange(length) <= (length - valid + torch.arange(valid))[:, None]
+        truth = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1) @ v64
+        difference = (attended[i, :valid].double().transpose(0, 1) - truth).abs().max() / v64.abs().max()
+        error = max(error, difference.item())
+    return {"error": error, "unwritten": int(attended.isnan().sum())}
+
+
 if __name__ == "__main__":
     _mend_bfloat16()
-    _run = {"rotary": _run_rotary, "patch_attention": _run_patch_attention}[sys.argv[1]]
+    _run = {
+        "rotary": _run_rotary,
+        "patch_attention": _run_patch_attention,
+        "cached_attention": _run_cached_attention,
+    }[sys.argv[1]]
     sys.stdout.write(json.dumps([_run(case) for case in json.loads(sys.argv[2])]))

@@ -84,6 +84,47 @@ def test_patch_attention_ptx_and_triton_attend_like_float64(machine, lengths, he
             assert error <= ATTENTION_TOLERANCE[dtype], name
 
 
+CACHE_LENGTHS = [([1], [1]), ([40_000, 7, 4096], [1, 1, 1]), ([700, 64, 33], [300, 64, 1])]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(12, 2, 128), (28, 4, 128), (8, 8, 64), (8, 1, 80)]
+)
+@pytest.mark.parametrize(("lengths", "queries"), CACHE_LENGTHS)
+def test_cached_attention_ptx_and_triton_attend_like_float64(
+    machine, lengths, queries, heads, kv_heads, head_dim, dtype
+):
+    from plugins.cached_attention import kernel
+    from plugins.tensorrt import launch_ptx
+
+    capacity, num_queries = max(lengths) + max(queries), max(queries)
+    q = torch.randn(len(lengths), num_queries, heads, head_dim, device="cuda").to(getattr(torch, dtype))
+    key, value = torch.full((2, len(lengths), kv_heads, capacity, head_dim), torch.nan, device="cuda").to(
+        q.dtype
+    )
+    for i, length in enumerate(lengths):
+        key[i, :, :length].normal_()
+        value[i, :, :length].normal_()
+    kv_lengths = torch.tensor(lengths, device="cuda", dtype=torch.int32)
+    write_index = kv_lengths - torch.tensor(queries, device="cuda", dtype=torch.int32)
+    inputs = [q, key, value, write_index, kv_lengths]
+    results = {"Triton": torch.ops.qv.attend_to_cache(*inputs)}
+    for tile in kernel.tiles(q.element_size()):
+        first, second = launch_ptx.cached_attention_launches(inputs, tile, *machine)
+        first.run(first.load())
+        (results[str(tile)],) = second.run(second.load())
+    for i, (length, valid) in enumerate(zip(lengths, queries, strict=True)):
+        k64, v64 = (x[i, :, :length].double().repeat_interleave(heads // kv_heads, 0) for x in (key, value))
+        scores = q[i, :valid].double().transpose(0, 1) @ k64.mT * head_dim**-0.5
+        last = torch.arange(length - valid, length, device="cuda")
+        hidden = torch.arange(length, device="cuda") > last[:, None]
+        truth = (torch.softmax(scores.masked_fill(hidden, -torch.inf), -1) @ v64).transpose(0, 1)
+        for name, result in results.items():
+            error = (result[i, :valid].double() - truth).abs().max() / v64.abs().max()
+            assert error <= ATTENTION_TOLERANCE[dtype], name
+
+
 def test_the_model_runs_the_kernels_on_a_gpu_and_the_reference_for_gradients():
     from plugins import dispatch
 

@@ -17,7 +17,7 @@ import tensorrt as trt  # noqa: E402
 import tensorrt.plugin._plugin_class as plugin_class  # noqa: E402
 import tensorrt.plugin._tensor as plugin_tensor  # noqa: E402
 
-from plugins.registry import PLUGIN_ATTRIBUTES, SIGNATURES  # noqa: E402
+from plugins.registry import PLUGIN_ATTRIBUTES, PLUGIN_SIGNATURES, SIGNATURES  # noqa: E402
 from plugins.tensorrt import register as tensorrt_plugins  # noqa: E402
 
 OPERATIONS = {
@@ -97,10 +97,12 @@ def call_as_builder(name: str, request: dict[str, Any]) -> dict[str, Any]:
         [[Dim.of(size) for size in shape] for shape in shapes], [], Builder()
     )
     sizes = [tuple(dim.value for dim in shape) for shape in output_shapes]
-    # The first axis of q, k, v and of the outputs is dynamic, and every axis of the other inputs.
+    # Unless told: the first axis of q, k, v and of the outputs is dynamic, and every axis of the other inputs.
+    every = [*shapes, *sizes]
+    dynamic = request.get("dynamic") or [[0] if len(shape) == 3 else range(len(shape)) for shape in every]
     described = [
-        describe(type_, shape, (0,) if len(shape) == 3 else tuple(range(len(shape))))
-        for type_, shape in zip([*types, *output_types], [*shapes, *sizes], strict=True)
+        describe(type_, shape, tuple(axes))
+        for type_, shape, axes in zip([*types, *output_types], every, dynamic, strict=True)
     ]
     offered = plugin.get_supported_format_combinations(described, len(shapes))
     plugin.configure_plugin(described[: len(shapes)], described[len(shapes) :])
@@ -143,7 +145,7 @@ def main(requests: list[dict[str, Any]]) -> dict[str, Any]:
         "refusal": refusal,
         "registered": [
             signature.name
-            for signature in SIGNATURES
+            for signature in (*SIGNATURES, *PLUGIN_SIGNATURES)
             if registry.get_creator(signature.name, "1", "qv") is not None
         ],
         "calls": [call_as_builder(request["name"], request) for request in requests],

@@ -2,6 +2,8 @@ import pytest
 
 pytest.importorskip("triton", reason="PTX comes from Triton: pip install 'qv-export[dev]'")
 
+from plugins.cached_attention import kernel as cached_attention_kernel
+from plugins.cached_attention import tensorrt_plugin as cached_attention_plugin
 from plugins.patch_attention import kernel as patch_attention_kernel
 from plugins.patch_attention import tensorrt_plugin as patch_attention_plugin
 from plugins.rotary import kernel as rotary_kernel
@@ -21,9 +23,19 @@ def compile_attention(architecture, driver="13.0", element="bf16", tile=0, head_
     return patch_attention_plugin.compile_kernel(element, 16, head_dim, choices[tile], architecture, driver)
 
 
+def compile_cached(architecture, element="bf16", tile=0, sizes=(12, 2, 128)):
+    choices = cached_attention_kernel.tiles(4 if element == "fp32" else 2)
+    return cached_attention_plugin.compile_kernel(element, *sizes, choices[tile], architecture, "13.0")
+
+
+def compile_combine(architecture):
+    return cached_attention_plugin.compile_combine("bf16", 12, 128, architecture, "13.0")
+
+
 @pytest.mark.parametrize("architecture", ptx.ARCHITECTURES)
-def test_both_kernels_assemble_without_spills_for_every_architecture(architecture):
-    for kernel in (compile_rotary(architecture), compile_attention(architecture)):
+def test_our_kernels_assemble_without_spills_for_every_architecture(architecture):
+    makers = (compile_rotary, compile_attention, compile_cached, compile_combine)
+    for kernel in (make(architecture) for make in makers):
         resources = ptx.assemble(kernel, architecture)
         assert resources.spill_bytes == 0
         assert 0 < resources.registers * kernel.threads_per_block <= 65_536  # a block must fit
@@ -48,6 +60,26 @@ def test_every_attention_tile_fits_and_multiplies_80_channels_not_128():
         # One instruction makes 16 x 8 x 16 in one warp.
         expected = 2 * 2 * shape.queries * shape.keys * 80 // (16 * 8 * 16) // shape.num_warps
         assert kernel.ptx.count("mma.sync") == expected
+
+
+@pytest.mark.parametrize("tile", range(4))
+def test_every_cached_attention_tile_fits_without_spills_and_copies_16_bytes_at_a_time(tile):
+    kernel = compile_cached(90, tile=tile)
+    for architecture in (89, 90, 120):
+        assert ptx.assemble(kernel, architecture).spill_bytes == 0
+    assert kernel.shared_bytes <= ptx.MAX_LAUNCH_SHARED_BYTES
+    # Keys and values go to shared memory while the block before is multiplied.
+    shape = cached_attention_kernel.tiles(2)[tile]
+    copies = 2 * shape.keys * 128 * 2 // 16 // (32 * shape.num_warps)
+    assert kernel.ptx.count("cp.async.cg.shared.global") >= copies
+    assert "mma.sync" in kernel.ptx
+
+
+@pytest.mark.parametrize(("element", "sizes"), [("fp32", (12, 2, 128)), ("fp16", (16, 16, 80))])
+def test_cached_attention_of_other_dtypes_and_head_sizes_fits_without_spills(element, sizes):
+    kernel = compile_cached(80, element, sizes=sizes)
+    assert ptx.assemble(kernel, 80).spill_bytes == 0
+    assert kernel.shared_bytes <= ptx.MAX_LAUNCH_SHARED_BYTES
 
 
 @pytest.mark.parametrize(("element", "head_dim"), [("fp32", 80), ("fp32", 128), ("bf16", 128), ("fp16", 80)])

@@ -1,4 +1,4 @@
-"""NVIDIA's own bindings, on link stubs, take both plugins (see `tests/plugins/tensorrt/tensorrt_stubs.py`)."""
+"""NVIDIA's own bindings, on link stubs, take our plugins (see `tests/plugins/tensorrt/tensorrt_stubs.py`)."""
 
 import json
 import os
@@ -16,7 +16,7 @@ if missing := missing_packages():
 if not shutil.which("gcc"):
     pytest.skip("needs gcc for three link stubs", allow_module_level=True)
 
-from plugins.registry import PATCH_ATTENTION, ROTARY
+from plugins.registry import CACHED_ATTENTION_COMBINE, CACHED_ATTENTION_PARTIALS, PATCH_ATTENTION, ROTARY
 from plugins.tensorrt import ptx
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -36,6 +36,18 @@ REQUESTS = [
         "name": "QvPatchAttention",
         "types": ["FLOAT", "FLOAT", "FLOAT", "INT32", "INT32"],
         "shapes": [[64, 16, 80], [64, 16, 80], [64, 16, 80], [2], [64]],
+    },
+    {
+        "name": "QvCachedAttentionPartials",
+        "types": ["BF16", "BF16", "BF16", "INT32", "INT32"],
+        "shapes": [[3, 5, 12, 128], [3, 2, 4096, 128], [3, 2, 4096, 128], [3], [3]],
+        "dynamic": [[0, 1], [0], [0], [0], [0], [0, 1, 3], [0, 1, 3]],
+    },
+    {
+        "name": "QvCachedAttentionCombine",
+        "types": ["BF16", "FLOAT", "FLOAT", "INT32"],
+        "shapes": [[3, 5, 12, 128], [3, 5, 12, 13, 128], [3, 5, 12, 13], [3]],
+        "dynamic": [[0, 1], [0, 1, 3], [0, 1, 3], [0], [0, 1]],
     },
 ]
 
@@ -57,19 +69,25 @@ def contract(tmp_path_factory):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_nvidias_bindings_take_both_plugins_and_only_ops_that_have_one(contract):
+def test_nvidias_bindings_take_our_plugins_and_only_ops_that_have_one(contract):
     assert contract["version"].startswith("11.")
-    assert contract["registered"] == [ROTARY.name, PATCH_ATTENTION.name]
+    plugins = [ROTARY, PATCH_ATTENTION, CACHED_ATTENTION_PARTIALS, CACHED_ATTENTION_COMBINE]
+    assert contract["registered"] == [signature.name for signature in plugins]
     assert "in a new process" in contract["refusal"]
-    rotary, patches, small = contract["calls"]
+    rotary, patches, small, partials, combine = contract["calls"]
     assert rotary["output_types"] == ["BF16", "BF16"]
     assert rotary["output_shapes"] == [[1001, 28, 128], [1001, 4, 128]]
     assert patches["output_types"] == ["BF16"]
     assert patches["output_shapes"] == [[1001, 16, 80]]
     assert small["output_types"] == ["FLOAT"]
+    # 12 heads of 5 tokens; 64 splits for one token are 13 for 5.
+    assert partials["output_types"] == ["FLOAT", "FLOAT"]
+    assert partials["output_shapes"] == [[3, 5, 12, 13, 128], [3, 5, 12, 13]]
+    assert (combine["output_types"], combine["output_shapes"]) == (["BF16"], [[3, 5, 12, 128]])
     # float32, float16 and bfloat16, each with its tactics.
-    assert [call["combinations"] for call in contract["calls"]] == [3, 3, 3]
-    assert [list(call["tactics"]) for call in contract["calls"]] == [list("1234"), list("1234"), ["1"]]
+    assert [call["combinations"] for call in contract["calls"]] == [3, 3, 3, 3, 3]
+    four, one = list("1234"), ["1"]
+    assert [list(call["tactics"]) for call in contract["calls"]] == [four, four, one, four, one]
 
 
 def test_every_kernel_takes_inputs_then_int32_scalars_then_outputs(contract):
@@ -100,6 +118,23 @@ def test_launch_dims_are_what_the_launcher_computes_from_numbers(contract):
         assert tactic["launch"]["block_x"] == 32 * choice.num_warps
         assert 0 < tactic["launch"]["shared_mem"] <= ptx.MAX_LAUNCH_SHARED_BYTES
         assert tactic["scalars"] == [7]
+
+
+def test_launches_of_cached_attention_are_what_the_launcher_computes_from_numbers(contract):
+    from plugins.cached_attention import kernel
+
+    partials, combine = contract["calls"][3:]
+    for tile, tactic in zip(kernel.tiles(2), partials["tactics"].values(), strict=True):
+        launch = tactic["launch"]
+        grid = kernel.partials_grid(3, 5, 12, 2, tile)
+        assert grid == (launch["grid_x"], launch["grid_y"], launch["grid_z"])
+        assert grid[1:] == (13, 6)
+        assert launch["block_x"] == 32 * tile.num_warps
+        assert 0 < launch["shared_mem"] <= ptx.MAX_LAUNCH_SHARED_BYTES
+        assert tactic["scalars"] == [5, 4096, 13]
+    (tactic,) = combine["tactics"].values()
+    assert tactic["launch"]["grid_x"] == 3 * 5 * 12
+    assert tactic["scalars"] == [5, 13]
 
 
 def test_the_embedded_ptx_assembles_for_the_gpu_it_was_asked_for(contract):

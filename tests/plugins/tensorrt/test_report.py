@@ -1,18 +1,20 @@
 import pytest
 
+from plugins.registry import known_plugins
 from plugins.tensorrt.report import EmbeddedKernel, embedded_kernels, report
 
 pytest.importorskip("triton", reason="PTX comes from Triton: pip install 'qv-export[dev]'")
 
 
-def test_the_report_names_kernels_of_both_plugins_for_every_architecture(tmp_path):
+def test_the_report_names_kernels_of_every_plugin_for_every_architecture(tmp_path):
     engine = tmp_path / "vision.plan"
     engine.write_bytes(b"no kernel in here")
     found = report(engine)
     by_plugin = {
         name: [k.architecture for k in found.kernels if k.plugin == name]
-        for name in ("qv::QvRotary", "qv::QvPatchAttention")
+        for name in (plugin.partition("/")[0] for plugin in known_plugins())
     }
+    assert len(by_plugin) == 4
     for architectures in by_plugin.values():
         assert architectures == ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
     assert all(kernel.spill_bytes == 0 for kernel in found.kernels)
