@@ -71,10 +71,16 @@ PLUGIN_SIGNATURES = (CACHED_ATTENTION_PARTIALS, CACHED_ATTENTION_COMBINE)
 """What stands in for a call of `QvCachedAttention` in TensorRT networks, where a build asks for it."""
 
 
+def plugins_of(op: str) -> tuple[str, ...]:
+    """The plugins that compute an op of the canonical graphs, as `namespace::Name/version`; none for a foreign name."""
+    signatures = PLUGIN_SIGNATURES if op == CACHED_ATTENTION.name else SIGNATURES
+    return tuple(
+        f"{signature.attributes['plugin_namespace']}::{signature.name}/{signature.attributes['plugin_version']}"
+        for signature in signatures
+        if signature.attributes and (signature.name == op or signatures is PLUGIN_SIGNATURES)
+    )
+
+
 def known_plugins() -> frozenset[str]:
     """Every plugin that this qv-export makes, as `namespace::Name/version`."""
-    return frozenset(
-        f"{signature.attributes['plugin_namespace']}::{signature.name}/{signature.attributes['plugin_version']}"
-        for signature in (*SIGNATURES, *PLUGIN_SIGNATURES)
-        if signature.attributes
-    )
+    return frozenset(plugin for signature in SIGNATURES for plugin in plugins_of(signature.name))

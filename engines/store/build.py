@@ -16,7 +16,7 @@ from export.contract import GRAPH_NAMES, GraphName
 from export.engine_record import RECORD_NAME, EngineRecord
 from export.errors import UserError
 from export.manifest import FileRecord, content_key
-from plugins.registry import known_plugins
+from plugins.registry import plugins_of
 
 Progress = Callable[[str, float], None]
 """What is going on, and the fraction of the whole that is done."""
@@ -142,12 +142,12 @@ def _build_graph(
 
 def _plugins(facts: Mapping[str, Facts]) -> tuple[str, ...]:
     """Plugins that the builder reported inside of the engines, as `namespace::Name/version`."""
-    names = {
-        op
-        for graph in facts.values()
-        for op, implementation in graph["ops"].items()
-        if implementation == "plugin"
-    }
     return tuple(
-        plugin for plugin in sorted(known_plugins()) if plugin.partition("::")[2].partition("/")[0] in names
+        sorted(
+            plugin
+            for graph in facts.values()
+            for op, implementation in graph["ops"].items()
+            if implementation == "plugin"
+            for plugin in plugins_of(op)
+        )
     )

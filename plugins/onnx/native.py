@@ -6,14 +6,16 @@ from typing import Literal
 import onnx
 
 from plugins.cached_attention import onnx_functions as cached_attention
+from plugins.cached_attention.plugin_body import tensorrt_plugins
 from plugins.onnx import native_layers
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.registry import CACHED_ATTENTION, OP_DOMAIN, PATCH_ATTENTION, ROTARY
 from plugins.rotary import onnx_functions as rotary
 
-AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain"]
+AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain", "plugin"]
 """How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
-taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops."""
+taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; as plugins, for
+the cached one only, whose calls must then be replaced by it (`plugins.onnx.inline`)."""
 
 
 def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:
@@ -61,7 +63,9 @@ def _patch_functions(attention: AttentionBody, *, is_decomposable: bool) -> Iter
 
 def _cached_functions(attention: AttentionBody, *, is_decomposable: bool) -> Iterable[onnx.FunctionProto]:
     yield native_layers.kv_cache_update()
-    if attention == "plain":
+    if attention == "plugin":
+        yield tensorrt_plugins()
+    elif attention == "plain":
         yield cached_attention.tensorrt_rtx_plain()
     elif attention.startswith("folded"):
         yield cached_attention.tensorrt_rtx_folded(is_decomposable=is_decomposable)

@@ -67,6 +67,12 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
     help="tensorrt: other GPUs that the engine must run on. Default: none.",
 )
 @click.option(
+    "--cached-attention",
+    type=click.Choice(["native", "plugin"]),
+    help="tensorrt: attend to the KV cache with its own layer, or with a kernel that reads only what is valid. "
+    "Default: native.",
+)
+@click.option(
     "--weight-streaming",
     is_flag=True,
     help="For a model larger than its GPU: weights may stay in host memory.",

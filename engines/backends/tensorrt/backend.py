@@ -50,7 +50,13 @@ class TensorRtBackend:
     needs_engine = True
     device: Literal["cpu", "gpu"] = "gpu"
     option_names = frozenset(
-        {"timing_cache", "weight_streaming", "hardware_compatibility", "optimization_level"}
+        {
+            "timing_cache",
+            "weight_streaming",
+            "hardware_compatibility",
+            "optimization_level",
+            "cached_attention",
+        }
     )
     sources = ("engines/backends/tensorrt", "plugins")
     dtype_reason = "its engines compute in the graphs' dtype; export the bundle anew"
@@ -130,6 +136,8 @@ class TensorRtBackend:
         without one.
         """
         values = asdict(self._options(architectures, options))
+        if self._is_rtx:  # which has but one
+            del values["cached_attention"]
         return {name: str(values[name]) for name in values.keys() - {"flavour", "sm", "timing_cache"}}
 
     def compute_dtypes(self, graph_dtype: str) -> tuple[str, ...]:

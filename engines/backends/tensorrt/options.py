@@ -7,10 +7,13 @@ from typing import Literal, get_args
 
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
 from engines.sizing.limits import Limits
+from export.config import ModelConfig
 from export.contract import GraphName
 from export.errors import UserError
+from plugins.cached_attention.limits import size_problems
 
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
+CachedAttention = Literal["native", "plugin"]
 _MAX_OPTIMIZATION_LEVEL = 5
 
 
@@ -31,6 +34,9 @@ class BuildOptions:
     optimization_level: int | None = None
     """0 (quick build) to 5 (quick engine); None: TensorRT's own default."""
 
+    cached_attention: CachedAttention = "native"
+    """Who attends to the cache in a TensorRT engine: its own layer, or our kernel, which reads only what is valid."""
+
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
@@ -45,10 +51,17 @@ class BuildOptions:
             problems.append(
                 f"hardware compatibility must be one of {levels}, found {self.hardware_compatibility!r}"
             )
+        if self.cached_attention not in get_args(CachedAttention):
+            kinds = ", ".join(get_args(CachedAttention))
+            problems.append(f"cached attention must be one of {kinds}, found {self.cached_attention!r}")
         if self.flavour == "tensorrt-rtx":
             if self.hardware_compatibility != "none":
                 problems.append(
                     "hardware compatibility is TensorRT's; for TensorRT-RTX list the architectures instead"
+                )
+            if self.cached_attention != "native":
+                problems.append(
+                    "attention to the cache by plugin is TensorRT's; TensorRT-RTX takes no plugins"
                 )
             if self.timing_cache is not None:
                 problems.append("a timing cache is TensorRT's; TensorRT-RTX measures nothing when it builds")
@@ -56,6 +69,20 @@ class BuildOptions:
         if level is not None and not 0 <= level <= _MAX_OPTIMIZATION_LEVEL:
             problems.append(f"optimization level must be 0 to {_MAX_OPTIMIZATION_LEVEL}, found {level}")
         return problems
+
+
+def require_attention(config: ModelConfig, limits: Limits, options: BuildOptions) -> None:
+    """Raises:
+    UserError: the plugins that attend to the cache do not compute this model's heads, or so long a context.
+    """
+    decoder = config.decoder
+    sizes = (decoder.num_attention_heads, decoder.num_key_value_heads, decoder.head_dim, limits.max_context)
+    problems = size_problems(*sizes) if options.cached_attention == "plugin" else []
+    if problems:
+        raise UserError(
+            "--cached-attention plugin does not serve this decoder (H query and K KV heads of D channels, "
+            "L tokens of context). Build with --cached-attention native, or mend:\n- " + "\n- ".join(problems)
+        )
 
 
 @dataclass(frozen=True)

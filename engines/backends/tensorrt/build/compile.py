@@ -26,7 +26,7 @@ from engines.backends.tensorrt.build.registration import register_plugins
 from engines.backends.tensorrt.description import describe_layers, describe_tensors, ops_of
 from engines.backends.tensorrt.flavour import load_bindings, tool_versions
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
-from engines.backends.tensorrt.options import BuildRequest
+from engines.backends.tensorrt.options import BuildRequest, require_attention
 from engines.session import EngineError
 from export.bundle import Bundle, open_bundle
 from export.errors import UserError
@@ -53,12 +53,14 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     dtype, capacity = bundle.manifest.dtype, request.limits.max_context
     if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
         require_small_padding(bundle.config, request.limits)
+    require_attention(bundle.config, request.limits, request.options)
     log = BuildLog()
     logger = make_logger(trt, log)
     build = partial(_build, trt, logger, log, bundle, request, progress)
-    body, compiled = _first_with_kernels(
-        attention_bodies(request.graph, dtype, capacity, bundle.config), build
-    )
+    bodies = attention_bodies(request.graph, dtype, capacity, bundle.config)
+    if request.graph == "decoder" and request.options.cached_attention == "plugin":
+        bodies = ("plugin",)
+    body, compiled = _first_with_kernels(bodies, build)
     return EngineFacts(
         graph=request.graph,
         target=request.options.flavour,

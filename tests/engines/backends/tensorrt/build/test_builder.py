@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import onnx
 import psutil
@@ -16,7 +17,10 @@ import pytest
 
 from engines.backends.facts import EngineFacts, ShapeRange
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
+from engines.backends.tensorrt.build.network import load_graph
 from engines.backends.tensorrt.build.profiles import graph_contract
+from engines.backends.tensorrt.description import source_of
+from engines.backends.tensorrt.options import require_attention
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
@@ -199,6 +203,11 @@ def test_the_parsers_errors_are_quoted_with_their_nodes(bundle_of, tmp_path):
         ({"flavour": "tensorrt", "sm": (75,)}, "need SM80 or newer"),
         ({"flavour": "onnxruntime"}, "flavour must be one of"),
         ({"flavour": "tensorrt", "optimization_level": 6}, "must be 0 to 5, found 6"),
+        (
+            {"flavour": "tensorrt-rtx", "sm": (89,), "cached_attention": "plugin"},
+            "TensorRT-RTX takes no plugins",
+        ),
+        ({"flavour": "tensorrt", "cached_attention": "mine"}, "one of native, plugin, found 'mine'"),
     ],
 )
 def test_options_that_no_build_can_have_are_refused(options, problem):
@@ -217,3 +226,43 @@ def test_limits_beyond_what_a_tensor_can_hold_are_refused_before_the_build(bundl
             tmp_path / "vision.engine",
             lambda *_: None,
         )
+
+
+def test_attention_by_plugin_takes_the_place_of_every_call_in_a_decoder(bundle_of):
+    bundle = open_bundle(bundle_of("bfloat16"))
+    plain, ours = (
+        load_graph(bundle.graph("decoder"), body, 512, has_plugins=True) for body in ("fused", "plugin")
+    )
+    layers = bundle.config.decoder.num_hidden_layers
+
+    def count(model, op):
+        return sum(node.op_type == op for node in model.graph.node)
+
+    for op in ("QvCachedAttentionPartials", "QvCachedAttentionCombine"):
+        assert (count(plain, op), count(ours, op)) == (0, layers)
+    assert (count(plain, "TRT_Attention"), count(ours, "TRT_Attention")) == (layers, 0)
+    assert count(plain, "TRT_KVCacheUpdate") == count(ours, "TRT_KVCacheUpdate") == 2 * layers
+    names = [node.name for node in ours.graph.node]
+    assert len(set(names)) == len(names)
+    places = {
+        source_of(f"[ONNX Layer: {node.name}]")
+        for node in ours.graph.node
+        if node.op_type.startswith("QvCachedAttention")
+    }
+    assert len(places) == layers
+    assert {op for _, op in places} == {"QvCachedAttention"}
+
+
+def test_attention_by_plugin_is_refused_for_heads_and_contexts_that_the_kernel_does_not_compute(bundle_of):
+    config = open_bundle(bundle_of("bfloat16")).config
+    serves = replace(config, decoder=replace(config.decoder, head_dim=128))
+    plugin = BuildOptions("tensorrt", cached_attention="plugin")
+    require_attention(serves, Limits(max_context=131_072), plugin)
+    with pytest.raises(
+        UserError, match=r"--cached-attention plugin .*\n- L must be 1 to 131,072, not 131,073"
+    ):
+        require_attention(serves, Limits(max_context=131_073), plugin)
+    small = replace(config, decoder=replace(config.decoder, head_dim=32))
+    with pytest.raises(UserError, match="D must be a multiple of 8 from 64 to 128, not 32"):
+        require_attention(small, Limits(), plugin)
+    require_attention(small, Limits(), BuildOptions("tensorrt"))
