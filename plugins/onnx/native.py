@@ -14,8 +14,8 @@ from plugins.rotary import onnx_functions as rotary
 
 AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain", "plugin"]
 """How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
-taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; as plugins, for
-the cached one only, whose calls must then be replaced by it (`plugins.onnx.inline`)."""
+taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; for
+the cached one only, as plugins, which `plugins.onnx.inline` must then bring into the main graph."""
 
 
 def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:
@@ -28,8 +28,8 @@ def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") ->
         attention: the body of the graph's attention.
 
     Raises:
-        ValueError: the graph has both attentions: its native ones would need two functions of one name; or a folded
-            vision graph, whose heads have a key each.
+        ValueError: the graph has both attentions: its native ones would need two functions of one name; or a body
+            that is for the decoder only.
     """
     kept = [function for function in model.functions if function.domain != OP_DOMAIN]
     names = {function.name for function in model.functions if function.domain == OP_DOMAIN}
@@ -54,8 +54,8 @@ def _functions(names: set[str], attention: AttentionBody) -> Iterable[onnx.Funct
 def _patch_functions(attention: AttentionBody, *, is_decomposable: bool) -> Iterable[onnx.FunctionProto]:
     if attention == "plain":
         yield patch_attention.tensorrt_rtx_plain()
-    elif attention.startswith("folded"):
-        raise ValueError("expected a decoder graph to fold, found a vision graph")
+    elif attention.startswith("folded") or attention == "plugin":
+        raise ValueError(f"expected a decoder graph for the body {attention!r}, found a vision graph")
     else:
         yield patch_attention.tensorrt_rtx(is_decomposable=is_decomposable)
         yield native_layers.native_attention("lengths")
