@@ -75,7 +75,10 @@ def test_an_engine_loads_where_everything_is_as_it_was_built_for() -> None:
         (
             replace(TENSORRT, plugins=("qv::QvRotary/2",)),
             GPU_MACHINE,
-            "holds plugins qv::QvRotary/2, this qv-export knows qv::QvPatchAttention/1, qv::QvRotary/1",
+            (
+                "holds plugins qv::QvRotary/2, this qv-export knows qv::QvCachedAttentionCombine/1, "
+                "qv::QvCachedAttentionPartials/1, qv::QvPatchAttention/1, qv::QvRotary/1"
+            ),
         ),
         (
             replace(RECORD, inputs={**RECORD.inputs, "bundle": "old"}),
