@@ -9,12 +9,11 @@ from typing import Any
 
 from engines.runtime.answer import Request
 from engines.serving.limits import RequestLimits
-from engines.serving.request_media import RequestMedia
+from engines.serving.request_media import RequestMedia, media_limits
 from export.errors import UserError
 from export.generation_config import GenerationConfig
 from export.inputs import ModelInputs
 from export.processor.media.decode import LocalReader, MediaReader
-from export.processor.media.limits import MediaLimits
 from export.processor.processor import Processor
 
 MakeReader = Callable[[LocalReader, float], MediaReader]
@@ -151,7 +150,7 @@ def model_inputs(
     Raises:
         UserError: malformed messages, a picture or video that cannot be used, or more than fits.
     """
-    local = replace(processor.reader, limits=MediaLimits(max_video_frames=limits.max_video_frames))
+    local = replace(processor.reader, limits=media_limits(processor, limits))
     reader = make_reader(local, timeout_seconds) if make_reader else local
     media.check_before_decoding(processor, limits, reader)
     return processor.inputs_from_messages(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.decode import LocalReader
 
 _MAX_HEADER_BYTES = 1 << 20
@@ -35,6 +36,7 @@ class Job:
     """Bytes of each file that follows."""
     is_list: bool = False
     """Whether the files are one video's frames."""
+    budget: Budget = NO_BUDGET
 
 
 @dataclass(frozen=True, eq=False)

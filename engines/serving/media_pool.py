@@ -21,6 +21,7 @@ from engines.serving.media_channel import Job, Reply, receive_reply, send_job
 from engines.serving.media_turns import Cost, NoTurnError, Turns
 from export.errors import UserError
 from export.processor.images import describe
+from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.decode import LocalReader
 from export.processor.media.medium import DecodedMedium
 from plugins.child_python import interpreter, module_command
@@ -191,7 +192,7 @@ class PooledReader:
         self._sizes.update(zip(map(id, pictures), found, strict=True))
         return found
 
-    def decode(self, kind: str, source: Any) -> DecodedMedium:
+    def decode(self, kind: str, source: Any, budget: Budget = NO_BUDGET) -> DecodedMedium:
         """One medium: bytes, or a list of bytes for a video of single frames.
 
         Raises:
@@ -200,7 +201,8 @@ class PooledReader:
         is_list = isinstance(source, list | tuple)
         cost = _VIDEO_COST if kind == "video" else self._cost_of_picture(source)
         name = describe(source).replace("picture", kind if kind == "video" else "picture")
-        reply = self._run(kind, list(source) if is_list else [source], cost, name, is_list=is_list)
+        files = list(source) if is_list else [source]
+        reply = self._run(kind, files, cost, name, is_list=is_list, budget=budget)
         if reply.frames is None:
             raise UserError(f"{name} cannot be decoded. Save it again.")
         seconds, notes = reply.header.get("seconds", []), reply.header.get("notes", [])
@@ -214,8 +216,17 @@ class PooledReader:
         width, height = self._sizes.get(id(source), (1 << 11, 1 << 11))
         return Cost(width * height / _PIXELS_PER_SECOND, width * height)
 
-    def _run(self, operation: str, files: list[bytes], cost: Cost, name: str, *, is_list: bool) -> Reply:
-        job = Job(operation, self._local, tuple(map(len, files)), is_list)
+    def _run(
+        self,
+        operation: str,
+        files: list[bytes],
+        cost: Cost,
+        name: str,
+        *,
+        is_list: bool,
+        budget: Budget = NO_BUDGET,
+    ) -> Reply:
+        job = Job(operation, self._local, tuple(map(len, files)), is_list, budget)
         started = time.monotonic()
         try:
             reply = self._pool.run(job, files, cost, self._spent_seconds, self._deadline, self._is_cancelled)

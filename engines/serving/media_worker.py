@@ -80,7 +80,7 @@ def _answer(job: Job, files: list[bytes]) -> tuple[dict[str, Any], list[npt.NDAr
     try:
         if job.operation == "sizes":
             return {"sizes": job.reader.picture_sizes(files)}, []
-        decoded = job.reader.decode(job.operation, files if job.is_list else files[0])
+        decoded = job.reader.decode(job.operation, files if job.is_list else files[0], job.budget)
         return {"seconds": decoded.seconds, "notes": decoded.notes}, list(decoded.frames)
     except UserError as error:
         return {"refused": str(error)}, []

@@ -13,12 +13,21 @@ from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
 from export.processor.conversation import Medium, read_part
+from export.processor.media.budget import KEYS_OF, Budget, read_budget
 from export.processor.media.decode import MediaReader
+from export.processor.media.limits import MediaLimits
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize
 
 _MEDIA_PREFIX = "media:"
 _BASE64_STEP = 1 << 20  # characters, whole groups of four
+
+
+def media_limits(processor: Processor, limits: RequestLimits) -> MediaLimits:
+    """What decoders hold to; a client may ask for what the checkpoint's own budget allows, not more."""
+    return MediaLimits(
+        max_video_frames=limits.max_video_frames, max_seen_pixels=processor.image_settings.max_pixels
+    )
 
 
 class RequestMedia:
@@ -37,6 +46,8 @@ class RequestMedia:
         self._deadline, self._is_cancelled = deadline, is_cancelled
         self._unused = set(range(len(files)))
         self._sources: dict[str, list[bytes]] = {"image": [], "video": []}
+        self._budgets: list[Budget] = []
+        """Of the pictures, in their order."""
         self._num_bytes = 0
 
     def resolved(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -53,16 +64,18 @@ class RequestMedia:
         """
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in self._sources:
-            unknown = sorted(str(key) for key in part if key not in {"type", kind})
+            unknown = sorted(str(key) for key in part if key not in {"type", kind} | KEYS_OF[kind])
             if unknown:
                 raise UserError(
-                    f'A part of type {kind} holds "{kind}" alone; nothing here follows {", ".join(unknown)}.'
+                    f'A part of type {kind} holds "{kind}" alone, and budgets '
+                    f"({', '.join(sorted(KEYS_OF[kind]))}); nothing here follows {', '.join(unknown)}."
                 )
-            return self._medium(kind, part.get(kind))
+            asked = {key: value for key, value in part.items() if key in KEYS_OF[kind]}
+            return self._medium(kind, part.get(kind), read_budget(kind, asked, f"Part {index}"))
         read = read_part(part, f"Part {index}")
-        return self._medium(read.kind, read.source) if isinstance(read, Medium) else part
+        return self._medium(read.kind, read.source, read.budget) if isinstance(read, Medium) else part
 
-    def _medium(self, kind: str, reference: Any) -> dict[str, Any]:
+    def _medium(self, kind: str, reference: Any, budget: Budget) -> dict[str, Any]:
         most = self._limits.max_pictures if kind == "image" else self._limits.max_videos
         sources = self._sources[kind]
         if len(sources) >= most:
@@ -74,7 +87,9 @@ class RequestMedia:
                 f"Pictures and videos of a request have at most {self._limits.max_media_bytes} bytes together."
             )
         sources.append(data)
-        return {"type": kind, kind: data}
+        if kind == "image":
+            self._budgets.append(budget)
+        return {"type": kind, kind: data, **budget.asked}
 
     def _bytes(self, kind: str, reference: Any) -> bytes:
         if not isinstance(reference, str):
@@ -113,9 +128,11 @@ class RequestMedia:
     def check_before_decoding(self, processor: Processor, limits: RequestLimits, reader: MediaReader) -> None:
         """Read headers alone: how much would there be to decode, and could it fit into the context?"""
         num_pixels = num_tokens = 0
-        for width, height in reader.picture_sizes(self._sources["image"]):
+        sizes = reader.picture_sizes(self._sources["image"])
+        for (width, height), budget in zip(sizes, self._budgets, strict=True):
             num_pixels += width * height
-            rows, columns = smart_resize(height, width, processor.image_settings)
+            settings = budget.image_settings(processor.image_settings, media_limits(processor, limits))
+            rows, columns = budget.size(settings) or smart_resize(height, width, settings)
             num_tokens += (rows // processor.image_settings.factor) * (
                 columns // processor.image_settings.factor
             )

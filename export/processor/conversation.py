@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.processor.media.budget import (
+    KEYS_OF,
+    LOW_DETAIL_PIXELS,
+    NO_BUDGET,
+    PICTURE_KEYS,
+    Budget,
+    read_budget,
+)
 from export.processor.media.data_urls import is_data_url, looks_like_base64
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -41,6 +49,8 @@ class Medium:
     kind: str
     """`image` or `video`."""
     source: Any
+    budget: Budget = NO_BUDGET
+    """Pixels, frames and seconds that it may take."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +164,16 @@ def _medium(part_type: str, given: dict[str, Any], where: str) -> Medium:
         if repeated := sorted(inner.keys() & given.keys()):
             raise UserError(f"{where} says {', '.join(repeated)} twice.")
         given |= inner
-    _refuse_unknown_keys(given, {"type", "detail"}, where)
-    if given.get("detail", "auto") not in {"auto", "high"}:
-        raise UserError(f"{where}: detail must be auto or high, found {given['detail']!r:.80}.")
-    return Medium(kind, source)
+    _refuse_unknown_keys(given, {"type", "detail"} | KEYS_OF[kind], where)
+    asked = {key: value for key, value in given.items() if key in KEYS_OF[kind]}
+    detail = given.get("detail", "auto")
+    if detail not in ("auto", "high", "low"):
+        raise UserError(f"{where}: detail must be auto, high or low, found {detail!r:.80}.")
+    if detail == "low":
+        if asked.keys() & PICTURE_KEYS:
+            raise UserError(f"{where}: detail low and {', '.join(sorted(asked))} contradict each other.")
+        asked["max_pixels"] = LOW_DETAIL_PIXELS
+    return Medium(kind, source, read_budget(kind, asked, where))
 
 
 def _checked_text(text: Any, where: str) -> str:

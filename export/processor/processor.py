@@ -163,7 +163,10 @@ class Processor:
     def _decoded(self, media: Sequence[Medium], reader: MediaReader | None) -> list[DecodedMedium]:
         # Pixels take a quarter of the patches' bytes or less: all are read before the one big array is made.
         reader = reader or self.reader
-        return [reader.decode(medium.kind, source_from_text(medium.source, medium.kind)) for medium in media]
+        return [
+            reader.decode(medium.kind, source_from_text(medium.source, medium.kind), medium.budget)
+            for medium in media
+        ]
 
     def _patches(
         self, media: Sequence[Medium], decoded: Sequence[DecodedMedium]

@@ -17,9 +17,10 @@ from export.errors import UserError
 from export.processor.container import ContainerFrames
 from export.processor.frames import AnimationFrames, FrameSource, PictureFrames, pictures_in_folder
 from export.processor.images import ImageSource, describe, path_of_file
+from export.processor.media.budget import NO_BUDGET, Budget
+from export.processor.media.chosen import choose_frames, seconds_of
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
-from export.processor.media.timeline import sample_by_time, sample_frames
 from export.processor.resize import video_frame_size
 from export.processor.settings import VideoSettings
 
@@ -50,31 +51,23 @@ def load_video(
 
 
 def read_video(
-    source: VideoSource, settings: VideoSettings, limits: MediaLimits = DEFAULT_LIMITS
+    source: VideoSource,
+    settings: VideoSettings,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    budget: Budget = NO_BUDGET,
 ) -> DecodedMedium:
-    """As `load_video`, with the seconds that are seen and what was lost."""
+    """As `load_video`, with the seconds that are seen and what was lost; a budget changes what the settings say."""
+    settings = budget.video_settings(settings, limits)
     frames = open_frames(source, limits)
     for _ in range(2):
-        indices = _chosen(frames, settings)
-        resized = _read_resized(frames, indices, settings)
+        indices = choose_frames(frames, settings, budget)
+        resized = _read_resized(frames, indices, settings, budget)
         if len(resized) == len(indices):
-            return DecodedMedium(resized, _seconds(frames, indices), tuple(frames.notes))
+            return DecodedMedium(resized, seconds_of(frames, indices), tuple(frames.notes))
         # Packets without a picture of their own (VP8's hidden references) made the count too high. Now that the
         # frames have been counted by decoding, the second round is exact.
         frames.num_frames = frames.num_decoded
     raise UserError(f"{describe_video(source)} gives another number of frames each time it is decoded.")
-
-
-def _chosen(frames: FrameSource, settings: VideoSettings) -> list[int]:
-    if frames.starts_s is not None:
-        return sample_by_time(frames.starts_s, frames.end_s, settings)
-    return sample_frames(frames.num_frames, frames.fps, settings)
-
-
-def _seconds(frames: FrameSource, indices: Sequence[int]) -> tuple[float, ...]:
-    if frames.starts_s is not None:
-        return tuple(round(frames.starts_s[index], 3) for index in indices)
-    return tuple(round(index / frames.fps, 3) for index in indices) if frames.fps else ()
 
 
 def open_frames(source: VideoSource, limits: MediaLimits = DEFAULT_LIMITS) -> FrameSource:
@@ -117,7 +110,7 @@ def _is_animation(source: Path | bytes) -> bool:
 
 
 def _read_resized(
-    frames: FrameSource, indices: list[int], settings: VideoSettings
+    frames: FrameSource, indices: list[int], settings: VideoSettings, budget: Budget
 ) -> list[NDArray[np.uint8]]:
     num_steps = -(-len(indices) // settings.frame.temporal_patch_size)
     filter_ = Image.Resampling(settings.frame.resample)
@@ -126,7 +119,7 @@ def _read_resized(
     for frame in frames.read(indices):
         if first_size is None:
             first_size = frame.size
-            height, width = video_frame_size(frame.height, frame.width, num_steps, settings)
+            height, width = _frame_size(frame, num_steps, settings, budget)
         if frame.size != first_size and frames.has_one_size:
             raise UserError(
                 f"{frames.name}: all frames must have one size. The first is {first_size[0]} x {first_size[1]}, "
@@ -134,3 +127,18 @@ def _read_resized(
             )
         resized.append(np.asarray(frame.resize((width, height), filter_)))
     return resized
+
+
+def _frame_size(
+    frame: Image.Image, num_steps: int, settings: VideoSettings, budget: Budget
+) -> tuple[int, int]:
+    asked = budget.size(settings.frame)
+    if asked is None:
+        return video_frame_size(frame.height, frame.width, num_steps, settings)
+    num_tokens = num_steps * asked[0] * asked[1] // settings.frame.factor**2
+    if num_tokens > settings.max_tokens:
+        raise UserError(
+            f"resized_height and resized_width ask for {num_tokens} tokens in {num_steps} steps; a video has "
+            f"{settings.max_tokens} at most. Ask for less, or for fewer frames."
+        )
+    return asked

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 
 from export.errors import UserError
 from qv_export import api
+from qv_export.commands.media_options import budget_of, budget_options, require_media, take_budgets
 from qv_export.commands.run_wishes import (
     Told,
     draw_located,
@@ -52,10 +53,16 @@ class Prompt:
     text: str
     media: tuple[tuple[str, Path], ...]
     system: str | None
+    budgets: Mapping[str, Any] = field(default_factory=dict)
+    """Pixels, frames and seconds of each of them, as fields of a message's part."""
 
     def messages(self) -> list[api.Message]:
         """In the chat format of Hugging Face."""
-        return api.question(self.text, self.media, self.system)
+        messages = api.question(self.text, self.media, self.system)
+        for part in messages[-1]["content"]:
+            if part["type"] != "text":
+                part.update(budget_of(part["type"], self.budgets))
+        return messages
 
 
 @click.command(cls=MediaCommand, short_help="Ask a bundle about pictures and videos.")
@@ -113,6 +120,7 @@ class Prompt:
     help="This very engine of the bundle, in place of a target.",
 )
 @wish_options
+@budget_options
 @click.option(
     "--strict-media", is_flag=True, help="Refuse any damage of a picture or video. Default: 15 % may be lost."
 )
@@ -148,6 +156,7 @@ def run(
     **sampling: Any,
 ) -> None:
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
+    budgets = take_budgets(sampling)
     if sampling["num_logprobs"] is not None and not as_json:
         raise UserError("--logprobs are told by --json alone. Give that too.")
     if (prompt is None) == (messages_file is None):
@@ -155,9 +164,13 @@ def run(
     if messages_file is None:
         assert prompt is not None
         media = interleaved_media(ctx.meta[_ORDER], images, videos)
-        messages = Prompt(read_prompt(prompt), media, system).messages()
-    elif images or videos or system is not None:
-        raise UserError("--messages holds the whole conversation: leave --image, --video and --system out.")
+        require_media({kind for kind, _ in media}, budgets)
+        messages = Prompt(read_prompt(prompt), media, system, budgets).messages()
+    elif images or videos or system is not None or budgets:
+        raise UserError(
+            "--messages holds the whole conversation, budgets too: leave --image, --video, --system and options such "
+            "as --max-pixels out."
+        )
     else:
         messages = messages_from_file(messages_file)
     answer(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.processor.images import picture_size, read_image
+from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
 from export.processor.resize import smart_resize
@@ -30,11 +31,11 @@ class MediaReader(Protocol):
         """
         ...
 
-    def decode(self, kind: str, source: Any) -> DecodedMedium:
+    def decode(self, kind: str, source: Any, budget: Budget = NO_BUDGET) -> DecodedMedium:
         """One medium of kind `image` or `video`.
 
         Raises:
-            UserError: it cannot be used.
+            UserError: it cannot be used, or its budget not be followed.
         """
         ...
 
@@ -50,18 +51,21 @@ class LocalReader:
     def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
         return [picture_size(picture) for picture in pictures]
 
-    def decode(self, kind: str, source: Any) -> DecodedMedium:
+    def decode(self, kind: str, source: Any, budget: Budget = NO_BUDGET) -> DecodedMedium:
         if kind == "video":
-            return read_video(source, self.video_settings, self.limits)
+            return read_video(source, self.video_settings, self.limits, budget)
+        settings = budget.image_settings(self.image_settings, self.limits)
         image, notes = read_image(source, self.limits)
-        return DecodedMedium([resized_image(image, self.image_settings)], notes=notes)
+        return DecodedMedium([resized_image(image, settings, budget)], notes=notes)
 
 
-def resized_image(image: Image.Image, settings: ImageSettings) -> NDArray[np.uint8]:
+def resized_image(
+    image: Image.Image, settings: ImageSettings, budget: Budget = NO_BUDGET
+) -> NDArray[np.uint8]:
     """An RGB image at the size at which the model sees it: uint8 [H, W, 3].
 
     Raises:
         UserError: the picture is too elongated.
     """
-    height, width = smart_resize(image.height, image.width, settings)
+    height, width = budget.size(settings) or smart_resize(image.height, image.width, settings)
     return np.asarray(image.resize((width, height), Image.Resampling(settings.resample)))

@@ -18,6 +18,8 @@ class MediaLimits:
     """Frames in a video's file: nineteen hours at 60 a second."""
     max_animation_pixels: int = 1 << 34
     """Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
+    max_seen_pixels: int | None = None
+    """The most that a part may ask of a picture, or of each frame of a video; None: what the model knows."""
     strict: bool = False
     """Whether any damage is an error."""
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from engines.serving.media_pool import MediaPool, MediaSettings
 from export.errors import UserError
+from export.processor.media.budget import read_budget
 from export.processor.media.decode import LocalReader
 from export.processor.media.limits import MediaLimits
 from export.processor.settings import ImageSettings, VideoSettings
@@ -68,6 +69,15 @@ def test_pictures_and_videos_are_what_they_are_in_this_process(pool):
     frames = [encoded(picture(60, 60, seed=i), "PNG") for i in range(5)]
     assert np.array_equal(ours.decode("video", frames).frames, LOCAL.decode("video", frames).frames)
     assert ours.picture_sizes([]) == []
+
+
+def test_a_parts_own_budget_reaches_the_process(pool):
+    budget = read_budget("video", {"nframes": 6, "max_pixels": 60 * 784}, "a part")
+    video = video_file(moving_frames(30))
+    here, there = LOCAL.decode("video", video, budget), reader(pool).decode("video", video, budget)
+    assert len(here.frames) == 6
+    assert np.array_equal(here.frames, there.frames)
+    assert here.seconds == there.seconds == (0, 0.5, 1, 1.5, 2, 2.5)
 
 
 def test_what_is_wrong_with_a_file_is_said_as_in_this_process(pool):

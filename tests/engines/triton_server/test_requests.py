@@ -5,6 +5,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +301,42 @@ def test_limits_out_of_range_are_refused_all_at_once():
         RequestLimits(max_pictures=0, timeout_seconds=float("nan"))
     assert "max_pictures" in str(caught.value)
     assert "timeout_seconds" in str(caught.value)
+
+
+def test_a_part_has_the_budget_that_it_asks_for_within_the_servers(processor):
+    data = png(560, 560)
+    ways: list[tuple[dict[str, Any], tuple[int, int, int] | None]] = [
+        ({"type": "image", "image": "media:0", "max_pixels": 4 * 784}, (1, 4, 4)),
+        ({"type": "image_url", "image_url": {"url": data_url(data), "detail": "high"}}, None),
+        (
+            {
+                "type": "image_url",
+                "image_url": {"url": data_url(data)},
+                "resized_height": 56,
+                "resized_width": 84,
+            },
+            (1, 4, 6),
+        ),
+    ]
+    for part, grid in ways:
+        tensors = ask(part, "?", **({"media": strings(data)} if part["type"] == "image" else {}))
+        found = parse_request(tensors, processor, DEFAULTS, RequestLimits()).request.inputs.grids
+        assert grid is None or found == (grid,)
+    most = processor.image_settings.max_pixels
+    too_much: list[dict[str, Any]] = [
+        {"max_pixels": most + 1},
+        {"resized_height": 2800, "resized_width": 2800},
+        {"fps": 1.0},
+    ]
+    for asked in too_much:
+        tensors = ask({"type": "image", "image": "media:0", **asked}, "?", media=strings(data))
+        assert next(iter(asked)) in refusal(processor, tensors)
+
+
+def test_a_picture_that_fits_the_context_by_its_own_budget_is_not_refused_by_its_header(processor):
+    data = png(560, 560)
+    part = {"type": "image", "image": "media:0", "max_pixels": 4 * 784}
+    limits = RequestLimits(max_context=100)
+    assert "context holds 100" in refusal(processor, ask(image("media:0"), "?", media=strings(data)), limits)
+    inputs = parse_request(ask(part, "?", media=strings(data)), processor, DEFAULTS, limits).request.inputs
+    assert inputs.grids == ((1, 4, 4),)

@@ -198,8 +198,8 @@ def test_media_are_listed_in_order_of_appearance():
         ([{"role": "user", "content": [{"type": "audio", "audio": "x"}]}], "found 'audio'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "expected the image under the key 'image'"),
         (
-            [{"role": "user", "content": [{"type": "image", "image": "a", "max_pixels": 9}]}],
-            "follows: max_pixels",
+            [{"role": "user", "content": [{"type": "image", "image": "a", "max_pixel": 9}]}],
+            "follows: max_pixel",
         ),
         ([{"role": "user", "content": "x", "mood": "good"}], "follows: mood"),
         ([{"role": "user", "content": [{"type": "image", "image": "a", "url": "b"}]}], "2 times: image, url"),
@@ -211,7 +211,7 @@ def test_media_are_listed_in_order_of_appearance():
                     "content": [{"type": "image_url", "image_url": {"url": "a", "detail": "odd"}}],
                 }
             ],
-            "detail must be auto or high",
+            "detail must be auto, high or low",
         ),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "size": 1}}]}],

@@ -58,12 +58,13 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     CliRunner().invoke(
         run, ["bundle", "--prompt", "x", "--top-p", "0.5", "--seed", "7"], catch_exceptions=False
     )
-    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, as_json)] = asked
+    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, *flags)] = asked
     assert {name: value for name, value in sampling.items() if value is not None} == {"top_p": 0.5}
     assert sampling.keys() == (override_generation_config.__kwdefaults__ or {}).keys() - {"do_sample"}
     assert told == Told()
     assert engine == "onnxruntime"
-    assert (seed, max_context, num_threads, prefill_chunk, as_json) == (7, None, None, None, False)
+    assert (seed, max_context, num_threads, prefill_chunk) == (7, None, None, None)
+    assert flags == [False, False]  # --json and --strict-media
 
 
 def test_media_come_before_the_text_and_the_system_message_before_both() -> None:
@@ -177,3 +178,36 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(
     monkeypatch.setattr(sys, "stdout", stream)
     write_piece("né")
     assert stream.buffer.getvalue() == b"n?"
+
+
+def test_budgets_reach_each_picture_and_video_that_can_follow_them(
+    tmp_path: Path, asked: list[tuple[Any, ...]]
+) -> None:
+    picture, film = tmp_path / "p", tmp_path / "v"
+    picture.touch()
+    film.touch()
+    arguments = ["bundle", "--prompt", "x", "--image", str(picture), "--video", str(film)]
+    budgets = ["--max-pixels", "78400", "--fps", "1", "--video-end", "3.5"]
+    CliRunner().invoke(run, arguments + budgets, catch_exceptions=False)
+    [(_, messages, *_)] = asked
+    assert messages[0]["content"][:2] == [
+        {"type": "image", "image": picture, "max_pixels": 78400},
+        {"type": "video", "video": film, "max_pixels": 78400, "fps": 1.0, "video_end": 3.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--fps", "1"], "--fps: nothing here could follow it. Give it with --image or --video"),
+        (["--image", "{picture}", "--fps", "1", "--max-pixels", "784"], r"--fps: nothing here .* --video"),
+    ],
+)
+def test_a_budget_that_nothing_could_follow_is_refused_by_name(
+    tmp_path: Path, asked: list[tuple[Any, ...]], arguments: list[str], says: str
+) -> None:
+    (tmp_path / "p").touch()
+    filled = [argument.replace("{picture}", str(tmp_path / "p")) for argument in arguments]
+    with pytest.raises(UserError, match=says):
+        CliRunner().invoke(run, ["bundle", "--prompt", "x", *filled], catch_exceptions=False)
+    assert asked == []

@@ -73,7 +73,7 @@ REFUSED = {
     "too much time": ({"timeout": 1e9}, "timeout", "at most"),
     "an empty stop string": ({"stop": ""}, "stop", "empty"),
     "a negative seed": ({"seed": -1}, "seed", "greater than or equal to 0"),
-    "a detail of a picture": (image_url(url="x", detail="low"), "messages", "detail"),
+    "a detail of a picture": (image_url(url="x", detail="tiny"), "messages", "detail"),
     "a web address": (image_url(url="https://example.org/a.png"), "messages", "fetches no web addresses"),
     "a path": (image_url(url="file:///etc/passwd"), "messages", "never read"),
     "a key of a message": (
