@@ -1,4 +1,4 @@
-"""Which checkpoints do the benchmarks run on? Random ones of the real shapes, written once and kept.
+"""The checkpoints that benchmarks run on: random ones of the real shapes, written once and kept.
 
 They lie in `build/benchmarks` (or where --work says) and are found again by name.
 """

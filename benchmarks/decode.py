@@ -1,4 +1,4 @@
-"""What does one more token cost on this CPU, and does a large KV cache make it dearer?
+"""Cost of one more token on this CPU, by the size of the KV cache.
 
     python -m benchmarks.decode [--quick] [--work DIR] [--checkpoint 2B_DIR] [--repeats N] [--skip-peer]
 

@@ -1,4 +1,4 @@
-"""What does it cost to compile engines on a CPU, next to the plain way through TensorRT-RTX's parser?
+"""Cost of compiling engines on a CPU, next to the plain way through TensorRT-RTX's parser.
 
     python -m benchmarks.engine_build [--quick] [--work DIR] [--engines NAME ...] [--skip-plain]
 

@@ -1,4 +1,4 @@
-"""What does an export cost, next to `torch.onnx.export` on Transformers' modules?
+"""Cost of an export, next to `torch.onnx.export` on Transformers' modules.
 
     python -m benchmarks.export [--quick] [--work DIR] [--checkpoint 2B_DIR] [--skip-peer] [--repeats N]
 

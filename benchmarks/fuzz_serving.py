@@ -1,4 +1,4 @@
-"""Does the server survive thousands of requests that a grammar makes up, and does it lose or mix up nothing?
+"""Fuzzes a server with thousands of requests that a grammar makes up: it survives, and loses or mixes up nothing.
 
     python -m benchmarks.fuzz_serving [--requests N] [--clients N] [--seed S] [--quick]
 

@@ -1,4 +1,4 @@
-"""How fast are the kernels on this GPU, beside the ceilings and the alternatives measured in the same run?
+"""Speed of the kernels on this GPU, beside ceilings and alternatives measured in the same run.
 
     python -m benchmarks.kernels                all figures, with a verdict on each goal; exit status 1 if one is missed
     python -m benchmarks.kernels --dry-run      no GPU: small sizes, everything but the launches of our own PTX

@@ -1,4 +1,4 @@
-"""What does a server look like to N clients that ask at the same time?
+"""What a server looks like to N clients that ask at the same time.
 
 A closed loop: each client, a thread of its own, sends its next question as soon as the last one is answered. Nothing
 here knows how an answer is made: `ask` may call a scheduler in this process or a server over the network.

@@ -1,4 +1,4 @@
-"""How is one contestant measured so that no other one disturbs it?
+"""Measures one contestant so that no other one disturbs it.
 
 Each runs as a function in a fresh interpreter: its peak memory is its own and nothing is warm by accident.
 A benchmark script names such functions, calls `measure` on each and ends with one table.

@@ -1,4 +1,4 @@
-"""What are the exporters and engines measured against? Transformers' modules, as their user would run them.
+"""The peers that exporters and engines are measured against: Transformers' modules, as their user would run them.
 
 Runs in measured children only: everything here imports torch.
 """

@@ -1,4 +1,4 @@
-"""How fast do pictures become patches, beside Transformers' Pillow processor in the same run?
+"""Speed from pictures to patches, beside Transformers' Pillow processor in the same run.
 
     python -m benchmarks.processor [--runs 15]
 

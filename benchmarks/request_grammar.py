@@ -1,4 +1,4 @@
-"""Which requests does the fuzzer send? Random sentences of a grammar: right ones, wrong ones and hostile ones.
+"""The requests that the fuzzer sends: random sentences of a grammar, right, wrong and hostile.
 
 Every choice comes from one generator, so a seed gives the same requests again. About half are requests that a server
 must answer; the others break one or more rules of the transport, of JSON, of the chat format, of numbers or of files.

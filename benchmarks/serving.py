@@ -1,4 +1,4 @@
-"""How many tokens a second does continuous batching give, how long does the first one take, and does memory grow?
+"""Continuous batching in process: tokens a second, time to the first one, growth of memory.
 
     python -m benchmarks.serving [--quick] [--work DIR] [--checkpoint DIR] [--requests N] [--memory-requests N]
 

@@ -1,4 +1,4 @@
-"""What do clients of a real tritonserver see: tokens a second, time to the first one, memory over many requests?
+"""What clients of a real tritonserver see: tokens a second, time to the first one, memory over many requests.
 
     python -m benchmarks.serving_triton [--quick] [--requests 128] [--memory-requests 2000]
 

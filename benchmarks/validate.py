@@ -1,4 +1,4 @@
-"""What does a validation take: time, and the memory of one engine and one reference that are never there together?
+"""Cost of a validation: time, and memory of one engine and one reference that are never there together.
 
     python -m benchmarks.validate [--quick] [--work DIR] [--checkpoint DIR] [--level LEVEL]
 

@@ -1,4 +1,4 @@
-"""How fast does the vision encoder run on this CPU, and does packing cost anything?
+"""Speed of the vision encoder on this CPU, packed and one by one.
 
     python -m benchmarks.vision [--quick] [--work DIR] [--repeats N] [--skip-peers]
 

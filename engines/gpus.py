@@ -1,4 +1,4 @@
-"""Which NVIDIA GPUs are in this machine? Asked of `nvidia-smi`, so that no CUDA library is loaded."""
+"""The NVIDIA GPUs in this machine, asked of `nvidia-smi`, so that no CUDA library is loaded."""
 
 import subprocess
 from dataclasses import dataclass

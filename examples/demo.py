@@ -1,4 +1,4 @@
-"""What does the small trained checkpoint say to the demo's questions, and is it right?
+"""Asks the small trained checkpoint the demo's questions, and checks its answers.
 
     python examples/demo.py BUNDLE
 

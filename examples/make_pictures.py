@@ -1,4 +1,4 @@
-"""Which pictures do the demo and the documentation ask about? Draws them: a street and a bar chart.
+"""Draws the pictures that documentation and tests ask about: a street and a bar chart.
 
     python examples/make_pictures.py [DIRECTORY]
 

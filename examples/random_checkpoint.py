@@ -1,4 +1,4 @@
-"""How do I get a Qwen2-VL checkpoint without downloading one? By writing one with random weights.
+"""Writes a Qwen2-VL checkpoint with random weights: the real architecture without a download.
 
     python examples/random_checkpoint.py OUT [--size tiny|2b|7b|72b] [--dtype bfloat16] [--sparse]
 

@@ -1,4 +1,4 @@
-"""Which tensors does a checkpoint hold, and where do their bytes lie?
+"""The tensors of a checkpoint, and where their bytes lie.
 
 Only headers are read here: a 72B checkpoint opens as fast as a tiny one. One exception: a head that is stored beside
 the token embedding it should be tied to is compared with it. Which weights there must be, the family's reference says.

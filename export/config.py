@@ -1,4 +1,4 @@
-"""Which model does a checkpoint's `config.json` describe? Its typed configuration, read by the family it names."""
+"""A checkpoint's typed configuration, read from its `config.json` by the family that it names."""
 
 from collections.abc import Mapping
 from pathlib import Path

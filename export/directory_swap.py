@@ -1,4 +1,4 @@
-"""How is a directory replaced so that a killed run leaves the last good one?
+"""Replaces a directory so that a killed run leaves the last good one.
 
 It is filled in a hidden sibling directory and put in place by one rename. That is atomic against a killed process;
 after a power cut the file system decides.

@@ -1,4 +1,4 @@
-"""How does a checkpoint want its tokens chosen, and what did the user change?
+"""How a checkpoint wants its tokens chosen, and what the user changed.
 
 Reads `generation_config.json` with Transformers' meaning: a key that is absent or null takes Transformers'
 default (`top_k` 50 among them), since checkpoints are written against those.

@@ -1,4 +1,4 @@
-"""How is a JSON file from outside read?"""
+"""Reads a JSON file from outside."""
 
 import json
 import math

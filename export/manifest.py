@@ -1,4 +1,4 @@
-"""What does a bundle write down about itself, and how is a file recognised again?"""
+"""What a bundle writes down about itself, and how a file is recognised again."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Where do the tensors of a safetensors file lie?
+"""The tensors of a safetensors file, and where they lie.
 
 Only the header is read: a file of 4 GB opens as fast as a tiny one. No torch.
 """

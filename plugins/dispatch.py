@@ -1,4 +1,4 @@
-"""When does an op run its GPU kernel, and when its reference?"""
+"""Whether an op runs its GPU kernel or its reference."""
 
 from functools import cache
 from importlib.util import find_spec

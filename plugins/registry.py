@@ -1,4 +1,4 @@
-"""Which ops are ours, and what does each take and give?
+"""Our ops, and what each takes and gives.
 
 The signatures here are what the PyTorch reference, the ONNX function bodies and the TensorRT plugins of an op share.
 This module is free of torch, so that engines can read it inside a server.

@@ -1,4 +1,4 @@
-"""What do all tests share: threads, example generation, and which machines can run which?"""
+"""What all tests share: threads, example generation, and which machines can run which."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Does the README say what the code does?"""
+"""The README says what the code does."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""How does a validation go from a bundle to a report: reference first, then the engine, then the gates?
+"""A validation from a bundle to a report: reference first, then the engine, then the gates.
 
 One of the two is in memory at a time. What the reference says is kept on disk, which is also what makes golden sets
 and `--resume` possible.

@@ -1,4 +1,4 @@
-"""What does the runtime know about one answer while it is being written, and what does it tell of it?
+"""One answer while it is being written: what the runtime knows of it, and the events that it tells.
 
 An `Answer` is one request in one KV slot: how much of its prompt is cached, which tokens it has, whether it
 is done. It knows nothing of engines, other answers or text. Events are what its caller hears.

@@ -1,4 +1,4 @@
-"""Which tensors does the decoder get for a piece of a prompt, and which for one new token?"""
+"""Inputs of the decoder, for a piece of a prompt and for one new token."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

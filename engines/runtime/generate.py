@@ -1,4 +1,4 @@
-"""How does a prompt become an answer?
+"""Generation of one answer: a prompt in, tokens out.
 
 encode_visuals -> prefill -> decode_one_token until every answer is finished. Nothing here knows which engine
 runs or what the tokens mean; text is made by `text_stream`.

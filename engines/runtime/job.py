@@ -1,4 +1,4 @@
-"""What does the scheduler hold for one request, from being asked to its last event?"""
+"""What the scheduler holds for one request, from being asked to its last event."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Which KV slot does a request get, and how much of its prompt is already there?
+"""KV slots: which one a request gets, and how much of its prompt is already there.
 
 A slot that was given back keeps its keys and values until the slot is needed. A prompt that begins as that
 conversation did starts behind what both share: same tokens, same positions, same pictures.

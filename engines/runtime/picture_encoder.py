@@ -1,4 +1,4 @@
-"""Which pictures are encoded next, together in one call, and which are known already?"""
+"""Encodes pictures, several together in one call, and takes known ones from the cache."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which pictures does a prompt show, and where: what can be encoded, recognised and reused on its own?
+"""The pictures of a prompt and their places: what can be encoded, recognised and reused on its own.
 
 A picture or video is its patches and its grid. Two prompts that show the same one share its digest, whatever stands
 around it; pictures of any prompts can be packed into one call of the vision engine.

@@ -1,4 +1,4 @@
-"""Which token comes next, given the logits?
+"""Sampling: the next token, given the logits.
 
 Pure functions on one row of logits, float32 [vocab]. They mean what Transformers' logits processors of the
 same names mean and run in the same order: repetition penalty, what `penalties` holds, suppressed tokens, temperature,

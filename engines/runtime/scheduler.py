@@ -1,4 +1,4 @@
-"""Continuous batching: which request runs next, in which KV slot, and for how long?
+"""Continuous batching: which request runs next, in which KV slot, and for how long.
 
 Each `step` drops what was given up, admits requests in the order in which they came, encodes their pictures, takes
 one chunk of prompts into the cache and decodes one token of every answer that is being written. So an answer that

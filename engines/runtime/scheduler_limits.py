@@ -1,4 +1,4 @@
-"""How much may a server take on, when does it say no, and what did it do so far?"""
+"""Limits of what a server takes on, and counts of what it did."""
 
 from dataclasses import dataclass, fields
 

@@ -1,4 +1,4 @@
-"""Who calls `step`? One thread, as long as there is work."""
+"""The thread that calls `step` as long as there is work."""
 
 import ctypes
 import logging

@@ -1,4 +1,4 @@
-"""How do token ids become text while they still arrive?
+"""Text from token ids while they still arrive.
 
 A byte-level BPE token is a string of bytes, not of characters: one emoji can take three tokens. So the bytes
 go through an incremental UTF-8 decoder that keeps an unfinished character to itself, and each token is

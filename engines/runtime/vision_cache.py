@@ -1,4 +1,4 @@
-"""Which pictures need not be encoded again?"""
+"""Cache of encoded pictures, by their content."""
 
 from collections import OrderedDict
 

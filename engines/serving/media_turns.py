@@ -1,4 +1,4 @@
-"""Whose picture or video is decoded next, when there are more than processes for them?
+"""Turns of pictures and videos that wait to be decoded, where there are more than processes for them.
 
 Small things go before large ones, and whoever has waited goes before who came later: a request's own media take turns
 with those of others, and one place is never given to a long video, so that pictures go on beside it.

@@ -1,4 +1,4 @@
-"""What may an operator set about the chat model, and how does it travel through `config.pbtxt`?
+"""What an operator may set about the chat model, and its way through `config.pbtxt`.
 
 `qv-export deploy triton` writes the settings as the model's parameter "settings", JSON; the model reads them at load.
 Every bound of the scheduler and of a request is one of them, so a deployment is tuned without new code.

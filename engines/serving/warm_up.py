@@ -1,4 +1,4 @@
-"""Is the model warm? It is once it has answered a question about a picture."""
+"""Warm-up: the model is warm once it has answered a question about a picture."""
 
 import queue
 import time

@@ -1,4 +1,4 @@
-"""Which limits does an engine get: what was given, what is proposed, or the defaults?"""
+"""An engine's limits: what was given, what is proposed, or the defaults."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Which limits do the pictures of a folder ask for? Only their headers are read."""
+"""Limits that the pictures of a folder ask for; only their headers are read."""
 
 import os
 from collections.abc import Iterator, Sequence

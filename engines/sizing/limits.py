@@ -1,4 +1,4 @@
-"""How large may what an engine is asked become?
+"""Limits: how large what an engine is asked may become.
 
 An engine is compiled for ranges of shapes, the cache for one capacity. Every number here costs device memory or build
 time when it grows, and refuses requests when it shrinks. No torch, no TensorRT.

@@ -1,4 +1,4 @@
-"""What does Triton read about each model before it loads it? Written through Triton's own protobuf classes."""
+"""What Triton reads about each model before it loads it, written through Triton's own protobuf classes."""
 
 from collections.abc import Sequence
 

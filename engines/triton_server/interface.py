@@ -1,4 +1,4 @@
-"""Which tensors do the chat model and its parts take and give? Declared once.
+"""Tensors that the chat model and its parts take and give, declared once.
 
 The models' configurations, their code, the request checks and the clients all read this. No Triton, no torch.
 """

@@ -1,4 +1,4 @@
-"""What do all models of a repository do alike? Find their settings, their bundle and its engine, and read requests."""
+"""What all models of a repository do alike: find settings, bundle and engine, and read requests."""
 
 import json
 import time

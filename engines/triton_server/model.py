@@ -1,4 +1,4 @@
-"""How does the server answer a chat request? The Python-backend model: requests in, streamed responses out.
+"""The chat model as a Python-backend model: requests in, streamed responses out.
 
 A request has a thread of its own from its check to its last response, out of a pool that is as large as what the
 scheduler takes: a slow picture or a slow client holds up nobody else, and the thread that steps the engine only ever

@@ -1,4 +1,4 @@
-"""What do the two graphs take for a chat request? A Python-backend model: messages in, the graphs' tensors out.
+"""Preprocessing as a Python-backend model: messages in, the two graphs' tensors out.
 
 For those who compose the parts themselves. The checks are the chat model's. No torch.
 """

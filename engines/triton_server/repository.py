@@ -1,4 +1,4 @@
-"""How does a bundle become a model repository that `tritonserver` serves as it is?
+"""A model repository from a bundle, which `tritonserver` serves as it is.
 
     MODEL_REPOSITORY/
         README.md, deployment.json    what is in here, and how it was judged

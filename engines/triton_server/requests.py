@@ -1,4 +1,4 @@
-"""What did a client of the Triton model ask for, and may it? Tensors in, a request that may run out.
+"""Requests of the Triton model's clients: tensors in, a request that may run out.
 
 Everything in a request is hostile until checked: sizes before decoding, picture headers before pixels. All problems of
 a request come in one message, for that request alone.

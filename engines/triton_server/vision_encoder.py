@@ -1,4 +1,4 @@
-"""What do pictures look like to the decoder? A Python-backend model over ONNX Runtime: patches in, visual tokens out.
+"""The vision encoder as a Python-backend model over ONNX Runtime: patches in, visual tokens out.
 
 For those who compose the parts themselves, on a CPU; on a GPU the engine is served by Triton's TensorRT backend. No
 torch.

@@ -1,4 +1,4 @@
-"""Do the answers depend on the mechanisms? Break one at a time in the trained model and ask again.
+"""Ablations: breaks one mechanism at a time in the trained model and asks again.
 
     python -m examples.tiny.ablations models/qwen2-vl-tiny --output ablations.json [--samples 200]
 

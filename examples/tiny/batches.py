@@ -1,4 +1,4 @@
-"""How do samples become one training step's tensors? Packed: vision by `cu_seqlens`, text by document offsets."""
+"""One training step's tensors from samples, packed: vision by `cu_seqlens`, text by document offsets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What stands in the small model's directory? Its sizes, and the files of a Hugging Face checkpoint."""
+"""The small model's directory: its sizes, and the files of a Hugging Face checkpoint."""
 
 import argparse
 import json

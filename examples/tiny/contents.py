@@ -1,4 +1,4 @@
-"""What does each visual token show, and how is that written as an embedding?
+"""What each visual token shows, written as an embedding.
 
 The generator knows where every character and shape stands, so it can tell each visual token (a square of 28 x 28
 pixels) what it shows. `Codebook` writes that as a vector: one fixed orthogonal direction for each character, colour

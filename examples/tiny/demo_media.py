@@ -1,4 +1,4 @@
-"""Which pictures and videos does the demo ask about? Draws them, as the training samples are drawn but without noise.
+"""Draws the demo's pictures and videos, as the training samples are drawn but without noise.
 
 python -m examples.tiny.demo_media [DIRECTORY]
 """

@@ -1,4 +1,4 @@
-"""How often is the small model right on samples it never saw, and do the exported graphs agree with PyTorch?
+"""Evaluates the small model on samples that it never saw, and the exported graphs against PyTorch.
 
     python -m examples.tiny.evaluate models/qwen2-vl-tiny [--bundle BUNDLE] [--samples 500] --output report.json
 

@@ -1,4 +1,4 @@
-"""How do gradients become weights? Muon for the matrices, AdamW for token embeddings, norms and biases."""
+"""The optimizer: Muon for the matrices, AdamW for token embeddings, norms and biases."""
 
 from collections import defaultdict
 from typing import Any

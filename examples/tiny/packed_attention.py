@@ -1,4 +1,4 @@
-"""How is attention over packed rows trained quickly? Segments of similar length go through one call together.
+"""Attention over packed rows for training: segments of similar length go through one call together.
 
 The reference ops attend segment by segment in float32: right for a reference, slow for thousands of short segments.
 `packed_attention` says the same (the tests compare them), in the dtype of its inputs, and stands in for both ops

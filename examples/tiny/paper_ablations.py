@@ -1,4 +1,4 @@
-"""Do the paper's two ablations hold at this scale? (arXiv 2409.12191, tables 7 and 8)
+"""The paper's two ablations at this scale. (arXiv 2409.12191, tables 7 and 8)
 
     python -m examples.tiny.paper_ablations models/qwen2-vl-tiny build/paper-ablations [--scale 0.25] [--samples 200]
 

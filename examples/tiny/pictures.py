@@ -1,4 +1,4 @@
-"""What is drawn? Scenes of text in several fonts and of coloured shapes, on noisy backgrounds of any size."""
+"""Draws training pictures: text in several fonts and coloured shapes, on noisy backgrounds of any size."""
 
 import importlib.metadata
 from collections.abc import Sequence

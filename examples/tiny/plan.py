@@ -1,4 +1,4 @@
-"""What is learned when? The stages, their lengths and learning rates, and each step's samples."""
+"""The training plan: stages, their lengths and learning rates, and each step's samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

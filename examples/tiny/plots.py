@@ -1,4 +1,4 @@
-"""What do training and evaluation look like? Two pictures for the docs.
+"""Two pictures for the docs: training loss, and accuracy by size.
 
 python -m examples.tiny.plots build/tiny/log.jsonl ablations.json docs/pictures
 """

@@ -1,4 +1,4 @@
-"""How does the PyTorch reference drive the same runtime as the engines? By speaking their interface."""
+"""The PyTorch reference behind the engines' interface, so that the same runtime drives it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Is an answer right? Word for word, but for boxes, which must overlap the true one by more than half."""
+"""Scoring of answers: word for word, but for boxes, which must overlap the true one by more than half."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is asked, and what is right? One generator for each task, in English and Chinese."""
+"""The tasks: one generator of questions with answers for each, in English and Chinese."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How is the small model trained? The paper's three stages (arXiv 2409.12191, section 2.2), after a warm-up.
+"""Trains the small model: the paper's three stages (arXiv 2409.12191, section 2.2), after a warm-up.
 
     python -m examples.tiny.train build/tiny [--scale 1.0] [--seed 0] [--stage NAME] [--from CHECKPOINT ...]
 

@@ -1,4 +1,4 @@
-"""Which tokens does the small model know? A byte-level BPE of a few hundred, trained on the tasks' own prompts.
+"""The small model's tokens: a byte-level BPE of a few hundred, trained on the tasks' own prompts.
 
 Letters and digits of codes stay single tokens, so that an answer is spelled as it is read.
 """

@@ -1,4 +1,4 @@
-"""What do both graphs share when they are put together: contract inputs and outputs, op functions, opset?"""
+"""What both graphs share when they are put together: contract inputs and outputs, op functions, opset."""
 
 from collections.abc import Iterable, Sequence
 

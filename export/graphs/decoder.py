@@ -1,4 +1,4 @@
-"""How is the decoder's graph put together from its traced pieces?"""
+"""The decoder's graph, put together from its traced pieces."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Does a graph avoid what TensorRT's ONNX parser silently gets wrong or refuses?
+"""Lint of a graph for what TensorRT's ONNX parser silently gets wrong or refuses.
 
 The rules come from the parser's source (onnx-tensorrt 5ab48c5c) and from builds with TensorRT-RTX 1.7. Each one is a
 function from a model to its findings. `tests/support/parser_traps.py` holds a model for each, and a test shows what

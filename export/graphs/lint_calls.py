@@ -1,4 +1,4 @@
-"""Would TensorRT's parser find the right importer for every node, and take every function call?
+"""Lint of nodes and calls: TensorRT's parser finds the right importer, and takes every function call.
 
 Rules on names, domains and calls. They are about the file as it is; `lint_ops` looks at the ops once calls are sound.
 """

@@ -1,4 +1,4 @@
-"""Would TensorRT compute each op as ONNX means it, and find a kernel for it?
+"""Lint of ops: TensorRT computes each as ONNX means it, and has a kernel for it.
 
 Rules on ops, their attributes and types, after our functions were inlined: that is what the parser does with them.
 """

@@ -1,4 +1,4 @@
-"""How do reshapes lose what tracing leaves around them?
+"""Takes away what tracing leaves around reshapes.
 
 Tracing writes every dynamic view as Shape, Squeeze, Reshape, Concat, Reshape. The traced shapes say the same in one
 constant, or in the shape of another tensor: fewer nodes to read, to build and to run.

@@ -1,4 +1,4 @@
-"""How is a traced block copied into the whole graph, once for each layer, with its own weights?"""
+"""Copies a traced block into the whole graph, once for each layer, with its own weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""How does one block of the reference become ONNX nodes, without its weights?
+"""Traces one block of the reference into ONNX nodes, without its weights.
 
 The block is built under fake tensors, traced by `torch.export` and translated by `torch.onnx`: seconds, and no memory
 for weights. What comes back is a template that `stamp` copies once for each layer.

@@ -1,4 +1,4 @@
-"""How is the vision encoder's graph put together from its traced pieces?"""
+"""The vision encoder's graph, put together from its traced pieces."""
 
 import onnx_ir as ir
 

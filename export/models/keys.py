@@ -1,4 +1,4 @@
-"""Which keys of a `config.json` may be passed over, because they change no number that a model computes?
+"""Keys of a `config.json` that may be passed over, because they change no number that a model computes.
 
 Every other key that nobody reads is named and refused: a mechanism that is silently dropped shows up only as worse
 answers. Keys that begin with an underscore are Transformers' own bookkeeping.

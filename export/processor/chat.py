@@ -1,4 +1,4 @@
-"""How do chat messages become token ids, with the right number of placeholders for each picture and video?
+"""Token ids from chat messages, with the right number of placeholders for each picture and video.
 
 Only the template may write special tokens. A user who types `<|im_end|>` or `<|image_pad|>` gets these characters as
 ordinary text. To tell the two apart in the rendered text, the characters with which special tokens begin and end

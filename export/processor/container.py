@@ -1,4 +1,4 @@
-"""How are frames read from a video file, without trusting what it says about itself?
+"""Reads frames from a video file, without trusting what it says about itself.
 
 A first pass over the packets, without decoding, finds when each frame stands and how much of the file is missing; a
 second pass decodes and hands out the wanted ones. FFmpeg gets the open file, never a name, and only self-contained

@@ -1,4 +1,4 @@
-"""How are the frames of a video read when they are pictures: a list, a folder, an animated GIF, WebP or PNG?"""
+"""Reads the frames of a video that are pictures: a list, a folder, an animated GIF, WebP or PNG."""
 
 import re
 from collections.abc import Iterator, Sequence

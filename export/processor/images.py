@@ -1,4 +1,4 @@
-"""How does a picture someone sent become upright RGB pixels?
+"""Upright RGB pixels from a picture that someone sent.
 
 The picture is hostile until decoded: only plain raster formats are tried (no format that starts another program or
 names other files), its size is checked before any pixel is decoded, and whatever a decoder throws at broken input

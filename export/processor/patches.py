@@ -1,4 +1,4 @@
-"""How do resized frames become the rows of `patches`?
+"""The rows of `patches` from resized frames.
 
 A row is one 14 x 14 patch of one temporal step, flattened as (channel, frame of the step, row, column): 3 * 2 * 14 *
 14 = 1176 values. Rows are in merge order: the four patches that the vision encoder merges into one token stand

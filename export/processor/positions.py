@@ -1,4 +1,4 @@
-"""Where does each patch and each token sit?
+"""Positions of patches and tokens.
 
 For the vision encoder: the row and column of every patch, and which patches may see one another. For the decoder:
 the three M-RoPE ids of every token (Qwen2-VL paper, section 2.1).

@@ -1,4 +1,4 @@
-"""How does a conversation with pictures and videos become everything that the two graphs take?"""
+"""The processor: a conversation with pictures and videos becomes everything that the two graphs take."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

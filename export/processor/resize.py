@@ -1,4 +1,4 @@
-"""To which size is a picture or a video's frame resized?
+"""The size to which a picture or a video's frame is resized.
 
 Both sides become multiples of 28 pixels (one visual token), within a budget of pixels, the aspect ratio kept as far
 as that allows. Pure integer and float arithmetic, no pixels here.

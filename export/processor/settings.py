@@ -1,4 +1,4 @@
-"""Which sizes, budgets and numbers does the checkpoint ask of pictures and videos?
+"""Sizes, budgets and numbers that the checkpoint asks of pictures and videos.
 
 Read from the first of `processor_config.json` (Transformers 5 nests `image_processor` and `video_processor` there),
 `preprocessor_config.json` and `video_preprocessor_config.json` that speaks of the kind. What a file leaves out has

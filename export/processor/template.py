@@ -1,4 +1,4 @@
-"""What text does the checkpoint's chat template make of a conversation?
+"""The checkpoint's chat template: text from a conversation.
 
 A template is a program from someone else's checkpoint. It is compiled and rendered in a process of its own, in
 Jinja2's sandbox: its time and its memory are bounded there whatever it does, and so are its size and its output.

@@ -1,4 +1,4 @@
-"""Which tokenizer does the checkpoint bring, and how is text encoded so that only templates write special tokens?
+"""The checkpoint's tokenizer, encoding so that only templates write special tokens.
 
 `tokenizer.json` where there is one, else `vocab.json` and `merges.txt`, both as published; added tokens also from
 `tokenizer_config.json`.

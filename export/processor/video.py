@@ -1,4 +1,4 @@
-"""Which frames of a video does the model see, and at which size?
+"""The frames of a video that the model sees, and their size.
 
 Two frames a second of the film, 4 to 768; all at one size within the pixel budgets. Frames are decoded one after
 another and shrunk at once, so that memory follows what the model sees (at most 16384 tokens, 77 MB of pixels), not

@@ -1,4 +1,4 @@
-"""Qwen2-VL's decoder: how do text and visual tokens become logits? (Qwen2 with M-RoPE, arXiv 2409.12191)
+"""Qwen2-VL's decoder: text and visual tokens to logits. (Qwen2 with M-RoPE, arXiv 2409.12191)
 
 Letters: B batch, S query tokens, T = B * S, L KV capacity, H heads, K KV heads, D head_dim, C hidden_size.
 Modules carry Hugging Face's names, so a weight's name in the checkpoint is its path here.

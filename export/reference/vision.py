@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision encoder: how do packed patches become tokens for the decoder? (arXiv 2409.12191, section 2.1)
+"""Qwen2-VL's vision encoder: packed patches to tokens for the decoder. (arXiv 2409.12191, section 2.1)
 
 Letters: P patches, N segments, V visual tokens, E embed_dim, H heads, D head_dim, C the decoder's hidden size.
 Modules carry Hugging Face's names, so a weight's name in the checkpoint is its path here.

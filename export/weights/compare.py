@@ -1,4 +1,4 @@
-"""Do two stored tensors hold the same values? Read in blocks, so that a table of gigabytes costs a few megabytes."""
+"""Compares the values of two stored tensors in blocks, so that a table of gigabytes costs a few megabytes."""
 
 from typing import BinaryIO
 

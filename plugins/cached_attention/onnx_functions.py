@@ -1,4 +1,4 @@
-"""Which ONNX body computes `QvCachedAttention` on each target?"""
+"""ONNX bodies of `QvCachedAttention`, one for each target."""
 
 import onnx
 

@@ -1,4 +1,4 @@
-"""What is grouped-query attention over a cache that is written in place? (the definition of `QvCachedAttention`)"""
+"""Grouped-query attention over a cache that is written in place: the definition of `QvCachedAttention`."""
 
 import torch
 import torch.nn.functional as F

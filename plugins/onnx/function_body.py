@@ -1,4 +1,4 @@
-"""How does the body of an op, written as ONNX text, become a model-local function?"""
+"""A model-local function from the body of an op, written as ONNX text."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Which functions make a canonical graph one that TensorRT-RTX compiles to its native layers?"""
+"""The functions that make a canonical graph one that TensorRT-RTX compiles to its native layers."""
 
 from collections.abc import Iterable
 from typing import Literal

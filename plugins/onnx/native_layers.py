@@ -1,4 +1,4 @@
-"""What do TensorRT's native attention and cache layers compute, said in standard ONNX?
+"""What TensorRT's native attention and cache layers compute, in standard ONNX.
 
 TensorRT's parser takes a node named `TRT_Attention` or `TRT_KVCacheUpdate` for its own layer, whatever its domain.
 Everyone else runs the function of that name: it makes the file valid ONNX, and lets ONNX Runtime compute what the

@@ -1,4 +1,4 @@
-"""How does a call of one of our ops become one node of the exported graph?"""
+"""A call of one of our ops becomes one node of the exported graph."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How does a GPU compute `QvPatchAttention`? Flash attention over a packed row, in Triton.
+"""`QvPatchAttention` on a GPU: flash attention over a packed row, in Triton.
 
 A program attends `BLOCK_QUERIES` patches of one segment and one head to that whole segment, one block of keys at a
 time, with a running maximum and sum (FlashAttention-2, arXiv 2307.08691, algorithm 1). Two things are our own:

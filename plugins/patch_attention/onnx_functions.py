@@ -1,4 +1,4 @@
-"""Which ONNX body computes `QvPatchAttention` on each target?"""
+"""ONNX bodies of `QvPatchAttention`, one for each target."""
 
 import onnx
 

@@ -1,4 +1,4 @@
-"""Who computes `QvPatchAttention` here: a node in the graph being traced, the GPU's kernel, or the reference?"""
+"""`QvPatchAttention` as a torch op: a node in the graph being traced, the GPU's kernel, or the reference."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What is attention over a packed row of patches? (the definition of `QvPatchAttention`)"""
+"""Attention over a packed row of patches: the definition of `QvPatchAttention`."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""How does TensorRT get `QvPatchAttention` as an ahead-of-time plugin, with the kernel's PTX inside the engine?
+"""`QvPatchAttention` as an ahead-of-time TensorRT plugin, with the kernel's PTX inside the engine.
 
 The same shape as `plugins.rotary.tensorrt_plugin`: describe, offer tactics, implement.
 """

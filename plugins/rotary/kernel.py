@@ -1,4 +1,4 @@
-"""How does a GPU compute `QvRotary`? One Triton kernel for M-RoPE's three axes and the vision encoder's two.
+"""`QvRotary` on a GPU: one Triton kernel for M-RoPE's three axes and the vision encoder's two.
 
 The work is bound by memory: each value is read and written once. A program rotates `TOKENS` tokens of
 `HEADS_PER_PROGRAM` heads, so that sines and cosines are computed once for several heads and kept in registers.

@@ -1,4 +1,4 @@
-"""Which ONNX body computes `QvRotary` on each target?"""
+"""ONNX bodies of `QvRotary`, one for each target."""
 
 import onnx
 

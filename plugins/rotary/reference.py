@@ -1,4 +1,4 @@
-"""What is a rotary embedding over several position axes? (the definition of `QvRotary`)"""
+"""Rotary embedding over several position axes: the definition of `QvRotary`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""How does TensorRT get `QvRotary` as an ahead-of-time plugin, with the kernel's PTX inside the engine?
+"""`QvRotary` as an ahead-of-time TensorRT plugin, with the kernel's PTX inside the engine.
 
 `register` describes the op to TensorRT's builder in the current process. TensorRT times the tactics on the GPU it
 builds on and keeps one; the engine then needs neither Python nor a plugin library.

@@ -1,4 +1,4 @@
-"""How is a kernel's PTX launched with neither Triton nor TensorRT? Through the CUDA driver, by ctypes.
+"""Launches a kernel's PTX with neither Triton nor TensorRT: through the CUDA driver, by ctypes.
 
 This is what an engine does with an ahead-of-time plugin, less TensorRT's own glue. Memory and streams are PyTorch's;
 the driver's current context is too, so a CUDA tensor must exist in the process before.

@@ -1,4 +1,4 @@
-"""What would an engine launch for these tensors? The plugins' own PTX, grids and scalars, evaluated with numbers.
+"""What an engine would launch for given tensors: the plugins' own PTX, grids and scalars, evaluated with numbers.
 
 Tests and benchmarks launch it through `plugins.tensorrt.cuda_driver`: the plugin minus TensorRT's glue.
 """

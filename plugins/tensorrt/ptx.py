@@ -1,4 +1,4 @@
-"""How does a Triton kernel become PTX that another program launches, compiled and checked without a GPU?
+"""PTX of a Triton kernel that another program launches, compiled and checked without a GPU.
 
 `compile_to_ptx` gives text for a TensorRT engine; `assemble` asks NVIDIA's assembler (it comes with Triton) what
 that text costs on an architecture. Neither needs a driver.

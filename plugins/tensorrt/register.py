@@ -1,4 +1,4 @@
-"""How does a process that builds TensorRT engines get our plugins?"""
+"""Registers our plugins in a process that builds TensorRT engines."""
 
 from plugins.cached_attention import tensorrt_plugin as cached_attention_plugin
 from plugins.patch_attention import tensorrt_plugin as patch_attention_plugin

@@ -1,4 +1,4 @@
-"""What can this machine do with our ops? (the data behind `qv-export doctor --plugins`)
+"""What this machine can do with our ops: the data behind `qv-export doctor --plugins`.
 
 Nothing here needs a GPU, TensorRT or Triton: what is missing is a finding, not an error.
 """

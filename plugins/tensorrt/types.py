@@ -1,4 +1,4 @@
-"""What do our TensorRT plugins read from TensorRT's tensor descriptions?"""
+"""What our TensorRT plugins read from TensorRT's tensor descriptions."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""`qv-export deploy triton`: how does a bundle become what a server answers with?"""
+"""`qv-export deploy triton`: a bundle becomes a model repository that a server answers with."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`qv-export inspect`: what is in this bundle, graph or engine?"""
+"""`qv-export inspect`: what is in a bundle, graph or engine."""
 
 from pathlib import Path
 

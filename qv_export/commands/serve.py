@@ -1,4 +1,4 @@
-"""`qv-export serve`: how does a bundle answer over OpenAI's API, in this process?"""
+"""`qv-export serve`: a bundle answers over OpenAI's API, in this process."""
 
 import logging
 import sys

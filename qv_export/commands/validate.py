@@ -1,4 +1,4 @@
-"""`qv-export validate`: does an engine compute what the model means?"""
+"""`qv-export validate`: whether an engine computes what the model means."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""How does `qv-export build` say what something will cost, and what was built?"""
+"""What `qv-export build` says: what something will cost, and what was built."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

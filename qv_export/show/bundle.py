@@ -1,4 +1,4 @@
-"""How are a bundle's manifest and a graph shown?"""
+"""Tables of a bundle's manifest and of a graph."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

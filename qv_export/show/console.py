@@ -1,4 +1,4 @@
-"""How do commands talk? Results go to stdout, progress to stderr."""
+"""How commands talk: results go to stdout, progress to stderr."""
 
 import json
 import sys

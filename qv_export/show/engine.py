@@ -1,4 +1,4 @@
-"""How is a built engine shown: what it takes, who computes what, and whether it is still up to date?"""
+"""Tables of a built engine: what it takes, who computes what, and whether it is still up to date."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

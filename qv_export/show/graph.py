@@ -1,4 +1,4 @@
-"""What is in an ONNX graph: inputs, outputs, operators, functions, weights? Weight bytes are never read."""
+"""Facts of an ONNX graph: inputs, outputs, operators, functions, weights. Weight bytes are never read."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What did `qv-export inspect` find at a path: a bundle with its engines, a graph, or an engine?"""
+"""What `qv-export inspect` found at a path: a bundle with its engines, a graph, or an engine."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

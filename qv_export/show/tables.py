@@ -1,4 +1,4 @@
-"""What is a table before it is printed or becomes part of a page, and how do numbered tensors share one row of it?"""
+"""A table before it is printed or becomes part of a page; numbered tensors share one row of it."""
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How do the sizes of a graph's layers look? A treemap as SVG: blocks of the model, and in each its modules."""
+"""The sizes of a graph's layers as a treemap in SVG: blocks of the model, and in each its modules."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

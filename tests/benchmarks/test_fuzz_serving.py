@@ -1,4 +1,4 @@
-"""Would the fuzzer notice? Its judge is given what a bad server would send."""
+"""The fuzzer's judge, given what a bad server would send."""
 
 import json
 from random import Random

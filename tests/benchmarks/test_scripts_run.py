@@ -1,4 +1,4 @@
-"""Does every benchmark still run? Figures are for full sizes; here tiny shapes prove the scripts alone."""
+"""Every benchmark runs: figures are for full sizes, here tiny shapes prove the scripts alone."""
 
 import subprocess
 import sys

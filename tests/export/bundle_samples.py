@@ -1,4 +1,4 @@
-"""Which small bundle do the tests write?"""
+"""The small bundle that tests write."""
 
 from pathlib import Path
 

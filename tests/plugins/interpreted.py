@@ -1,4 +1,4 @@
-"""What do the kernels compute in Triton's interpreter, on CPU, against float64?
+"""The kernels in Triton's interpreter, on CPU, against float64.
 
 Triton decides at import whether it interprets, so this runs in its own process: `run_interpreted` starts it, hands it
 cases as JSON and returns one result a case. Outputs start as NaN: an element that no program writes shows.

@@ -1,4 +1,4 @@
-"""Which exported random checkpoints do tests share? Each is written once a run, whichever worker asks first."""
+"""Exported random checkpoints that tests share, each written once a run, whichever worker asks first."""
 
 import fcntl
 import hashlib

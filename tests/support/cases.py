@@ -1,4 +1,4 @@
-"""Which models and which prompts do the parity tests go through?
+"""The models and prompts that the parity tests go through.
 
 All of it is data: nine shapes of the family, and prompts by their parts. No torch: sessions and the reference take
 the same arrays.

@@ -1,4 +1,4 @@
-"""Which tokenizer, templates and conversations do the chat tests share?"""
+"""The tokenizer, templates and conversations that the chat tests share."""
 
 from pathlib import Path
 

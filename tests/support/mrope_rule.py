@@ -1,4 +1,4 @@
-"""What are the M-RoPE ids by the paper's words, computed token by token?
+"""M-RoPE ids by the paper's words, computed token by token.
 
 Written apart from the processor, from the Qwen2-VL paper (arXiv 2409.12191, section 2.1) and the behaviour of
 Transformers 4.57.6: slow loops over single tokens, no shared code, so that an error in one is no error in the other.

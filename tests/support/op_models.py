@@ -1,4 +1,4 @@
-"""How does a test run one of our ops as ONNX, with a body of its choice?"""
+"""Runs one of our ops as ONNX, with a body of the test's choice."""
 
 from collections.abc import Sequence
 from typing import Any

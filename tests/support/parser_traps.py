@@ -1,4 +1,4 @@
-"""Which traps does TensorRT's ONNX parser set, and what does TensorRT-RTX 1.7 do in each?
+"""The traps of TensorRT's ONNX parser, and what TensorRT-RTX 1.7 does in each.
 
 One table for two tests: the lint must find each trap, and TensorRT-RTX must still behave as the lint assumes. Where
 NVIDIA changes the parser, the second test says so and names the rule to look at.

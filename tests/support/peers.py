@@ -1,4 +1,4 @@
-"""What does Transformers compute for the same prompts? (its public interface, as its user would call it)"""
+"""What Transformers computes for the same prompts, by its public interface, as its user would call it."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Which generated pictures and videos stand for what users send?"""
+"""Generated pictures and videos that stand for what users send."""
 
 import io
 import tempfile

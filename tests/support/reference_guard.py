@@ -1,4 +1,4 @@
-"""May this version of Transformers be trusted as a second opinion? Some compute other positions than the model means.
+"""Whether this version of Transformers may be trusted as a second opinion: some compute other positions than meant.
 
 The product does not import Transformers: its reference is its own. Tests and benchmarks that compare with it ask
 here first, and take positions from the processor, which a rule written apart checks (`tests/support/mrope_rule.py`).

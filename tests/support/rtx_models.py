@@ -1,4 +1,4 @@
-"""What does TensorRT-RTX make of these ONNX models? Runs in a process of its own: no plugin may be registered there.
+"""What TensorRT-RTX makes of ONNX models. Runs in a process of its own: no plugin may be registered there.
 
 python -m tests.support.rtx_models < requests.json
 """

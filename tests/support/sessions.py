@@ -1,4 +1,4 @@
-"""How do tests run a batch of prompts through any engine, the reference included?"""
+"""Runs a batch of prompts through any engine, the reference included."""
 
 from typing import Any
 

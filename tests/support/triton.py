@@ -1,4 +1,4 @@
-"""How do tests and benchmarks start a real tritonserver on this machine's CPU, and end it?
+"""Starts a real tritonserver on this machine's CPU for tests and benchmarks, and ends it.
 
 The binary is the one that the package nvidia-pytriton carries, with its Python backend; only loopback is listened on.
 """

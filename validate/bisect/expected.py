@@ -1,4 +1,4 @@
-"""Who says what the values inside a model must be: the reference itself, or what it once said, kept in a golden set?
+"""Expected values inside a model: of the reference itself, or as it once said, kept in a golden set.
 
 The reference's values would fill gigabytes for a large model. A golden set keeps a projection of each: every token's
 vector projected on 64 fixed random directions, which keeps lengths, and so relative errors, to about a tenth.

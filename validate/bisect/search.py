@@ -1,4 +1,4 @@
-"""Where does an engine first go wrong?
+"""Finds where an engine first goes wrong.
 
 Two looks: at the borders between blocks, which gives the curve of error by depth, then into the first block whose
 output carries more error than its noise allows. The op named there is the first whose own output does. Noise is

@@ -1,4 +1,4 @@
-"""Which prompts does an engine have to get right, at each level of thoroughness?
+"""The prompts that an engine has to get right, at each level of thoroughness.
 
 Cases are data: a case is a batch of prompts, a prompt is a row of parts. Nothing here knows an engine or a reference.
 """

@@ -1,4 +1,4 @@
-"""Which cases does a user bring: a JSON file of conversations, or a folder of pictures?"""
+"""Cases that a user brings: a JSON file of conversations, or a folder of pictures."""
 
 import json
 import re

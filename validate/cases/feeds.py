@@ -1,4 +1,4 @@
-"""Which decoder calls do a batch of prompts and their forced continuations make?"""
+"""Decoder calls of a batch of prompts and their forced continuations."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How do cases become tensors, with pictures that are the same on every machine?"""
+"""Cases as tensors, with pictures that are the same on every machine."""
 
 import hashlib
 import zlib

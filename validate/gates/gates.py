@@ -1,4 +1,4 @@
-"""When is an engine good enough? No more error than a stated multiple of the noise that its dtype already makes.
+"""Gates: no more error than a stated multiple of the noise that the engine's dtype already makes.
 
 Noise is measured, not assumed: the reference in the engine's dtype against the reference one precision above, on the
 same case (`validate.reference.high_precision`). Metrics know nothing of this; gates know nothing of engines.

@@ -1,4 +1,4 @@
-"""What must hold for any engine without asking a reference?
+"""Invariants: what must hold for any engine without asking a reference.
 
 Each property compares the engine with itself. Where the same arithmetic runs twice the answers must be equal bit for
 bit; where the shapes of a call differ, sums may run in another order, and noise is allowed.

@@ -1,4 +1,4 @@
-"""How does NVIDIA's own tool check an engine against the reference, on a machine that has nothing of ours?
+"""Files with which NVIDIA's own tool checks an engine against the reference, on a machine that has nothing of ours.
 
 `polygraphy run` compares an engine's outputs with recorded ones. These are the recorded ones for the vision encoder:
 a case's packed pictures, and what the reference makes of them. The decoder's cache has the engine's own size, and so

@@ -1,4 +1,4 @@
-"""What does the reference compute on the way: at the borders of its modules, and of the functions between them?"""
+"""What the reference computes on the way: at the borders of its modules, and of the functions between them."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The PyTorch reference behind the engines' own interface: what would the runtime say with a perfect engine?"""
+"""The PyTorch reference behind the engines' own interface: what the runtime would say with a perfect engine."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What does a validation say? One object, from which JSON, HTML, JUnit XML and Markdown are rendered."""
+"""The result of a validation: one object, from which JSON, HTML, JUnit XML and Markdown are rendered."""
 
 import math
 from collections.abc import Mapping

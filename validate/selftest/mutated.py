@@ -1,4 +1,4 @@
-"""How does a mutation get into an engine? Into its bundle's graph, or between the validator and its sessions."""
+"""Puts a mutation into an engine: into its bundle's graph, or between the validator and its sessions."""
 
 from collections.abc import Sequence
 from dataclasses import replace

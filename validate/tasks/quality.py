@@ -1,4 +1,4 @@
-"""Does the engine answer as many questions right as the reference does, as far as this many questions can tell?
+"""Whether the engine answers as many questions right as the reference, as far as this many questions can tell.
 
 The same questions go to both, so the difference is paired: only the questions on which the two disagree count.
 """

@@ -1,4 +1,4 @@
-"""What do the reference and an engine answer to questions, through the runtime that serves them?"""
+"""Answers of the reference and of an engine to questions, through the runtime that serves them."""
 
 import gc
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How does a canonical graph become the one that ONNX Runtime runs well?
+"""Fits a canonical graph to what ONNX Runtime runs well.
 
 By choosing function bodies, and on CPU by computing in float32: ONNX Runtime has no bfloat16 products there.
 All of it happens in memory at load time; float32 weights stay where they are, in the mapped file.

@@ -1,4 +1,4 @@
-"""What of NVIDIA's Python API does this room use?
+"""What is used of NVIDIA's Python API, as protocols.
 
 Protocols under NVIDIA's own names, for the bindings ship no types: mypy holds our code and the tests' fake runtime to
 them, and a test holds them to the real bindings of TensorRT 11 and TensorRT-RTX, names, keywords and number of

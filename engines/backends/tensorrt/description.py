@@ -1,4 +1,4 @@
-"""What does TensorRT say that it was asked to build?
+"""TensorRT's own description of the layers that it built.
 
 Read from its network and profiles: a CPU deserializes no engine, so nothing can be read from the engine itself there.
 """

@@ -1,4 +1,4 @@
-"""What did TensorRT say while it built or ran, and how far is it?
+"""TensorRT's log, and how far a build or run is.
 
 Both of its interfaces are classes of the module at hand, so they are made here for a given module. TensorRT calls them
 from its own threads.

@@ -1,4 +1,4 @@
-"""What may be chosen about a build, and how does the choice reach the building process?"""
+"""Options of a build, and their way to the building process."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What does a Qwen2-VL checkpoint's `config.json` say about the model?
+"""What a Qwen2-VL checkpoint's `config.json` says about the model.
 
 Reads every spelling in use: flat as published on the hub, nested (`text_config`, `rope_parameters`) as
 Transformers 5 writes it, `in_chans` or `in_channels`, `rope_scaling` typed "mrope" or re-saved as "default".

@@ -1,4 +1,4 @@
-"""How many frames has an animated GIF, WebP or PNG, how large are they, and how long does each stand?
+"""Frames of an animated GIF, WebP or PNG: how many, how large, and how long each stands.
 
 Read from the files' own blocks, without decoding a pixel, so that limits hold before the work.
 """

@@ -1,4 +1,4 @@
-"""What can be seen of a JPEG that lacks its end, as interrupted uploads and some cameras leave it?"""
+"""What can be seen of a JPEG that lacks its end, as interrupted uploads and some cameras leave it."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""How does grey of 16 or 32 bits become 8: by the range of its type, not clipped to white?"""
+"""Grey of 16 or 32 bits as 8: by the range of its type, not clipped to white."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""How is a HEIF picture (HEIC, what iPhones write) put together? Tiles in a grid, cropped, turned, mirrored.
+"""Puts a HEIF picture (HEIC, what iPhones write) together: tiles in a grid, cropped, turned, mirrored.
 
 FFmpeg decodes the coded pictures; which of them make the primary one, where they go and how it is shown stands in the
 boxes of `meta` (ISO/IEC 23008-12), read here.

@@ -1,4 +1,4 @@
-"""How much of a picture or video is decoded at most, and how much damage is taken?"""
+"""Limits of what is decoded of a picture or video, and of the damage that is taken."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How large an index would FFmpeg build for an MP4, and is there a file behind it?
+"""Size of the index that FFmpeg would build for an MP4, held against the file behind it.
 
 An MP4's tables may say "four billion samples of one size" in twenty bytes, and FFmpeg makes an entry of some 40 bytes
 for each while it opens the file. So the tables are looked at first: what they announce must stand in some proportion

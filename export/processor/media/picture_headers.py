@@ -1,4 +1,4 @@
-"""Which pictures cost far more to decode than their size says: JPEGs of a thousand scans, icons with posters inside?"""
+"""Pictures that cost far more to decode than their size says: JPEGs of a thousand scans, icons with posters inside."""
 
 import re
 import struct

@@ -1,4 +1,4 @@
-"""What do the packets of a video say before one is decoded: when each frame stands, and how much is missing?"""
+"""What a video's packets say before one is decoded: when each frame stands, and how much is missing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Which engine is small enough to check by hand and strict enough to notice every wrong input?
+"""An engine small enough to check by hand and strict enough to notice every wrong input.
 
 A one-layer attention in NumPy, float64 inside. Its cache is really written at `write_index` and read up to
 `kv_lengths`; unwritten entries and padding are NaN, so that reading one poisons the logits.

@@ -1,4 +1,4 @@
-"""Does the score count what it says it counts?"""
+"""The score counts what it says it counts."""
 
 from examples.tiny.evaluate import accuracy, by_size, held_out
 

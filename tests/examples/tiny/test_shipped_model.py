@@ -1,4 +1,4 @@
-"""Does the shipped checkpoint keep what its card promises?"""
+"""The shipped checkpoint keeps what its card promises."""
 
 from pathlib import Path
 

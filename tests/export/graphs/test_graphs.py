@@ -1,4 +1,4 @@
-"""What do the exported graphs look like, before anything runs them?"""
+"""What the exported graphs look like, before anything runs them."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What do the processor's tests share? One generated checkpoint."""
+"""What the processor's tests share: one generated checkpoint."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which models do the tests of the reference share? Each shape is written and loaded once."""
+"""Models that the tests of the reference share, each shape written and loaded once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What do NVIDIA's own bindings make of our plugins? Runs in its own process, beside the link stubs; prints JSON.
+"""Our plugins in NVIDIA's own bindings. Runs in its own process, beside the link stubs; prints JSON.
 
 NVIDIA's Python templates (`tensorrt.plugin._plugin_class`) call the plugin as the builder would. The builder's
 symbolic dimensions cannot be made without the builder, so `Dim` computes with numbers in their place.

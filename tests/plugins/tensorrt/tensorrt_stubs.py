@@ -1,4 +1,4 @@
-"""How do NVIDIA's TensorRT bindings import on a machine without a driver?
+"""Imports NVIDIA's TensorRT bindings on a machine without a driver.
 
 PyPI has the bindings (`tensorrt-cu13-bindings`) and the lean runtime, not the builder and the parser that the
 bindings link to. Three small objects stand in for those: the real registry comes from the lean runtime, what

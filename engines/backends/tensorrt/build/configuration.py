@@ -1,4 +1,4 @@
-"""How do build options, shapes and the output file reach TensorRT's builder?"""
+"""Hands build options, shapes and the output file to TensorRT's builder."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

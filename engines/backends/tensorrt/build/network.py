@@ -1,4 +1,4 @@
-"""How does a bundle's canonical graph become a TensorRT network?
+"""A TensorRT network from a bundle's canonical graph.
 
 Function bodies are chosen, the cache gets its capacity, and the parser reads every weight where it lies: in the
 mapped safetensors file, without a copy.

@@ -1,4 +1,4 @@
-"""Which shapes is an engine compiled for?
+"""Optimization profiles: the shapes that an engine is compiled for.
 
 The contract names each dynamic dim by a letter; a profile gives every letter its smallest, its typical and its largest
 size. Vision has one profile. The decoder has two, prefill and decode, since a step of one token wants other kernels

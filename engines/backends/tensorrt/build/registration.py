@@ -1,4 +1,4 @@
-"""Which GPU is a TensorRT engine built for, and how does its building process get our plugins?"""
+"""The GPU that a TensorRT engine is built for, and our plugins in its building process."""
 
 from engines.backends.tensorrt.options import BuildOptions
 from engines.backends.tensorrt.run.cuda import current_sm, driver_cuda

@@ -1,4 +1,4 @@
-"""What runs in the process that builds one engine?
+"""The process that builds one engine.
 
     engines.backends.tensorrt.build.worker EVENTS_FD PARENT_PID < request.json
 

@@ -1,4 +1,4 @@
-"""What does the runner need of CUDA? Memory, copies, one stream, and a graph of what went into it.
+"""What the runner needs of CUDA: memory, copies, one stream, and a graph of what went into it.
 
 A thin layer over `cuda.bindings.runtime` (cuda-python). The interface is a Protocol, so that the tests can put host
 memory in its place.

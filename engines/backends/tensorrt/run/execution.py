@@ -1,4 +1,4 @@
-"""How does one call reach an engine: which profile, which shapes, which memory?"""
+"""One call of an engine: profile, shapes, memory."""
 
 import logging
 from collections.abc import Callable, Mapping

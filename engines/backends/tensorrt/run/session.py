@@ -1,4 +1,4 @@
-"""How do TensorRT engines run behind the sessions' interface, with the cache on the device and updated in place?"""
+"""TensorRT engines behind the sessions' interface, with the cache on the device and updated in place."""
 
 import math
 from dataclasses import fields

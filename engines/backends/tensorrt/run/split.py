@@ -1,4 +1,4 @@
-"""Into which calls of an engine does one call of a session fall?
+"""Splits one call of a session into the calls that an engine can take.
 
 An engine takes what its limits allow; the interface has none but the cache's. So long prompts go in chunks, many asked
 logits in several rounds, and many pictures in groups. All of it is arithmetic on the inputs.

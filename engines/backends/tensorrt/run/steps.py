@@ -1,4 +1,4 @@
-"""Which context runs a decode step? One for each set of slots, so that its CUDA graph stays good."""
+"""Contexts of decode steps: one for each set of slots, so that its CUDA graph stays good."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which bundles do the tests of ONNX Runtime share? Each one is exported once."""
+"""Bundles that the tests of ONNX Runtime share, each exported once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Does NVIDIA's module have what `engines.backends.tensorrt.api` says of it? Runs in a process of its own, prints JSON.
+"""Holds `engines.backends.tensorrt.api` to NVIDIA's module. Runs in a process of its own, prints JSON.
 
     python -m tests.engines.backends.tensorrt.api_contract tensorrt_rtx_bindings
     LD_LIBRARY_PATH=STUBS python -m tests.engines.backends.tensorrt.api_contract tensorrt_bindings

@@ -1,4 +1,4 @@
-"""Which engines do the tests of TensorRT share? Each one is built once, by TensorRT-RTX on the CPU."""
+"""Engines that the tests of TensorRT share, each built once, by TensorRT-RTX on the CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
