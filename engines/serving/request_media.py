@@ -4,9 +4,7 @@ A picture is only ever bytes that the client sent or, where an operator allows i
 server must not read its own files for a stranger.
 """
 
-import base64
-import binascii
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engines.serving.fetching import Fetcher
@@ -14,13 +12,18 @@ from engines.serving.limits import RequestLimits
 from export.errors import UserError
 from export.processor.conversation import Medium, read_part
 from export.processor.media.budget import KEYS_OF, Budget, read_budget
+from export.processor.media.data_urls import (
+    bytes_from_base64,
+    bytes_from_data_url,
+    is_data_url,
+    looks_like_base64,
+)
 from export.processor.media.decode import MediaReader
 from export.processor.media.limits import MediaLimits
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize
 
 _MEDIA_PREFIX = "media:"
-_BASE64_STEP = 1 << 20  # characters, whole groups of four
 
 
 def media_limits(processor: Processor, limits: RequestLimits) -> MediaLimits:
@@ -45,9 +48,12 @@ class RequestMedia:
         self._files, self._limits, self._fetcher = files, limits, fetcher
         self._deadline, self._is_cancelled = deadline, is_cancelled
         self._unused = set(range(len(files)))
-        self._sources: dict[str, list[bytes]] = {"image": [], "video": []}
+        self._counts = {"image": 0, "video": 0}
+        self._num_frames = 0
+        self._pictures: list[bytes] = []
         self._budgets: list[Budget] = []
         """Of the pictures, in their order."""
+        self._listed_frames: list[bytes] = []
         self._num_bytes = 0
 
     def resolved(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +69,7 @@ class RequestMedia:
         The very reading that the processor will do: no part that it takes for a picture passes by here as another.
         """
         kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind in self._sources:
+        if isinstance(kind, str) and kind in self._counts:
             unknown = sorted(str(key) for key in part if key not in {"type", kind} | KEYS_OF[kind])
             if unknown:
                 raise UserError(
@@ -77,19 +83,36 @@ class RequestMedia:
 
     def _medium(self, kind: str, reference: Any, budget: Budget) -> dict[str, Any]:
         most = self._limits.max_pictures if kind == "image" else self._limits.max_videos
-        sources = self._sources[kind]
-        if len(sources) >= most:
+        self._counts[kind] += 1
+        if self._counts[kind] > most:
             raise UserError(f"A request holds at most {most} of type {kind}; this one has more.")
+        if kind == "video" and isinstance(reference, list):
+            return {"type": kind, kind: self._frames(reference), **budget.asked}
+        data = self._weighed(kind, reference)
+        if kind == "image":
+            self._pictures.append(data)
+            self._budgets.append(budget)
+        return {"type": kind, kind: data, **budget.asked}
+
+    def _frames(self, references: list[Any]) -> list[bytes]:
+        """A video as a list of its frames, each a picture."""
+        self._num_frames += len(references)
+        if self._num_frames > self._limits.max_video_frames:
+            raise UserError(
+                f"The videos of a request have at most {self._limits.max_video_frames} frames, found more in lists."
+            )
+        frames = [self._weighed("image", reference) for reference in references]
+        self._listed_frames += frames
+        return frames
+
+    def _weighed(self, kind: str, reference: Any) -> bytes:
         data = self._bytes(kind, reference)
         self._num_bytes += len(data)
         if self._num_bytes > self._limits.max_media_bytes:
             raise UserError(
                 f"Pictures and videos of a request have at most {self._limits.max_media_bytes} bytes together."
             )
-        sources.append(data)
-        if kind == "image":
-            self._budgets.append(budget)
-        return {"type": kind, kind: data, **budget.asked}
+        return data
 
     def _bytes(self, kind: str, reference: Any) -> bytes:
         if not isinstance(reference, str):
@@ -98,14 +121,9 @@ class RequestMedia:
             )
         if reference.startswith(_MEDIA_PREFIX):
             return self._file(reference)
-        if reference.startswith("data:"):
-            header, comma, payload = reference.partition(",")
-            if not comma or not header.endswith(";base64"):
-                raise UserError(f"A data: URL must be base64: data:{kind}/...;base64,....")
-            return _from_base64(payload, kind)
         scheme, colon, _ = reference[:40].partition("://")
-        if not colon:
-            return _from_base64(reference, kind)
+        if is_data_url(reference) or not colon:
+            return _from_text(reference, kind)
         if scheme.lower() not in {"http", "https"}:
             raise UserError(f"{scheme}:// addresses are never read. Send the file's bytes.")
         if self._fetcher is None:
@@ -128,7 +146,7 @@ class RequestMedia:
     def check_before_decoding(self, processor: Processor, limits: RequestLimits, reader: MediaReader) -> None:
         """Read headers alone: how much would there be to decode, and could it fit into the context?"""
         num_pixels = num_tokens = 0
-        sizes = reader.picture_sizes(self._sources["image"])
+        sizes = reader.picture_sizes(self._pictures)
         for (width, height), budget in zip(sizes, self._budgets, strict=True):
             num_pixels += width * height
             settings = budget.image_settings(processor.image_settings, media_limits(processor, limits))
@@ -136,6 +154,10 @@ class RequestMedia:
             num_tokens += (rows // processor.image_settings.factor) * (
                 columns // processor.image_settings.factor
             )
+        largest_frame = max(
+            (width * height for width, height in reader.picture_sizes(self._listed_frames)), default=0
+        )
+        num_pixels = max(num_pixels, largest_frame)  # frames are decoded one by one
         if num_pixels > limits.max_picture_pixels:
             raise UserError(
                 f"The pictures have {num_pixels} pixels together, this server decodes {limits.max_picture_pixels} at "
@@ -148,23 +170,14 @@ class RequestMedia:
             )
 
 
-def _from_base64(text: str, kind: str) -> bytes:
+def _from_text(text: str, kind: str) -> bytes:
     try:
-        return b"".join(_decoded_steps(text))
-    except (binascii.Error, ValueError):
+        if is_data_url(text):
+            return bytes_from_data_url(text, kind)
+        if len(text) % 4 and not looks_like_base64(text):
+            raise ValueError("a short text without padding is more likely a path")
+        return bytes_from_base64(text)
+    except ValueError:
         raise UserError(
             f'The {kind} is neither a data: URL nor base64 nor "media:0". A path is never read: send the file\'s bytes.'
         ) from None
-
-
-def _decoded_steps(text: str) -> Iterator[bytes]:
-    """In steps, because one call for a large file would let no other thread run.
-
-    Raises:
-        ValueError: the text is no base64.
-    """
-    for start in range(0, len(text), _BASE64_STEP):
-        decoded = base64.b64decode(text[start : start + _BASE64_STEP], validate=True)
-        if start + _BASE64_STEP < len(text) and len(decoded) < _BASE64_STEP // 4 * 3:
-            raise ValueError("padding stands before the end")
-        yield decoded

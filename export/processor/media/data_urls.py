@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from export.errors import UserError
 
@@ -13,6 +12,14 @@ _STEP = 1 << 20  # characters: one call for a large file would let no other thre
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")  # the URL-safe alphabet of RFC 4648, section 5
 _SPACE = b" \t\r\n"  # Java's MIME encoder, Python's encodebytes and the tool `base64` break lines
 _SHORTEST_FILE_CHARACTERS = 64
+_ESCAPES = {
+    "%2B": "+",
+    "%2b": "+",
+    "%2F": "/",
+    "%2f": "/",
+    "%3D": "=",
+    "%3d": "=",
+}  # of base64's signs in a URL
 _DATA_URL = re.compile(r"data:([^,]{0,256}),", re.IGNORECASE)
 
 
@@ -33,7 +40,10 @@ def source_from_text(source: Any, what: str) -> Any:
     if not isinstance(source, str):
         return source
     if is_data_url(source):
-        return bytes_from_data_url(source, what)
+        try:
+            return bytes_from_data_url(source, what)
+        except ValueError:
+            raise UserError(f"The {what} in the data: URL is no base64.") from None
     if looks_like_base64(source) and not _is_path(source):
         try:
             return bytes_from_base64(source)
@@ -50,23 +60,20 @@ def _is_path(text: str) -> bool:
 
 
 def bytes_from_data_url(url: str, what: str) -> bytes:
-    """The file in a data: URL (RFC 2397), base64 or percent-encoded.
+    """The file in a data: URL (RFC 2397).
 
     Raises:
-        UserError: it is none; the message names `what` it was to hold.
+        UserError: it is no base64 by its own head; the message names `what` it was to hold.
+        ValueError: its data are no base64.
     """
     head = _DATA_URL.match(url)
-    if head is None:
-        raise UserError(
-            f"The {what} has no data after its data: URL's head. Expected data:{what}/...;base64,...."
-        )
+    if head is None or head[1].rpartition(";")[2].strip().lower() != "base64":
+        raise UserError(f"A data: URL must be base64: data:{what}/...;base64,....")
     payload = url[head.end() :]
-    if head[1].rpartition(";")[2].strip().lower() != "base64":
-        return unquote_to_bytes(payload)
-    try:
-        return bytes_from_base64(unquote_to_bytes(payload).decode("ascii") if "%" in payload else payload)
-    except ValueError:
-        raise UserError(f"The {what} in the data: URL is no base64.") from None
+    for escape, character in _ESCAPES.items():
+        if "%" in payload:
+            payload = payload.replace(escape, character)
+    return bytes_from_base64(payload)
 
 
 def bytes_from_base64(text: str) -> bytes:

@@ -18,6 +18,7 @@ from engines.triton_server.requests import parse_request
 from export.errors import UserError
 from export.generation_config import GenerationConfig
 from export.processor.conversation import MEDIA_KEYS
+from export.processor.media import data_urls
 from export.processor.processor import Processor
 from tests.support.pictures import picture
 
@@ -79,18 +80,18 @@ def test_a_picture_is_the_same_as_data_url_as_base64_and_as_a_file_of_its_own(pr
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 2, 3, 5, 6, 7, 11, 12, 13])
 def test_base64_is_decoded_in_steps_as_in_one(monkeypatch, num_bytes):
-    monkeypatch.setattr(request_media, "_BASE64_STEP", 8)
+    monkeypatch.setattr(data_urls, "_STEP", 8)
     data = bytes(range(num_bytes))
-    assert request_media._from_base64(base64.b64encode(data).decode(), "image") == data
+    assert request_media._from_text(base64.b64encode(data).decode(), "image") == data
 
 
 @pytest.mark.parametrize(
     "text", ["QUJDRA==QUJDRA==", "QUJDREVG====", "QUJDREVGQ", "QUJDREVGQUJDREVG!", "QUJDREV\u00e9"]
 )
 def test_what_is_no_base64_in_any_step_is_refused(monkeypatch, text):
-    monkeypatch.setattr(request_media, "_BASE64_STEP", 8)
+    monkeypatch.setattr(data_urls, "_STEP", 8)
     with pytest.raises(UserError, match="neither a data: URL nor base64"):
-        request_media._from_base64(text, "image")
+        request_media._from_text(text, "image")
 
 
 def test_files_are_taken_in_the_order_in_which_messages_name_them(processor):
@@ -340,3 +341,29 @@ def test_a_picture_that_fits_the_context_by_its_own_budget_is_not_refused_by_its
     assert "context holds 100" in refusal(processor, ask(image("media:0"), "?", media=strings(data)), limits)
     inputs = parse_request(ask(part, "?", media=strings(data)), processor, DEFAULTS, limits).request.inputs
     assert inputs.grids == ((1, 4, 4),)
+
+
+@pytest.mark.parametrize("kind", ["encodebytes", "no padding", "URL-safe", "capitals"])
+def test_every_spelling_of_a_data_url_is_the_same_picture(processor, kind):
+    data = png()
+    plain = base64.b64encode(data).decode()
+    url = {
+        "encodebytes": "data:image/png;base64," + base64.encodebytes(data).decode(),
+        "no padding": "data:image/png;base64," + plain.rstrip("="),
+        "URL-safe": "data:image/png;base64," + base64.urlsafe_b64encode(data).decode(),
+        "capitals": "DATA:image/png;base64," + plain,
+    }[kind]
+    expected, found = (
+        parse_request(ask(image(text), "?"), processor, DEFAULTS, RequestLimits()).request.inputs
+        for text in (plain, url)
+    )
+    assert np.array_equal(found.patches, expected.patches)
+
+
+def test_a_video_may_be_a_list_of_its_frames(processor):
+    frames = [base64.b64encode(png(seed=seed)).decode() for seed in range(4)]
+    tensors = ask({"type": "video", "video": frames}, "?")
+    inputs = parse_request(tensors, processor, DEFAULTS, RequestLimits()).request.inputs
+    assert inputs.grids == ((2, *inputs.grids[0][1:]),)
+    assert "3 frames" in refusal(processor, tensors, RequestLimits(max_video_frames=3))
+    assert "pixels" in refusal(processor, tensors, RequestLimits(max_picture_pixels=100))
