@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e12
+
 
 class Section:
     """Values of one object by key; null counts as absent, as tools write it for "not set".
@@ -26,37 +29,39 @@ class Section:
         """The object under a key; absent, an empty one."""
         value = self.get(key, {})
         if not isinstance(value, Mapping):
-            self.problem(f"{key} must be an object, found {value!r}")
+            self.problem(f"{key} must be an object, found {value!r:.80}")
             value = {}
         return Section(value, self.problems, f"{self._path}{key}.")
 
     def integer(
-        self, key: str, default: int | None = None, minimum: int = 1, maximum: int | None = None
+        self, key: str, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER
     ) -> int:
         value = self.get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
-            if maximum is None or value <= maximum:
+            if value <= maximum:
                 return value
-            self.problem(f"{key} must be at most {maximum}, found {value}")
+            self.problem(f"{key} must be at most {maximum}, found {value!r:.80}")
             return minimum
-        self.problem(f"{key} must be an integer of at least {minimum}, found {value!r}")
+        self.problem(f"{key} must be an integer of at least {minimum}, found {value!r:.80}")
         return minimum
 
     def number(self, key: str, default: float, minimum: float = 0.0) -> float:
-        """A finite number above zero, and at least `minimum`."""
+        """A number above zero that no sensible product overflows, and at least `minimum`."""
         value = self.get(key, default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and 0 < value < float("inf") and value >= minimum:
+        if is_number and 0 < value <= MAX_NUMBER and value >= minimum:
             return float(value)
         expected = f"a number of at least {minimum:g}" if minimum else "a positive number"
-        self.problem(f"{key} must be {expected}, found {value!r}")
+        if is_number and value > MAX_NUMBER:
+            expected += f" of at most {MAX_NUMBER:g}"
+        self.problem(f"{key} must be {expected}, found {value!r:.80}")
         return default
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if isinstance(value, bool):
             return value
-        self.problem(f"{key} must be true or false, found {value!r}")
+        self.problem(f"{key} must be true or false, found {value!r:.80}")
         return default
 
     def one_of(self, key: str, allowed: Iterable[Any]) -> None:

@@ -336,3 +336,23 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("number", [1001, 10**6, 2**31, 10**18, 10**299])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "depth"])
+def test_a_number_of_layers_that_no_model_has_is_refused_before_one_is_expanded(name, number):
+    changes = {"vision_config": {"depth": number}} if name == "depth" else {name: number}
+    assert f"{name} must be at most 1000, found " in problems_of(published(**changes))
+
+
+@pytest.mark.parametrize("value", [10**299, 2**31, -(10**299)])
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "image_token_id", "num_attention_heads"])
+def test_an_integer_that_no_size_is_is_a_message(name, value):
+    assert f"{name} must be a" in problems_of(published(**{name: value}))
+
+
+@pytest.mark.parametrize("value", [1e308, 10**299])
+def test_a_number_whose_products_overflow_is_a_message(value):
+    assert "mlp_ratio must be a positive number of at most 1e+12" in problems_of(
+        published(vision_config={"mlp_ratio": value})
+    )
