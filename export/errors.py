@@ -1,5 +1,7 @@
 """The error that a user can mend, and which errors ask the program to end."""
 
+from export.wording import plain_text
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a flag, a prompt.
@@ -10,9 +12,10 @@ class UserError(Exception):
 
     def __init__(self, message: str, remedy: str | None = None) -> None:
         """`remedy`: what to do, as a sentence or a command, where it stands apart from what is wrong."""
-        super().__init__(message if remedy is None else f"{message} {remedy}")
-        self.message = message
-        self.remedy = remedy
+        # Names in it come from whoever wrote the file, and it goes to terminals, logs, reports and clients.
+        self.message = plain_text(message)
+        self.remedy = None if remedy is None else plain_text(remedy)
+        super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
 
 
 def is_request_to_stop(error: BaseException) -> bool:

@@ -42,7 +42,19 @@ def json_object_from_bytes(content: bytes, source: str) -> dict[str, Any]:
 
 
 def parse_json_object(text: str, source: str) -> dict[str, Any]:
-    """Parse text that must be one JSON object; `source` names it in messages.
+    """Parse text that must be one JSON object; see `parse_json`.
+
+    Raises:
+        UserError: it is something else.
+    """
+    content = parse_json(text, source)
+    if not isinstance(content, dict):
+        raise UserError(f"{source} must hold a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Parse text that must be JSON; `source` names it in messages.
 
     Two keys of one name, of which parsers choose differently, and numbers that are none in float64 are refused.
 
@@ -50,7 +62,7 @@ def parse_json_object(text: str, source: str) -> dict[str, Any]:
         UserError: it is something else.
     """
     try:
-        content = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=_object,
             parse_int=_integer,
@@ -59,9 +71,6 @@ def parse_json_object(text: str, source: str) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} cannot be read as JSON: {error!s:.300}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{source} must hold a JSON object, found {type(content).__name__}.")
-    return content
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from export.errors import UserError
+from export.wording import plain_text
 from qv_export.commands.build import build
 from qv_export.commands.deploy import deploy
 from qv_export.commands.doctor import doctor
@@ -71,8 +72,21 @@ def cli(debug: bool, quiet: bool) -> None:
     A first tour: `qv-export export CHECKPOINT -o BUNDLE`, then `qv-export run BUNDLE --image photo.jpg --prompt "..."`.
     """
     logging.addLevelName(logging.WARNING, "warning")
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.basicConfig(handlers=[_log_handler()])
     set_verbosity(debug, quiet)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Names in a warning come from whoever wrote the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain_text(super().format(record))
+
+
+def _log_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    return handler
 
 
 def set_verbosity(debug: bool, quiet: bool) -> None:
@@ -182,7 +196,7 @@ def _line(ending: Ending) -> str:
     if ending.code == ExitCode.INTERRUPTED:
         return ending.message
     between = "\n" if ending.code == ExitCode.FAULT else " "
-    return between.join(filter(None, (f"error: {ending.message}", ending.remedy)))
+    return plain_text(between.join(filter(None, (f"error: {ending.message}", ending.remedy))))
 
 
 def _tell_machine(ending: Ending) -> ExitCode:

@@ -78,6 +78,18 @@ def read_bounded_bytes(path: Path, most_bytes: int) -> bytes:
         return _read(path, file, most_bytes)
 
 
+def read_named_text(path: Path, most_bytes: int = MAX_JSON_BYTES) -> str:
+    """The text, in UTF-8, of a file that the user named.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, is larger, or holds no text.
+    """
+    try:
+        return read_bounded_bytes(path, most_bytes).decode("utf-8")
+    except (OSError, ValueError) as error:  # no UTF-8, or a name with a NUL
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
 def open_regular(path: Path, real: Path | None = None) -> BinaryIO:
     """Open a regular file to read its bytes; a pipe or a device is not waited for.
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import click
 
+from export.wording import plain_line, plain_text
+
+_MAX_CELL_CHARACTERS = 2_000
+
 Progress = Callable[[str], None]
 BarProgress = Callable[[str, float], None]
 """What is going on, and the fraction of the whole that is done."""
@@ -85,7 +89,7 @@ def _phases_to_log() -> BarProgress:
 def note(text: str) -> None:
     """Say something on stderr that is not part of the result."""
     if not _is_quiet():
-        click.echo(text, err=True)
+        click.echo(plain_text(text), err=True)
 
 
 def print_json(content: Any) -> None:
@@ -103,11 +107,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would exit with 1, which means a failed gate
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = plain_line(title, _MAX_CELL_CHARACTERS)
+    table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(plain_text(cell, _MAX_CELL_CHARACTERS) for cell in row))
     # Plain text: names hold brackets and colons that rich would take for markup or emoji.
     console = QuietConsole(
         markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200

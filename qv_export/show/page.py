@@ -8,6 +8,7 @@ import qv_export.pages
 import validate.report
 from export.errors import UserError
 from export.files.atomic import replace_text
+from export.wording import plain_text
 from qv_export.show.inspection import Inspection
 from qv_export.show.treemap import treemap
 
@@ -23,7 +24,7 @@ def write_page(inspection: Inspection, path: Path) -> None:
     """
     page = page_from_inspection(inspection)
     try:
-        replace_text(path, page)
+        replace_text(path, plain_text(page, len(page)))
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be written: {reason}. Choose another place for --html.") from None

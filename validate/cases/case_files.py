@@ -1,12 +1,13 @@
 """Cases that a user brings: a JSON file of conversations, or a folder of pictures."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.untrusted import read_named_text
+from export.json_object import parse_json
 from export.processor.conversation import with_paths_from
 from export.processor.frames import PICTURE_SUFFIXES
 from export.processor.processor import Processor
@@ -50,15 +51,12 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
     for picture in sorted(path.iterdir()):
         if picture.suffix.lower() in PICTURE_SUFFIXES:
             text = picture.with_suffix(".txt")
-            prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else DEFAULT_PROMPT
+            prompt = read_named_text(text).strip() if text.is_file() else DEFAULT_PROMPT
             yield _safe_name(picture.stem), [user_message(prompt, [picture])]
 
 
 def _file(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    content = parse_json(read_named_text(path), str(path))
     if not isinstance(content, list):
         raise UserError(f"{path} must hold a JSON list of cases, found {type(content).__name__}.")
     for number, case in enumerate(content):

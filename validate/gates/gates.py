@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UserError
+from export.files.untrusted import read_named_text
 from export.manifest import content_key
 from export.verdicts import GateKind
 from validate.records.metrics import TensorMetrics
@@ -83,8 +84,8 @@ class GateSettings:
             UserError: no readable TOML, unknown keys or gates, values that are no positive numbers; all at once.
         """
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = tomllib.loads(read_named_text(path))
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read as TOML: {error}") from None
         limits = content.get("limits", {})
         numbers = {"multiple": content.get("multiple", DEFAULT_MULTIPLE)}

@@ -4,7 +4,6 @@ A golden set holds `golden.json` and a record for each case (`validate.records.r
 own and stores what it measured beside it, so that it can go on where it was stopped.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from export.bundle import content_key
 from export.directory_swap import DirectoryKind
 from export.errors import UserError
+from export.json_object import read_json_object
 from export.manifest import Manifest
 from validate.records.records import write_json
 
@@ -56,10 +56,10 @@ def open_golden(directory: Path, content: Mapping[str, Any]) -> None:
     """
     path = directory / GOLDEN_NAME
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        found = read_json_object(path)
+    except UserError:
+        found = {}
+    if found.get("format") != FORMAT:
         raise UserError(
             f"{directory} is no golden set: {GOLDEN_NAME} is missing or not one of ours. "
             "Record one with `qv-export validate BUNDLE --record DIRECTORY`."
@@ -87,7 +87,7 @@ def open_workspace(directory: Path, run: Mapping[str, Any], *, resume: bool) -> 
     if not path.is_file():
         write_json(path, dict(run))
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json_object(path)
     differences = [name for name in run if found.get(name) != run[name]]
     if differences:
         raise UserError(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from export.errors import UserError
 from export.files.atomic import replace_text
+from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from validate.records.metrics import LogitsMetrics, TensorMetrics, compare_logits, compare_tensors
 
 TENSORS = ("visual_embeds", "prefill_logits", "decode_logits")
@@ -170,7 +171,7 @@ def read_summary(directory: Path, name: str) -> RecordSummary | None:
     if not path.is_file():
         return None
     with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _content(path)
         return RecordSummary(content["inputs_sha256"], measurement_from_json(content["noise"]))
 
 
@@ -182,11 +183,16 @@ def read_record(directory: Path, name: str) -> Record:
     """
     path = directory / f"{name}.json"
     with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _content(path)
         with np.load(directory / f"{name}.npz") as arrays:
             prompts = tuple(_expected_prompt(arrays, row) for row in range(content["num_prompts"]))
         noise = measurement_from_json(content["noise"])
         return Record(content["inputs_sha256"], content["dtype"], prompts, noise)
+
+
+def _content(path: Path) -> Any:
+    """Not only finite numbers: an engine's error may be infinite."""
+    return json.loads(read_own_bytes(path, MAX_JSON_BYTES))
 
 
 @contextmanager
@@ -194,7 +200,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever a damaged record raises into a UserError that names it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, BadZipFile) as error:
         raise UserError(f"{path} is no readable record of a case: {error}. Record it again.") from None
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from export.processor.settings import ImageSettings
+from export.wording import plain_line, plain_text
 from validate.bisect.search import ProbeError, Trace
 from validate.cases.prompts import PreparedCase, picture_from_patches
 from validate.gates.gates import GateResult
@@ -41,9 +43,8 @@ def write_report(
     """
     content = json.dumps(report.to_json(), indent=1, allow_nan=False)
     (directory / REPORT_NAME).write_text(content + "\n", encoding="utf-8")
-    (directory / "report.html").write_text(
-        html_from_report(report, pictures, samples or {}), encoding="utf-8"
-    )
+    page = html_from_report(report, pictures, samples or {})
+    (directory / "report.html").write_text(plain_text(page, len(page)), encoding="utf-8")
     (directory / "junit.xml").write_text(junit_from_report(report), encoding="utf-8")
     (directory / "summary.md").write_text(markdown_from_report(report), encoding="utf-8")
 
@@ -182,6 +183,9 @@ def junit_from_report(report: Report) -> str:
         suite = ET.SubElement(root, "testsuite", name=name, tests="1", failures="0", skipped="1")
         test = ET.SubElement(suite, "testcase", classname=name, name="inside_profile")
         ET.SubElement(test, "skipped", message=problem)
+    for element in root.iter():  # XML has no control characters, not even escaped
+        element.text = None if element.text is None else plain_text(element.text)
+        element.attrib = {name: plain_text(value) for name, value in element.attrib.items()}
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -201,8 +205,9 @@ def markdown_from_report(report: Report) -> str:
     subject = report.subject
     counts = {status: sum(case.status == status for case in report.cases) for status in ("pass", "fail")}
     outside = len(report.cases) - sum(counts.values())
+    source = _cell(subject.source)
     overview = (
-        f"{subject.source} ({subject.graph_dtype}, key `{subject.bundle_key}`) on {subject.engine}, level "
+        f"{source} ({_cell(subject.graph_dtype)}, key `{subject.bundle_key}`) on {subject.engine}, level "
         f"{subject.level}: {counts['pass']} cases pass, {counts['fail']} fail, {outside} outside of the profile; "
         f"{len(report.properties)} properties asked, {len(report.properties_outside)} outside; "
         f"{len(report.gates)} gates, {len(report.failures)} failed, limit {report.gate_settings.multiple:g} x noise."
@@ -218,7 +223,7 @@ def markdown_from_report(report: Report) -> str:
     if report.failures:
         lines += ["| case | gate | value | allowed | noise |", "|---|---|---|---|---|"]
         lines += [
-            f"| {gate.subject} | {gate.gate} | {number_text(gate.value)} | {number_text(gate.limit)} "
+            f"| {_cell(gate.subject)} | {_cell(gate.gate)} | {number_text(gate.value)} | {number_text(gate.limit)} "
             f"| {number_text(gate.noise)} |"
             for gate in shown_failures(report)
         ]
@@ -226,16 +231,24 @@ def markdown_from_report(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cell(text: str) -> str:
+    """Text of others inside of Markdown: no HTML, no markup, no further column, one line."""
+    return re.sub(r"([\\`\[\]<>|&])", r"\\\1", plain_line(text, 500))
+
+
+def _code(text: str) -> str:
+    """Text of others between backticks."""
+    return plain_line(text, 500).replace("`", "'")
+
+
 def divergence_lines(report: Report) -> list[str]:
     """Where it first goes wrong, as a sentence."""
     if report.divergence is None or report.passed:
         return []
     if report.divergence.first is None:
-        case = report.divergence.case
+        case = _code(report.divergence.case)
         return [f"No value of `{case}` goes wrong in a prompt alone: look at batching, chunking, slots.", ""]
     stage, error = report.divergence.first
     what = "not finite" if error.num_nonfinite else f"error {error.error:.3g}, allowed {error.limit:.3g}"
-    return [
-        f"First divergence: {stage}, `{error.node}` ({error.op_type}): {what} (case `{report.divergence.case}`).",
-        "",
-    ]
+    place = f"{stage}, `{_code(error.node)}` ({_cell(error.op_type)})"
+    return [f"First divergence: {place}: {what} (case `{_code(report.divergence.case)}`).", ""]

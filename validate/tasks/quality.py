@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.untrusted import read_named_text
 from validate.cases.case_files import user_message
 from validate.gates.gates import GateResult
 
@@ -96,10 +97,7 @@ def load_tasks(path: Path) -> list[Task]:
     Raises:
         UserError: no such file, or lines that do not fit; all at once.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    lines = read_named_text(path).splitlines()
     tasks, problems = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -116,7 +114,7 @@ def load_tasks(path: Path) -> list[Task]:
 def _task(line: str, directory: Path) -> Task | str:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"no JSON ({error})"
     if not isinstance(content, dict) or not isinstance(content.get("prompt"), str):
         return 'needs "prompt", a text'

@@ -97,6 +97,27 @@ def test_the_markdown_names_the_first_divergence(failing, passing):
     assert "First divergence" not in passed
 
 
+def test_text_of_others_reaches_no_report_raw(passing, tmp_path):
+    hostile = "<img src=x onerror=alert(1)>\x1b]0;owned\x07 | [a](javascript:b) \x00\ud800\nsecond"
+    report = replace(
+        passing[0],
+        subject=replace(passing[0].subject, source=hostile),
+        properties=(
+            replace(passing[0].properties[0], passed=False, gate=hostile, detail=hostile, value=None),
+        ),
+    )
+    write_report(report, tmp_path, {})
+    for path in tmp_path.iterdir():
+        text = path.read_bytes().decode("utf-8")
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text), path
+    names = [test.get("name") for test in ET.parse(tmp_path / "junit.xml").getroot().iter("testcase")]
+    assert any("\\x1b]0;owned\\x07" in str(name) for name in names)
+    summary = (tmp_path / "summary.md").read_text()
+    assert r"\<img src=x onerror=alert(1)\>\\x1b\]0;owned" in summary
+    assert not re.search(r"(?<!\\)[<\[]", summary)
+    assert "<img src=x" not in (tmp_path / "report.html").read_text()
+
+
 def test_the_markdown_has_what_tasks_came_to(passing, tmp_path):
     quality = compare_quality([True, True, False], [True, False, False])
     write_report(replace(passing[0], task_quality=quality), tmp_path, {})
