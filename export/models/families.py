@@ -4,7 +4,7 @@ A family is one folder under `export/models/` and one row here. What runs in a s
 the reference, and the map of weights that follows from it, load PyTorch when they are asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from export.errors import UserError
@@ -12,6 +12,10 @@ from export.models.configuration import ModelConfig
 from export.models.qwen2_vl.family import Qwen2VLFamily
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from export.inputs import Grid
     from export.reference.model import Qwen2VL
 
 
@@ -38,6 +42,15 @@ class Family(Protocol):
 
     def reference(self, config: ModelConfig) -> "Qwen2VL":
         """The PyTorch model without values: on the meta device."""
+
+    def position_ids(
+        self, token_ids: "NDArray[np.int64]", grids: "Sequence[Grid]", config: ModelConfig
+    ) -> "tuple[NDArray[np.int32], int]":
+        """Where the decoder sees each token of a prompt: ids [3, S], and what later ids are ahead of cache positions.
+
+        Raises:
+            UserError: the prompt's image and video tokens do not fit the grids.
+        """
 
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Qwen2VLFamily(),)}

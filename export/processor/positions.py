@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.config import ModelConfig
 from export.errors import UserError
 from export.inputs import Grid
+from export.models.configuration import ModelConfig
 
 
 def patch_positions(grids: Sequence[Grid], spatial_merge_size: int = 2) -> NDArray[np.int32]:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from export.config import ModelConfig, load_config
 from export.errors import UserError
 from export.inputs import Grid, ModelInputs, SeenMedium
+from export.models.families import family_of
 from export.processor.chat import (
     TemplateOptions,
     expand_placeholders,
@@ -24,7 +25,7 @@ from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.media.medium import DecodedMedium
 from export.processor.patches import grid_of_frames, write_patches
-from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
+from export.processor.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
 from export.processor.template import ChatTemplate, load_chat_template
 from export.processor.tokenizer import SpecialTokens, load_tokenizer
@@ -124,7 +125,8 @@ class Processor:
         decoded = self._decoded(media, reader)
         patches, grids = self._patches(media, decoded)
         token_ids = expand_placeholders(token_ids, media, grids, self.config)
-        position_ids, position_delta = mrope_position_ids(token_ids, grids, self.config)
+        family = family_of(self.config.model_type)
+        position_ids, position_delta = family.position_ids(token_ids, grids, self.config)
         return ModelInputs(
             token_ids=token_ids,
             position_ids=position_ids,

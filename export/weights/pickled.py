@@ -29,12 +29,12 @@ def pickled_files(directory: Path) -> list[Path]:
     if not (directory / INDEX_FILE).exists():
         return [directory / SINGLE_FILE] if (directory / SINGLE_FILE).exists() else []
     weight_map = read_json_object(directory / INDEX_FILE).get("weight_map")
-    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     bad = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
     if bad or not names:
-        listed = ", ".join(map(str, bad)) or "none"
         raise UserError(
-            f"{directory / INDEX_FILE}: expected weight_map to name files of its directory, found {listed}."
+            f"{directory / INDEX_FILE}: expected weight_map to name files of its directory, "
+            f"found {', '.join(bad) or 'none'}."
         )
     return [directory / name for name in names]
 

@@ -79,6 +79,9 @@ class ToyFamily:
     def reference(self, config: ModelConfig) -> Any:
         raise NotImplementedError
 
+    def position_ids(self, token_ids: Any, grids: Any, config: ModelConfig) -> Any:
+        raise NotImplementedError
+
 
 def test_another_family_is_one_row(single: Path, monkeypatch: pytest.MonkeyPatch):
     edit_config(single, model_type="toy", architectures=["ToyForConditionalGeneration"])

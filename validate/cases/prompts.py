@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from export.config import ModelConfig
 from export.inputs import ModelInputs, VisionInputs
+from export.models.families import family_of
 from export.processor.patches import write_patches
-from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
+from export.processor.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.settings import ImageSettings
 from validate.cases.builtin import Case, Image, Part, Profile, Prompt, Text, Video, outside_profile
 
@@ -71,7 +72,7 @@ def prepare_prompt(
     grids = [grid_of_part(part) for part in prompt if not isinstance(part, Text)]
     tokens = [_part_tokens(part, config, generator) for part in prompt]
     token_ids = np.concatenate(tokens).astype(np.int64)
-    position_ids, position_delta = mrope_position_ids(token_ids, grids, config)
+    position_ids, position_delta = family_of(config.model_type).position_ids(token_ids, grids, config)
     patches = [_draw_patches(grid, settings, generator) for grid in grids]
     empty = np.zeros((0, config.vision.patch_values), np.float32)
     return ModelInputs(

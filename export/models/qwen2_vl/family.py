@@ -1,12 +1,16 @@
 """Qwen2-VL as a family: its configuration, its reference, and the map of weights that the reference is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.models.configuration import ModelConfig
 from export.models.qwen2_vl.config import read_config
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from export.inputs import Grid
     from export.reference.model import Qwen2VL
 
 
@@ -30,3 +34,10 @@ class Qwen2VLFamily:
 
         with torch.device("meta"):
             return Qwen2VL(config)
+
+    def position_ids(
+        self, token_ids: "NDArray[np.int64]", grids: "Sequence[Grid]", config: ModelConfig
+    ) -> "tuple[NDArray[np.int32], int]":
+        from export.processor.positions import mrope_position_ids  # noqa: PLC0415 - NumPy, which a configuration needs not
+
+        return mrope_position_ids(token_ids, grids, config)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from engines.sizing.costs import (
     vision_weights,
 )
 from engines.sizing.limits import Limits
+from examples.random_checkpoint import SIZES, published_config
 from export.checkpoint import open_checkpoint
 from export.config import ModelConfig, config_from_json, load_config
+from export.models.families import family_of
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO_B = {
@@ -48,6 +51,16 @@ SEVEN_B = TWO_B | {
 def test_weights_are_counted_as_published(content: dict[str, object], vision: int, decoder: int) -> None:
     config = config_from_json(content)
     assert (vision_weights(config), decoder_weights(config)) == (vision, decoder)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_are_counted_as_in_the_familys_map(size: str) -> None:
+    """Planning loads no torch, so it counts by itself: here it is held to the reference's own parameters."""
+    config = config_from_json(published_config(SIZES[size], "bfloat16"))
+    counts = {"vision": 0, "decoder": 0}
+    for name, shape in family_of(config.model_type).weight_shapes(config).items():
+        counts["vision" if name.startswith("visual.") else "decoder"] += math.prod(shape)
+    assert counts == {"vision": vision_weights(config), "decoder": decoder_weights(config)}
 
 
 def test_weights_are_counted_as_in_a_checkpoint() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -245,11 +246,11 @@ def test_a_file_that_is_no_pytorch_file_is_named(tmp_path: Path, content):
         prepare(base, None, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["../outside.bin", "missing.bin"])
+@pytest.mark.parametrize("name", ["../outside.bin", "missing.bin", 3, ["x"], None])
 def test_an_index_of_pickled_files_names_files_of_its_directory(tmp_path: Path, name):
     base = pickled(write_checkpoint(tmp_path / "base", **SMALL), files=2)
     (base / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
-    with pytest.raises(UserError, match=f"found {name}"):
+    with pytest.raises(UserError, match=re.escape(f"found {name}")):
         prepare(base, None, tmp_path / "out")
 
 
