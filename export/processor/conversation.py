@@ -20,7 +20,7 @@ from export.processor.media.budget import (
 )
 from export.processor.media.data_urls import is_data_url, looks_like_base64
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 """That every template of the family renders; others only where the template names them."""
 
 _MAX_ROLE_CHARACTERS = 64

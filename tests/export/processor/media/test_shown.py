@@ -150,3 +150,23 @@ def test_brightness_of_hdr_is_that_of_a_screen():
     assert list(shown) == sorted(shown)
     plain = av.VideoFrame.from_ndarray(np.repeat(grey[..., None], 3, 2), format="rgb24")
     assert np.array_equal(np.asarray(shown_image(plain, None))[..., 0], grey)
+
+
+def test_of_interlaced_frames_one_field_is_shown_at_full_height():
+    woven = np.zeros((128, 96, 3), np.uint8)
+    woven[::2] = 200  # the fields of something that moved
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        options = {"x264-params": "interlaced=1:tff=1:qp=1", "preset": "ultrafast"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 128, "yuv420p"
+        for i in range(6):
+            frame = av.VideoFrame.from_ndarray(woven, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = np.asarray(next(ContainerFrames(file.getvalue(), "broadcast").read([0])))
+    assert shown.shape == (128, 96, 3)
+    assert np.ptp(shown[10:-10].astype(int)) < 30  # no comb
+    assert abs(shown[10:-10].mean() - 200) < 15
