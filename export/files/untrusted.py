@@ -160,7 +160,9 @@ def foreign_entries(directory: Path, known: set[str], kept_directories: set[str]
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = Path(entry.path).relative_to(directory).as_posix()
                 if entry.is_symlink():
-                    if name in known | parents | kept_directories or not entry.name.startswith("."):
+                    if name in kept_directories:
+                        found.append(f"{name}: is a symbolic link; remove it")
+                    elif name in known | parents or not entry.name.startswith("."):
                         found.append(f"{name}: is a symbolic link; copy the bundle with `cp -rL`")
                 elif name in kept_directories and entry.is_dir():
                     continue

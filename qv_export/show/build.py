@@ -8,6 +8,7 @@ import click
 
 from export.wording import command_line, size_text
 from qv_export.show.console import note, print_json, print_table
+from qv_export.show.engine import reading_facts
 
 if TYPE_CHECKING:
     from engines.sizing.costs import Plan, Shortage
@@ -124,7 +125,9 @@ def show_built(built: "Built", plan: "Plan | None", as_json: bool) -> None:
         note(f"{built.directory}: nothing to do, {engine_text(record)} was built {record.created}")
         return
     note(f"{built.directory}: {engine_text(record)}, {record.seconds:.1f} s")
-    for line in (*note_lines(record), *warning_lines(record)):
+    with reading_facts(built.directory):
+        lines = [*note_lines(record), *warning_lines(record)]
+    for line in lines:
         note(line)
     note(f"Next: {command_line('inspect', built.directory)}")
 

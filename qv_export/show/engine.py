@@ -1,11 +1,13 @@
 """Tables of a built engine: what it takes, who computes what, and whether it is still up to date."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.errors import UserError
 from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
@@ -72,7 +74,27 @@ def shown_engine(directory: Path) -> ShownEngine:
         if key
         else Freshness(tuple(record.changed_files(directory, read=False)), ())
     )
-    return ShownEngine(directory, record, judged.stale, judged.unknown)
+    shown = ShownEngine(directory, record, judged.stale, judged.unknown)
+    with reading_facts(directory):
+        engine_tables(shown)
+    return shown
+
+
+@contextmanager
+def reading_facts(directory: Path) -> Iterator[None]:
+    """Say of a record whose facts are not what a builder writes that it is broken: they are bound to no key.
+
+    Raises:
+        UserError: the body met a missing entry, or one of another type.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error!s:.200}"
+        raise UserError(
+            f"{directory / 'engine.json'} holds facts that no builder writes ({reason}).",
+            "Build the engine again.",
+        ) from None
 
 
 def engine_tables(engine: ShownEngine) -> list[Table]:

@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -229,3 +230,31 @@ def test_a_page_that_cannot_be_written_is_the_users_mistake(bundle: Path, tmp_pa
         CliRunner().invoke(
             inspect, [str(bundle), "--html", str(tmp_path / "nowhere" / "page.html")], catch_exceptions=False
         )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": 5},
+        {"inputs": [{"name": 1}]},
+        {"layers": [{}]},
+        {"layers": None},
+        {"ops": {"QvRotary": "magic"}},
+        {"seconds": "long"},
+        {"peak_rss_bytes": None},
+        {"graph": "../../secret"},
+        {"warnings": [7]},
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_facts_that_no_builder_writes_are_the_engines_fault(
+    bundle: Path, changes: dict[str, Any], as_json: bool
+) -> None:
+    directory = write_engine(bundle)
+    content = json.loads((directory / "engine.json").read_text())
+    content["facts"]["decoder"].update(changes)
+    (directory / "engine.json").write_text(json.dumps(content))
+    for path in (directory, bundle):
+        result = CliRunner().invoke(inspect, [str(path), *(["--json"] if as_json else [])])
+        assert isinstance(result.exception, UserError), result.exception
+        assert "holds facts that no builder writes" in str(result.exception)
