@@ -6,31 +6,31 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.answer import Answer
+from engines.runtime.sequence import TokenSequence
 from export.config import ModelConfig
 from export.inputs import DecoderInputs
 
 
-def prefill_inputs(answers: Sequence[Answer], model: ModelConfig, max_tokens: int) -> DecoderInputs:
-    """The next `max_tokens` prompt tokens of each answer, padded on the right to the longest row.
+def prefill_inputs(sequences: Sequence[TokenSequence], model: ModelConfig, max_tokens: int) -> DecoderInputs:
+    """The next `max_tokens` prompt tokens of each sequence, padded on the right to the longest row.
 
-    Every answer must have prompt left, and `num_cached_tokens` + S must fit its slot (see `DecoderInputs`).
+    Every sequence must have prompt left, and `num_cached_tokens` + S must fit its slot (see `DecoderInputs`).
     """
-    starts = [answer.num_cached_tokens for answer in answers]
+    starts = [sequence.num_cached_tokens for sequence in sequences]
     stops = [
-        min(start + max_tokens, answer.num_prompt_tokens)
-        for start, answer in zip(starts, answers, strict=True)
+        min(start + max_tokens, sequence.num_prompt_tokens)
+        for start, sequence in zip(starts, sequences, strict=True)
     ]
     lengths = np.subtract(stops, starts)  # [B]
-    num_rows, num_columns = len(answers), int(lengths.max())
+    num_rows, num_columns = len(sequences), int(lengths.max())
     token_ids = np.full((num_rows, num_columns), padding_token_id(model), np.int64)
     position_ids = np.zeros((3, num_rows, num_columns), np.int32)
-    for row, (answer, start, stop) in enumerate(zip(answers, starts, stops, strict=True)):
-        token_ids[row, : stop - start] = answer.request.inputs.token_ids[start:stop]
-        position_ids[:, row, : stop - start] = answer.request.inputs.position_ids[:, start:stop]
+    for row, (sequence, start, stop) in enumerate(zip(sequences, starts, stops, strict=True)):
+        token_ids[row, : stop - start] = sequence.request.inputs.token_ids[start:stop]
+        position_ids[:, row, : stop - start] = sequence.request.inputs.position_ids[:, start:stop]
     return DecoderInputs(
         token_ids=token_ids,
-        visual_embeds=_visual_rows(answers, starts, stops),
+        visual_embeds=_visual_rows(sequences, starts, stops),
         position_ids=position_ids,
         write_index=np.array(starts, np.int64),
         kv_lengths=np.array(stops, np.int64),
@@ -48,10 +48,10 @@ class DecodeRow(NamedTuple):
     """The same on all three axes."""
 
 
-def decode_row(answer: Answer) -> DecodeRow:
-    """The newest token of an answer that goes on."""
-    position_id = answer.num_cached_tokens + answer.request.inputs.position_delta
-    return DecodeRow(answer.token_ids[-1], answer.num_cached_tokens, position_id)
+def decode_row(sequence: TokenSequence) -> DecodeRow:
+    """The newest token of a sequence that goes on."""
+    position_id = sequence.num_cached_tokens + sequence.request.inputs.position_delta
+    return DecodeRow(sequence.token_ids[-1], sequence.num_cached_tokens, position_id)
 
 
 def idle_row(num_cached_tokens: int, model: ModelConfig, capacity: int) -> DecodeRow:
@@ -83,11 +83,13 @@ def padding_token_id(model: ModelConfig) -> int:
     )
 
 
-def _visual_rows(answers: Sequence[Answer], starts: list[int], stops: list[int]) -> npt.NDArray[np.float32]:
-    """The chunk's own rows of each answer's visual embeddings; a view unless several rows of the batch have some."""
+def _visual_rows(
+    sequences: Sequence[TokenSequence], starts: list[int], stops: list[int]
+) -> npt.NDArray[np.float32]:
+    """The chunk's own rows of each sequence's visual embeddings; a view unless several rows of the batch have some."""
     rows = [
-        answer.visual_embeds[answer.visual_offsets[start] : answer.visual_offsets[stop]]
-        for answer, start, stop in zip(answers, starts, stops, strict=True)
+        sequence.visual_embeds[sequence.visual_offsets[start] : sequence.visual_offsets[stop]]
+        for sequence, start, stop in zip(sequences, starts, stops, strict=True)
     ]
     with_visuals = [part for part in rows if len(part)]
     return np.concatenate(with_visuals) if len(with_visuals) > 1 else (with_visuals or rows)[0]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.answer import Answer, FinishReason, Request, Timings, TokenEvent, timed, visual_offsets
+from engines.runtime.answer import FinishReason, Request, Timings, TokenEvent
 from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
 from engines.runtime.pictures import check_visual_embeds
+from engines.runtime.sequence import TokenSequence, timed, visual_offsets
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
@@ -104,30 +105,31 @@ def _answer(
     # The longest prompt takes the first slot: while chunks run, the rows with prompt left then are always the
     # first rows, and padding never reaches past the longest prompt.
     order = sorted(range(len(requests)), key=lambda index: -requests[index].num_prompt_tokens)
-    answers = [
-        start_answer(requests[index], index, first_slot + row, vision, model)
+    sequences = [
+        start_sequence(requests[index], index, first_slot + row, vision, model)
         for row, index in enumerate(order)
     ]
-    prefill(answers, decoder, model, prefill_chunk_tokens)
-    yield from _events(answers)
-    while running := [answer for answer in answers if not answer.is_finished]:
-        decode_one_token(answers, decoder, model)
+    prefill(sequences, decoder, model, prefill_chunk_tokens)
+    yield from _events(sequences)
+    while running := [sequence for sequence in sequences if not sequence.is_finished]:
+        decode_one_token(sequences, decoder, model)
         yield from _events(running)
 
 
-def start_answer(
+def start_sequence(
     request: Request, index: int, slot: int, vision: VisionSession, model: ModelConfig
-) -> Answer:
-    """Encode a request's pictures and open its answer in a slot.
+) -> TokenSequence:
+    """Encode a request's pictures and open it in a slot.
 
     Raises:
         EngineError: the vision engine returned another number of rows than it was asked for.
     """
-    answer = Answer(request, index, slot, np.zeros((0, model.decoder.hidden_size), np.float32), model)
-    if answer.num_visual_tokens:
-        with timed([answer], "vision_seconds"):
-            answer.visual_embeds = encode_visuals(request.inputs, vision, model)
-    return answer
+    sequence = TokenSequence(request, index, model)
+    sequence.take_slot(slot)
+    if sequence.num_visual_tokens:
+        with timed([sequence], "vision_seconds"):
+            sequence.visual_embeds = encode_visuals(request.inputs, vision, model)
+    return sequence
 
 
 def encode_visuals(
@@ -144,52 +146,55 @@ def encode_visuals(
 
 
 def prefill(
-    answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig, chunk_tokens: int | None = None
+    sequences: Sequence[TokenSequence],
+    decoder: DecoderSession,
+    model: ModelConfig,
+    chunk_tokens: int | None = None,
 ) -> None:
     """Fill the slots with the prompts, longest first, and choose each answer's first token."""
-    chunk = chunk_tokens or max((answer.num_prompt_tokens for answer in answers), default=1)
-    while unfilled := [answer for answer in answers if not answer.is_prefilled]:
+    chunk = chunk_tokens or max((sequence.num_prompt_tokens for sequence in sequences), default=1)
+    while unfilled := [sequence for sequence in sequences if not sequence.is_prefilled]:
         prefill_chunk(unfilled, decoder, model, chunk)
 
 
 def prefill_chunk(
-    answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig, max_tokens: int
+    sequences: Sequence[TokenSequence], decoder: DecoderSession, model: ModelConfig, max_tokens: int
 ) -> None:
-    """Take up to `max_tokens` more prompt tokens of each answer into the cache, in one call.
+    """Take up to `max_tokens` more prompt tokens of each sequence into the cache, in one call.
 
-    `answers` are in neighbouring slots and have prompt left; one whose prompt ends here gets its first token.
+    `sequences` are in neighbouring slots and have prompt left; one whose prompt ends here gets its first token.
     """
-    with timed(answers, "prefill_seconds"):
-        inputs = prefill_inputs(answers, model, max_tokens)
-        logits = decoder.forward(answers[0].slot, inputs)  # [B, 1, vocab]
-        for answer, kv_length, row_logits in zip(answers, inputs.kv_lengths, logits[:, 0], strict=True):
-            answer.num_cached_tokens = int(kv_length)
-            if answer.is_prefilled:
-                answer.accept(row_logits, decoder.capacity)
+    with timed(sequences, "prefill_seconds"):
+        inputs = prefill_inputs(sequences, model, max_tokens)
+        logits = decoder.forward(sequences[0].slot, inputs)  # [B, 1, vocab]
+        for sequence, kv_length, row_logits in zip(sequences, inputs.kv_lengths, logits[:, 0], strict=True):
+            sequence.num_cached_tokens = int(kv_length)
+            if sequence.is_prefilled:
+                sequence.accept(row_logits, decoder.capacity)
 
 
-def decode_one_token(answers: Sequence[Answer], decoder: DecoderSession, model: ModelConfig) -> None:
-    """One more token for every answer that is not finished, in one call over their slots.
+def decode_one_token(sequences: Sequence[TokenSequence], decoder: DecoderSession, model: ModelConfig) -> None:
+    """One more token for every sequence that is not finished, in one call over their slots.
 
-    `answers` are in neighbouring slots. Finished ones at either end are left out of the call.
+    `sequences` are in neighbouring slots. Finished ones at either end are left out of the call.
     """
-    running = [row for row, answer in enumerate(answers) if not answer.is_finished]
-    span = answers[running[0] : running[-1] + 1]
+    running = [row for row, sequence in enumerate(sequences) if not sequence.is_finished]
+    span = sequences[running[0] : running[-1] + 1]
     rows = [
-        idle_row(answer.num_cached_tokens, model, decoder.capacity)
-        if answer.is_finished
-        else decode_row(answer)
-        for answer in span
+        idle_row(sequence.num_cached_tokens, model, decoder.capacity)
+        if sequence.is_finished
+        else decode_row(sequence)
+        for sequence in span
     ]
-    with timed([answers[row] for row in running], "decode_seconds"):
+    with timed([sequences[row] for row in running], "decode_seconds"):
         logits = decoder.forward(span[0].slot, decode_inputs(rows, model))  # [B, 1, vocab]
         for row in running:
-            answers[row].accept_decoded(logits[row - running[0], 0], decoder.capacity)
+            sequences[row].accept_decoded(logits[row - running[0], 0], decoder.capacity)
 
 
-def _events(answers: Iterable[Answer]) -> Iterator[TokenEvent]:
+def _events(sequences: Iterable[TokenSequence]) -> Iterator[TokenEvent]:
     """Newest tokens in the order of the requests."""
-    return iter([answer.event() for answer in sorted(answers, key=lambda answer: answer.index)])
+    return iter([sequence.event() for sequence in sorted(sequences, key=lambda sequence: sequence.number)])
 
 
 def _check_fit(

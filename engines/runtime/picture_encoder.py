@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.answer import timed
-from engines.runtime.job import Job
 from engines.runtime.pictures import Picture, encode_pictures
 from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
+from engines.runtime.sequence import TokenSequence, timed
 from engines.runtime.vision_cache import EmbeddingCache
 from engines.session import VisionSession
 from export.config import ModelConfig
@@ -26,40 +25,49 @@ class PictureEncoder:
         self._max_patches = limits.max_vision_patches_per_call
         self.cache = EmbeddingCache(limits.embedding_cache_bytes)
 
-    def encode_next(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception]]:
-        """Give jobs the embeddings of their missing pictures, as far as one call goes, the first jobs first.
+    def encode_next(self, sequences: Sequence[TokenSequence]) -> list[tuple[TokenSequence, Exception]]:
+        """Give sequences the embeddings of their missing pictures, as far as one call goes, the first sequences first.
 
         Returns:
-            The jobs with a picture on which the engine fails even alone.
+            The sequences with a picture on which the engine fails even alone.
         """
-        for job in jobs:
-            self._find_known(job)
-        pictures = self._next_pictures(jobs)
+        for sequence in sequences:
+            self._find_known(sequence)
+        pictures = self._next_pictures(sequences)
         if not pictures:
             return []
-        served = [job for job in jobs if any(picture.digest in pictures for picture in job.missing)]
-        with timed([job.started for job in served], "vision_seconds"):
-            encoded, errors = self._encode(list(pictures.values()))
-        for job in served:
-            for picture in [picture for picture in job.missing if picture.digest in encoded]:
-                job.take_embeds(picture, encoded[picture.digest])
-        first_errors = [
-            (job, next((errors[picture.digest] for picture in job.missing if picture.digest in errors), None))
-            for job in served
+        served = [
+            sequence
+            for sequence in sequences
+            if any(picture.digest in pictures for picture in sequence.missing)
         ]
-        return [(job, error) for job, error in first_errors if error is not None]
+        with timed(served, "vision_seconds"):
+            encoded, errors = self._encode(list(pictures.values()))
+        for sequence in served:
+            for picture in [picture for picture in sequence.missing if picture.digest in encoded]:
+                sequence.take_embeds(picture, encoded[picture.digest])
+        first_errors = [
+            (
+                sequence,
+                next(
+                    (errors[picture.digest] for picture in sequence.missing if picture.digest in errors), None
+                ),
+            )
+            for sequence in served
+        ]
+        return [(sequence, error) for sequence, error in first_errors if error is not None]
 
-    def _find_known(self, job: Job) -> None:
-        for picture in list(job.missing):
+    def _find_known(self, sequence: TokenSequence) -> None:
+        for picture in list(sequence.missing):
             if (embeds := self.cache.get(picture.digest)) is not None:
-                job.take_embeds(picture, embeds)
+                sequence.take_embeds(picture, embeds)
                 self._stats.num_picture_cache_hits += 1
 
-    def _next_pictures(self, jobs: Sequence[Job]) -> dict[bytes, Picture]:
+    def _next_pictures(self, sequences: Sequence[TokenSequence]) -> dict[bytes, Picture]:
         """Pictures for one call, by digest: as many as fit in their order, at least one."""
         chosen: dict[bytes, Picture] = {}
         num_patches = 0
-        for picture in (picture for job in jobs for picture in job.missing):
+        for picture in (picture for sequence in sequences for picture in sequence.missing):
             if picture.digest in chosen:
                 continue
             num_patches += picture.num_patches

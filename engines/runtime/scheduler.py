@@ -18,14 +18,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.answer import Answer, Event, FailureEvent, FinishEvent, FinishReason, Request, timed
+from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request
 from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
 from engines.runtime.generate import prefill_chunk, prompt_problems
-from engines.runtime.job import Job, Listener, Ticket
-from engines.runtime.kv_slots import EMPTY, CacheContent, KvSlots
+from engines.runtime.kv_slots import EMPTY, KvSlots
 from engines.runtime.picture_encoder import PictureEncoder
 from engines.runtime.pictures import pictures_from_inputs
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits, SchedulerStats
+from engines.runtime.sequence import Listener, Ticket, TokenSequence, timed
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
@@ -57,9 +57,9 @@ class Scheduler:
         self._slots = KvSlots(decoder.num_slots)
         self._stats = SchedulerStats(decoder.num_slots)
         self._picture_encoder = PictureEncoder(vision, model, self.limits, self._stats)
-        self._jobs: list[Job] = []  # in slots, oldest first
+        self._running: list[TokenSequence] = []  # in slots, oldest first
         self._lock = threading.Lock()  # guards what follows
-        self._queue: deque[Job] = deque()
+        self._queue: deque[TokenSequence] = deque()
         self._picture_bytes = 0
         self._is_draining = False
         self._numbers = itertools.count()
@@ -86,21 +86,23 @@ class Scheduler:
         if problems:
             raise UserError("\n".join(problems))
         pictures = pictures_from_inputs(request.inputs, self._model)
-        content = CacheContent(
-            request.inputs.token_ids,
-            request.inputs.position_ids,
-            tuple((picture.first_token, picture.digest) for picture in pictures),
-            request.num_prompt_tokens,
-        )
         now = self._clock()
         deadline_at = None if deadline_seconds is None else now + deadline_seconds
         with self._lock:
             self._check_room(request)
-            job = Job(Ticket(next(self._numbers)), request, on_event, now, deadline_at, content, pictures)
-            self._queue.append(job)
+            sequence = TokenSequence(
+                request,
+                next(self._numbers),
+                self._model,
+                pictures=pictures,
+                on_event=on_event,
+                submitted_at=now,
+                deadline_at=deadline_at,
+            )
+            self._queue.append(sequence)
             self._picture_bytes += request.inputs.patches.nbytes
             self._stats.num_submitted += 1
-        return job.ticket
+        return sequence.ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Give a request up: it ends with "cancelled" in the next step, unless it has ended before."""
@@ -127,7 +129,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue or self._jobs)
+        return bool(self._queue or self._running)
 
     # Called from the thread that steps
 
@@ -148,11 +150,11 @@ class Scheduler:
         with self._lock:
             waiting = list(self._queue)
             self._queue.clear()
-        for job in [*self._jobs, *waiting]:
+        for sequence in [*self._running, *waiting]:
             if error is None:
-                self._finish(job, "cancelled")
+                self._finish(sequence, "cancelled")
             else:
-                self._fail(job, error)
+                self._fail(sequence, error)
 
     # The phases of a step
 
@@ -160,13 +162,13 @@ class Scheduler:
         """End what was cancelled or is past its deadline, waiting or running."""
         now = self._clock()
         with self._lock:
-            jobs = [*self._jobs, *self._queue]
-            ended = [(job, reason) for job in jobs if (reason := job.why_ended(now))]
+            sequences = [*self._running, *self._queue]
+            ended = [(sequence, reason) for sequence in sequences if (reason := sequence.why_ended(now))]
             if ended:
-                gone = {id(job) for job, _ in ended}
-                self._queue = deque(job for job in self._queue if id(job) not in gone)
-        for job, reason in ended:
-            self._finish(job, reason)
+                gone = {id(sequence) for sequence, _ in ended}
+                self._queue = deque(sequence for sequence in self._queue if id(sequence) not in gone)
+        for sequence, reason in ended:
+            self._finish(sequence, reason)
 
     def _admit(self) -> None:
         """Give free slots to waiting requests, first come first served."""
@@ -174,58 +176,52 @@ class Scheduler:
             with self._lock:
                 if not self._queue:
                     return
-                job = self._queue.popleft()
-                self._jobs.append(job)
-            self._start(job)
+                sequence = self._queue.popleft()
+                self._running.append(sequence)
+            self._start(sequence)
 
-    def _start(self, job: Job) -> None:
-        used = [other.answer.slot for other in self._jobs if other.answer]
-        slot, num_shared = self._slots.acquire(job.content, used)
-        no_embeds = np.zeros((0, self._model.decoder.hidden_size), np.float32)
-        answer = Answer(job.request, job.ticket.number, slot, no_embeds, self._model)
+    def _start(self, sequence: TokenSequence) -> None:
+        used = [other.slot for other in self._running if other.has_slot]
+        slot, num_shared = self._slots.acquire(sequence.content, used)
         # The last tokens are always computed: their logits choose the first new one.
-        longest = max(answer.num_prompt_tokens - self.limits.min_tokens_per_call, 0)
-        answer.num_cached_tokens = min(num_shared, longest)
-        answer.num_reused_tokens = answer.num_cached_tokens
-        answer.queue_seconds = self._clock() - job.submitted_at
-        job.answer = answer
-        job.missing = [picture for picture in job.pictures if picture.last_token >= answer.num_cached_tokens]
+        longest = max(sequence.num_prompt_tokens - self.limits.min_tokens_per_call, 0)
+        sequence.take_slot(slot, min(num_shared, longest))
+        sequence.queue_seconds = self._clock() - sequence.submitted_at
         self._stats.num_admitted += 1
-        self._stats.queue_seconds += answer.queue_seconds
-        self._stats.num_prompt_tokens += answer.num_prompt_tokens
-        self._stats.num_reused_tokens += answer.num_reused_tokens
+        self._stats.queue_seconds += sequence.queue_seconds
+        self._stats.num_prompt_tokens += sequence.num_prompt_tokens
+        self._stats.num_reused_tokens += sequence.num_reused_tokens
 
     def _encode_pictures(self) -> None:
         """Find or encode pictures of admitted requests, oldest first, in one call for all of them."""
-        for job, error in self._picture_encoder.encode_next(self._jobs):
-            self._fail(job, error)
-        for job in self._jobs:
-            if job.pictures and not job.missing:
-                job.join_embeds(self._model.vision.patches_per_token, self._model.decoder.hidden_size)
-                self._forget_pictures(job)
+        for sequence, error in self._picture_encoder.encode_next(self._running):
+            self._fail(sequence, error)
+        for sequence in self._running:
+            if sequence.pictures and not sequence.missing:
+                sequence.join_embeds(self._model.vision.patches_per_token, self._model.decoder.hidden_size)
+                self._forget_pictures(sequence)
 
     def _prefill(self) -> None:
         """Take up to one chunk of prompt tokens into the cache, of the oldest requests first."""
         budget = self.limits.prefill_chunk_tokens
-        for job in list(self._jobs):
-            if job.is_decoding or job.missing:
+        for sequence in list(self._running):
+            if sequence.is_decoding or sequence.missing:
                 continue
-            answer = job.started
-            num_tokens = self._chunk_tokens(answer.num_prompt_tokens - answer.num_cached_tokens, budget)
+            num_tokens = self._chunk_tokens(sequence.num_prompt_tokens - sequence.num_cached_tokens, budget)
             if not num_tokens:
                 return
             budget -= num_tokens
             self._stats.num_prefill_calls += 1
             try:
-                prefill_chunk([answer], self._decoder, self._model, num_tokens)
+                prefill_chunk([sequence], self._decoder, self._model, num_tokens)
             except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
-                self._fail(job, error)
+                self._fail(sequence, error)
                 continue
-            if answer.is_prefilled:
-                answer.visual_embeds = answer.visual_embeds[:0].copy()
+            if sequence.is_prefilled:
+                sequence.visual_embeds = sequence.visual_embeds[:0].copy()
                 self._stats.num_first_tokens += 1
-                self._stats.first_token_seconds += self._clock() - job.submitted_at
-                self._tell_token(job)
+                self._stats.first_token_seconds += self._clock() - sequence.submitted_at
+                self._tell_token(sequence)
 
     def _chunk_tokens(self, num_left: int, budget: int) -> int:
         """How many of a prompt's tokens to take now, so that neither this call nor the last has too few; 0 for none."""
@@ -237,24 +233,24 @@ class Scheduler:
 
     def _decode(self) -> None:
         """One more token of every answer that is being written, in one call over the slots that they span."""
-        running = {job.started.slot: job for job in self._jobs if job.is_decoding}
+        running = {sequence.slot: sequence for sequence in self._running if sequence.is_decoding}
         if not running:
             return
         errors: dict[int, Exception] = {}
-        with timed([job.started for job in running.values()], "decode_seconds"):
+        with timed(running.values(), "decode_seconds"):
             for slot, logits in self._logits(running, errors):
                 try:
-                    running[slot].started.accept_decoded(logits, self._decoder.capacity)
+                    running[slot].accept_decoded(logits, self._decoder.capacity)
                 except Exception as error:  # noqa: BLE001  logits that are no numbers
                     errors[slot] = error
-        for slot, job in running.items():
+        for slot, sequence in running.items():
             if slot in errors:
-                self._fail(job, errors[slot])
+                self._fail(sequence, errors[slot])
             else:
-                self._tell_token(job)
+                self._tell_token(sequence)
 
     def _logits(
-        self, running: dict[int, Job], errors: dict[int, Exception]
+        self, running: dict[int, TokenSequence], errors: dict[int, Exception]
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Logits [vocab] of each running slot. After a failed call each is tried alone, and what fails is an error.
 
@@ -279,65 +275,66 @@ class Scheduler:
             else:
                 yield slot, alone[0, 0]
 
-    def _span(self, running: dict[int, Job]) -> tuple[int, int]:
+    def _span(self, running: dict[int, TokenSequence]) -> tuple[int, int]:
         """First and last slot of a decode call."""
         first, last = min(running), max(running)
         while last - first + 1 < min(self.limits.min_tokens_per_call, self._decoder.num_slots):
             first, last = (first, last + 1) if last + 1 < self._decoder.num_slots else (first - 1, last)
         return first, last
 
-    def _row(self, slot: int, running: dict[int, Job]) -> DecodeRow:
+    def _row(self, slot: int, running: dict[int, TokenSequence]) -> DecodeRow:
         if slot in running:
-            return decode_row(running[slot].started)
-        filling = next((job.started for job in self._jobs if job.started.slot == slot), None)
+            return decode_row(running[slot])
+        filling = next((sequence for sequence in self._running if sequence.slot == slot), None)
         num_cached = filling.num_cached_tokens if filling else self._slots.num_kept_tokens(slot)
         return idle_row(num_cached, self._model, self._decoder.capacity)
 
     # The ends of a request
 
-    def _tell_token(self, job: Job) -> None:
+    def _tell_token(self, sequence: TokenSequence) -> None:
         self._stats.num_new_tokens += 1
-        event = job.started.event()
+        event = sequence.event()
         if event.is_last:
             self._stats.num_finished += 1
-            self._leave(job, is_cache_sound=True)
-        self._tell(job, event)
+            self._leave(sequence, is_cache_sound=True)
+        self._tell(sequence, event)
 
-    def _finish(self, job: Job, reason: FinishReason) -> None:
+    def _finish(self, sequence: TokenSequence, reason: FinishReason) -> None:
         self._stats.num_cancelled += reason == "cancelled"
         self._stats.num_expired += reason == "deadline"
-        self._leave(job, is_cache_sound=True)
-        self._tell(job, FinishEvent(job.ticket.number, reason, job.timings))
+        self._leave(sequence, is_cache_sound=True)
+        self._tell(sequence, FinishEvent(sequence.number, reason, sequence.timings))
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        logger.error("request %d failed", job.ticket.number, exc_info=error)
+    def _fail(self, sequence: TokenSequence, error: BaseException) -> None:
+        logger.error("request %d failed", sequence.number, exc_info=error)
         self._stats.num_failed += 1
-        self._leave(job, is_cache_sound=False)
-        self._tell(job, FailureEvent(job.ticket.number, error, job.timings))
+        self._leave(sequence, is_cache_sound=False)
+        self._tell(sequence, FailureEvent(sequence.number, error, sequence.timings))
 
-    def _leave(self, job: Job, *, is_cache_sound: bool) -> None:
+    def _leave(self, sequence: TokenSequence, *, is_cache_sound: bool) -> None:
         """Give back what a request holds. Its slot is free for the next step."""
-        self._forget_pictures(job)
-        if job.answer is None:
+        self._forget_pictures(sequence)
+        if not sequence.has_slot:
             return
-        self._jobs.remove(job)
+        self._running.remove(sequence)
         keep = is_cache_sound and self.limits.reuse_prefixes
         # The last place of a full slot does not count: an idle row may overwrite it.
-        content = job.content_in_slot(self._decoder.capacity - 1) if keep else EMPTY
-        self._slots.release(job.answer.slot, content)
+        content = sequence.content_in_slot(self._decoder.capacity - 1) if keep else EMPTY
+        self._slots.release(sequence.slot, content)
 
-    def _forget_pictures(self, job: Job) -> None:
-        num_bytes = job.forget_pictures()
+    def _forget_pictures(self, sequence: TokenSequence) -> None:
+        num_bytes = sequence.forget_pictures()
         with self._lock:
             self._picture_bytes -= num_bytes
 
-    def _tell(self, job: Job, event: Event) -> None:
+    def _tell(self, sequence: TokenSequence, event: Event) -> None:
         """A listener that raises gives its request up and disturbs no other."""
         try:
-            job.on_event(event)
+            if sequence.on_event is not None:
+                sequence.on_event(event)
         except Exception:
-            logger.exception("the listener of request %d failed", job.ticket.number)
-            job.ticket.is_cancelled = True
+            logger.exception("the listener of request %d failed", sequence.number)
+            sequence.ticket.is_cancelled = True
 
     # What `submit` refuses
 

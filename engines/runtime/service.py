@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from engines.runtime.answer import Request
-from engines.runtime.job import Listener, Ticket
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerStats
+from engines.runtime.sequence import Listener, Ticket
 
 logger = logging.getLogger(__name__)
 

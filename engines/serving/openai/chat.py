@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from engines.runtime.answer import Event, Request
-from engines.runtime.job import Ticket
 from engines.runtime.scheduler_limits import QueueFullError
+from engines.runtime.sequence import Ticket
 from engines.runtime.text_stream import TextStream
 from engines.serving.openai.choices import Choice, EndedError, usage_of
 from engines.serving.openai.errors import ApiError, api_error

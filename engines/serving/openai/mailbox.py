@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from engines.runtime.answer import Event
-from engines.runtime.job import Listener
+from engines.runtime.sequence import Listener
 
 
 class Mailbox:

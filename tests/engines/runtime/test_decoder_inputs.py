@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engines.runtime.answer import Answer, Request
+from engines.runtime.answer import Request
 from engines.runtime.decoder_inputs import (
     decode_inputs,
     decode_row,
@@ -9,20 +9,24 @@ from engines.runtime.decoder_inputs import (
     padding_token_id,
     prefill_inputs,
 )
+from engines.runtime.sequence import TokenSequence
 from export.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import HIDDEN, IMAGE, MODEL, VIDEO, make_inputs
 
 PROMPTS = [[11, IMAGE, IMAGE, 12, VIDEO], [13, 14, 15], [16, VIDEO, 17, 18]]
 
 
-def make_answers() -> list[Answer]:
+def make_answers() -> list[TokenSequence]:
     """Three answers in slots 0 to 2, nothing cached; visual row r of answer a holds 10 a + r."""
     answers = []
     for index, token_ids in enumerate(PROMPTS):
         num_visual = sum(token_id in (IMAGE, VIDEO) for token_id in token_ids)
         rows = np.arange(num_visual, dtype=np.float32) + 10 * index
         request = Request(make_inputs(token_ids, seed=index), GenerationConfig())
-        answers.append(Answer(request, index, index, np.tile(rows[:, None], (1, HIDDEN)), MODEL))
+        sequence = TokenSequence(request, index, MODEL)
+        sequence.take_slot(index)
+        sequence.visual_embeds = np.tile(rows[:, None], (1, HIDDEN))
+        answers.append(sequence)
     return answers
 
 
@@ -46,7 +50,7 @@ def test_a_decode_step_feeds_newest_tokens_at_cache_length_plus_delta():
     answers = make_answers()
     for answer in answers:
         answer.num_cached_tokens = answer.num_prompt_tokens
-        answer.token_ids = [40 + answer.index, 50 + answer.index]
+        answer.token_ids = [40 + answer.number, 50 + answer.number]
     inputs = decode_inputs([decode_row(answer) for answer in answers], MODEL)
     assert inputs.token_ids.tolist() == [[50], [51], [52]]
     assert inputs.write_index.tolist() == [5, 3, 4]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engines.runtime.answer import Event, FailureEvent, Request, TokenEvent
-from engines.runtime.job import Ticket
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import QueueFullError, SchedulerLimits
+from engines.runtime.sequence import Ticket
 from export.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import (
     IMAGE,
@@ -162,20 +162,20 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_is_free_or_in_use(self):
-        used = [job.started.slot for job in self.scheduler._jobs]
+        used = [sequence.slot for sequence in self.scheduler._running]
         assert sorted([*used, *self.scheduler._slots._kept]) == list(range(NUM_SLOTS))
 
     @invariant()
     def requests_are_admitted_in_the_order_in_which_they_came(self):
         waiting = [job.ticket.number for job in self.scheduler._queue]
-        running = [job.ticket.number for job in self.scheduler._jobs]
+        running = [job.ticket.number for job in self.scheduler._running]
         assert running + waiting == sorted(running + waiting)
 
     @invariant()
     def the_cache_of_each_answer_holds_the_keys_of_its_own_tokens_and_pictures(self):
         by_ticket = {id(asked.ticket): asked for asked in self.asked}
-        for job in self.scheduler._jobs:
-            asked, answer = by_ticket[id(job.ticket)], job.started
+        for answer in self.scheduler._running:
+            asked = by_ticket[id(answer.ticket)]
             keys = self.decoder.keys[answer.slot, : answer.num_cached_tokens]
             np.testing.assert_allclose(keys, asked.keys()[: answer.num_cached_tokens], atol=1e-5)
 
