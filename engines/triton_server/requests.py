@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import Request
@@ -127,7 +128,9 @@ def _number(tensors: Tensors, name: str) -> float | int | None:
         return None
     if values.size != 1 or values.dtype.kind not in "if":
         raise UserError(f"{name} must hold one number, found {values.size} of type {values.dtype}.")
-    number: float | int = values.reshape(-1)[0].item()
+    value = values.reshape(-1)[0]
+    # What the client wrote: 0.01 as float32 is a little less, which would be out of range.
+    number: float | int = float(str(value)) if values.dtype == np.float32 else value.item()
     return number
 
 

@@ -4,6 +4,8 @@
 `tokenizer_config.json`.
 """
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from export.errors import UserError, is_request_to_stop
 from export.files.untrusted import MAX_JSON_BYTES, require_own_file
 from export.json_object import read_json_object
+
+_MAX_GROWTH = 256
+# Unicode's own bounds (UAX 15, table 9), and for a map of its own what compatibility forms do.
+_GROWTH_OF_FORMS = {"NFC": 3.0, "NFD": 4.0, "NFKC": 18.0, "NFKD": 18.0, "Precompiled": 18.0, "Lowercase": 3.0}
 
 # Qwen2's split into words: single digits, words with at most one leading sign, runs of signs, white space.
 _QWEN2_WORDS = (
@@ -39,7 +45,32 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             "model's repository."
         )
     _add_declared_tokens(tokenizer, directory / "tokenizer_config.json")
+    _refuse_growth(tokenizer, directory)
     return tokenizer
+
+
+def _refuse_growth(tokenizer: Tokenizer, directory: Path) -> None:
+    """Refuse a normalizer that multiplies text: the library ends the whole process when the memory is full."""
+    if tokenizer.normalizer is None:
+        return
+    growth = _growth(json.loads(tokenizer.normalizer.__getstate__()))
+    if growth > _MAX_GROWTH:
+        raise UserError(
+            f"{directory}: the tokenizer's normalizer can make a text {growth:.3g} times as long, of at most "
+            f"{_MAX_GROWTH}. Take the tokenizer files of the model's own repository."
+        )
+
+
+def _growth(normalizer: Mapping[str, Any]) -> float:
+    """How many characters may come of one, at most."""
+    kind = normalizer.get("type")
+    if kind == "Sequence":
+        return math.prod(_growth(part) for part in normalizer["normalizers"])
+    if kind == "Replace":
+        # A regular expression may match between any two characters; so does a text without characters.
+        text = normalizer["pattern"].get("String", "")
+        return max(1.0, len(normalizer["content"]) / len(text) if text else 1.0 + len(normalizer["content"]))
+    return _GROWTH_OF_FORMS.get(str(kind), 1.0)
 
 
 @contextmanager

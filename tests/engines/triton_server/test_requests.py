@@ -367,3 +367,13 @@ def test_a_video_may_be_a_list_of_its_frames(processor):
     assert inputs.grids == ((2, *inputs.grids[0][1:]),)
     assert "3 frames" in refusal(processor, tensors, RequestLimits(max_video_frames=3))
     assert "pixels" in refusal(processor, tensors, RequestLimits(max_picture_pixels=100))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repetition_penalty", 0.01), ("temperature", 0.7), ("top_p", 1.0), ("temperature", 1e-6)],
+)
+def test_a_number_means_what_the_client_wrote_and_not_its_neighbour_in_float32(processor, name, value):
+    tensors = ask("Hello", **{name: np.array([value], np.float32)})
+    config = parse_request(tensors, processor, DEFAULTS, RequestLimits()).request.config
+    assert getattr(config, name) == value

@@ -156,3 +156,41 @@ def test_a_panic_of_the_library_is_the_users_error(tmp_path, checkpoint_director
     (tmp_path / "tokenizer.json").write_text(json.dumps({**content, section: value}))
     with pytest.raises(UserError, match="tokenizer fails on the prompt"):
         SpecialTokens(load_tokenizer(tmp_path)).encode_plain("a" * 100 + "!")
+
+
+def replace_with(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        replace_with({"String": "a"}, "b" * 1_000_000),
+        replace_with({"Regex": "x*"}, "b" * 300),
+        {"type": "Sequence", "normalizers": [replace_with({"String": "a"}, "aa")] * 40},
+        {"type": "Sequence", "normalizers": [{"type": "NFKD"}, {"type": "NFKC"}]},
+    ],
+)
+def test_a_normalizer_that_multiplies_text_is_refused_before_it_sees_any(
+    tmp_path, checkpoint_directory, normalizer
+):
+    content = json.loads((checkpoint_directory / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "normalizer": normalizer}))
+    with pytest.raises(UserError, match="times as long"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        {"type": "NFC"},
+        {"type": "Sequence", "normalizers": [{"type": "NFKC"}, replace_with({"String": " "}, "\u2581")]},
+        {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, replace_with({"Regex": " {2,}"}, " ")]},
+        replace_with({"String": "``"}, '"'),
+    ],
+)
+def test_normalizers_as_they_are_published_are_taken(tmp_path, checkpoint_directory, normalizer):
+    content = json.loads((checkpoint_directory / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "normalizer": normalizer}))
+    assert SpecialTokens(load_tokenizer(tmp_path)).encode_plain("A  b")
