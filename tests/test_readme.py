@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.base_install import in_base_install, make_base_install
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -40,6 +42,14 @@ def test_the_python_example_prints_what_stands_beneath_it(clone: Path) -> None:
     [(example, answer)] = re.findall(r"```python\n(.*?)```\n\n    (.*?)\n", README, flags=re.DOTALL)
     assert len(example.strip().splitlines()) <= 5
     assert in_clone(clone, "-c", example) == f"{answer}\n"
+
+
+def test_the_python_example_needs_no_torch(clone: Path, tmp_path: Path) -> None:
+    [(example, answer)] = re.findall(r"```python\n(.*?)```\n\n    (.*?)\n", README, flags=re.DOTALL)
+    packages = make_base_install(tmp_path / "packages")
+    assert not (packages / "torch").exists()
+    done = in_base_install(packages, cwd=clone, code=example)
+    assert (done.returncode, done.stdout) == (0, f"{answer}\n"), done.stderr
 
 
 @pytest.mark.parametrize(("command", "answer"), ANSWERS)

@@ -1,4 +1,4 @@
-"""How does a GPU compute `QvCachedAttention` over a cache that is written? Split-KV flash attention, in Triton.
+"""`QvCachedAttention` on a GPU, over a cache that is written: split-KV flash attention, in Triton.
 
 Attention over a cache is bound by reading it, and a decode step has few rows to share the work among: one query token,
 B * K pairs of a sequence and a KV head. So the valid part of each sequence's cache is divided among up to `MAX_SPLITS`

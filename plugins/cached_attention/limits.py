@@ -1,4 +1,4 @@
-"""Which sizes do the GPU kernels of `QvCachedAttention` compute? Free of torch, so that a build can ask first."""
+"""Sizes that the GPU kernels of `QvCachedAttention` compute. Free of torch, so that a build can ask first."""
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 64, 128
 MAX_GROUP = 16

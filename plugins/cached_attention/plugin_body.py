@@ -1,4 +1,4 @@
-"""How is a call of `QvCachedAttention` said with the two plugins of `tensorrt_plugin.py`?
+"""A call of `QvCachedAttention`, said with the two plugins of `tensorrt_plugin.py`.
 
 The parser puts plugins in the place of nodes of the main graph only, so this body is to be put in the place of its
 call (`plugins.onnx.inline`).

@@ -1,4 +1,4 @@
-"""How does TensorRT get the attention of `QvCachedAttention` as ahead-of-time plugins, with PTX inside the engine?
+"""The attention of `QvCachedAttention` as ahead-of-time TensorRT plugins, with PTX inside the engine.
 
 Two, since such a plugin has one kernel and no workspace: partial results of the splits, and their combination. Neither
 writes the cache: they read what TensorRT's native layer has written. The same shape as

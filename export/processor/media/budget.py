@@ -1,4 +1,4 @@
-"""How many pixels, frames and seconds may one picture or video take? A part's own budget, as qwen-vl-utils names it.
+"""A part's own budget of pixels, frames and seconds, as qwen-vl-utils names it.
 
 Two things differ from there, and nothing else: `total_pixels` holds even where `min_pixels` would exceed it, and what
 would be passed over in silence (one of two sides, a budget beside a size, more than is allowed) is an error.

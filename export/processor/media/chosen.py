@@ -1,4 +1,4 @@
-"""Which frames does one part's budget leave of a video: a stretch of it, and how many of that?"""
+"""The frames that one part's budget leaves of a video: a stretch of it, and how many of that."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

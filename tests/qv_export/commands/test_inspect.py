@@ -52,6 +52,16 @@ def test_a_manifest_stands_for_its_bundle_and_other_json_is_no_graph(bundle: Pat
     assert isinstance(result.exception, UserError)
 
 
+def test_a_page_is_named_after_what_was_looked_at(bundle: Path, tmp_path: Path) -> None:
+    for path, title in ((bundle, "Bundle of checkpoint"), (bundle / "vision.onnx", "Graph vision.onnx")):
+        page = tmp_path / "page.html"
+        arguments = [str(path), "--html", str(page)]
+        assert CliRunner().invoke(inspect, arguments, catch_exceptions=False).exit_code == 0
+        text = page.read_text()
+        assert f"<title>{title}</title>" in text
+        assert text.count("<table>") == text.count("<thead>")
+
+
 def test_a_graph_is_shown_with_its_interface(tmp_path: Path) -> None:
     result = CliRunner().invoke(inspect, [str(write_graph(tmp_path / "g.onnx"))], catch_exceptions=False)
     assert result.exit_code == 0
