@@ -62,6 +62,10 @@ class ContainerFrames:
     def notes(self) -> list[str]:
         """What was lost, as far as is known; complete after `read`."""
         found = [f"{self.name}: {self._survey.cut}."] if self._survey.cut else []
+        if self._survey.hole_share:
+            found.append(
+                f"{self.name}: {self._survey.hole_share:.0%} of it, between its frames, cannot be read."
+            )
         if self._num_failed:
             found.append(
                 f"{self.name}: {self._num_failed} of {self.num_frames} frames cannot be decoded ({self._failure}); the "
@@ -107,12 +111,21 @@ class ContainerFrames:
         if self.num_decoded == 0:
             reason = f" ({self._failure})" if self._failure else ""
             raise UserError(f"{self.name}: not one frame could be decoded{reason}. Convert the video again.")
-        share = self._survey.lost_share + self._num_failed / (self.num_decoded + self._num_failed)
+        if self._survey.hole_share and self._limits.strict:
+            raise self._has_hole(self._survey.hole_share, 0)
+        share = self._survey.lost_share + self._survey.hole_share
+        share += self._num_failed / (self.num_decoded + self._num_failed)
         if share > MAX_LOST_SHARE:
             raise UserError(
                 f"{self.name} is damaged: {share:.0%} of its frames cannot be decoded ({self._failure}); at most "
                 f"{MAX_LOST_SHARE:.0%} may be lost. Convert or download the video again."
             )
+
+    def _has_hole(self, share: float, most: float) -> UserError:
+        return UserError(
+            f"{self.name} is damaged: {share:.0%} of it, between its frames, cannot be read; at most {most:.0%} may be "
+            "lost. Record or download the video again."
+        )
 
     def _decode(self, container: InputContainer) -> Iterator[av.VideoFrame]:
         stream = self._video_stream(container)
@@ -158,6 +171,8 @@ class ContainerFrames:
             raise UserError(
                 f"{self.name} ends early: {survey.cut}. Record, convert or download the video again."
             )
+        if survey.hole_share > MAX_LOST_SHARE and not self._limits.strict:
+            raise self._has_hole(survey.hole_share, MAX_LOST_SHARE)
         if survey.damage and self._limits.strict:
             raise UserError(f"{self.name} is damaged: {survey.damage}. Record or download the video again.")
         if survey.num_frames == 0:

@@ -15,6 +15,9 @@ from export.processor.media.limits import MediaLimits
 _CLOCK_TOLERANCE_S = 1.0
 """How far the last frame may stay behind the announced end: clocks round, and the last frame may stand long."""
 _SLACK_BYTES = 1 << 12
+_DENSE_FORMATS = frozenset({"matroska", "webm", "flv"})
+"""A damaged stretch makes their readers jump to the next group of frames, seconds on, without a word."""
+_HEADER_BYTES, _HOLE_SHARE = 1024, 0.005
 _WITHOUT_TIMES = frozenset({"avi"})
 """Formats whose frames have no times; what FFmpeg says of them is their place in the file."""
 
@@ -37,6 +40,8 @@ class Survey:
     """What is missing at the end, a clause; empty: nothing."""
     lost_share: float
     """Of the frames, at the end."""
+    hole_share: float
+    """Of the file's bytes, between its frames, that hold none."""
     damage: str
     """The first packet that is marked as damaged, a clause; it may well be decodable."""
 
@@ -54,6 +59,17 @@ class _Packets:
     longest_end: int = 0
     damage: str = ""
     broken: str = ""
+    covered_to: int = 0
+    hole_bytes: int = 0
+
+    def cover(self, place: int | None, num_bytes: int, file_size: int) -> None:
+        """Take note of where a packet lies: between two of them there is room for headers, not for frames."""
+        if place is None:
+            return
+        hole = place - self.covered_to
+        if self.covered_to and hole > max(_HEADER_BYTES, _HOLE_SHARE * file_size):
+            self.hole_bytes += hole
+        self.covered_to = max(self.covered_to, place + num_bytes)
 
 
 def survey_packets(container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits) -> Survey:
@@ -79,6 +95,7 @@ def survey_packets(container: InputContainer, stream: VideoStream, name: str, li
         float(stream.average_rate or stream.guessed_rate or 0) or None,
         cut,
         lost_share,
+        found.hole_bytes / container.size if container.size else 0.0,
         found.damage,
     )
 
@@ -88,8 +105,14 @@ def _gather(container: InputContainer, stream: VideoStream, name: str, limits: M
     # Packets that a container stores compressed may be larger than their file, but not by much.
     most_bytes = 2 * container.size + _SLACK_BYTES
     try:
-        for packet in container.demux(stream):
+        # Where frames lie side by side, what no stream's packet covers is a hole.
+        is_dense = not _DENSE_FORMATS.isdisjoint(container.format.name.split(","))
+        for packet in container.demux() if is_dense else container.demux(stream):
             if packet.size == 0:
+                continue
+            if is_dense:
+                found.cover(packet.pos, packet.size, container.size)
+            if packet.stream.index != stream.index:
                 continue
             if packet.is_corrupt and not found.damage:
                 found.damage = f"packet {found.num_packets} is cut off or damaged"

@@ -177,6 +177,48 @@ def test_a_little_that_is_missing_at_the_end_is_said_and_no_error(kind):
         ContainerFrames(cut, "clip", STRICT)
 
 
+@pytest.mark.parametrize("kind", ["matroska", "webm vp9"])
+@pytest.mark.parametrize(("share", "is_taken"), [(0.03, True), (0.3, False)])
+def test_a_hole_over_which_the_reader_jumps_is_said_or_refused(kind, share, is_taken):
+    format_, codec = KINDS[kind]
+    # A group of frames each second, so that the reader loses no more than it must.
+    content = video_file(
+        moving_frames(150, 320, 240), fps=10, format_=format_, codec=codec, cluster_time_limit="500"
+    )
+    place, length = len(content) // 2, int(len(content) * share)
+    holed = content[:place] + bytes(length) + content[place + length :]
+    if not is_taken:
+        with pytest.raises(UserError, match=r"is damaged: \d+% of it, between its frames, cannot be read"):
+            ContainerFrames(holed, "holed")
+        return
+    frames = ContainerFrames(holed, "holed")
+    assert any("between its frames, cannot be read" in note for note in frames.notes)
+    with pytest.raises(UserError, match="holed is damaged"):
+        read_all(ContainerFrames(holed, "holed", STRICT))
+
+
+def test_sound_between_the_frames_is_no_hole():
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        video = container.add_stream("libx264", rate=10)
+        sound = container.add_stream("pcm_s16le", rate=48000)
+        assert isinstance(video, av.VideoStream)
+        assert isinstance(sound, av.AudioStream)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        for i, array in enumerate(moving_frames(30)):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts = i
+            container.mux(video.encode(frame))
+            second = av.AudioFrame.from_ndarray(np.ones((1, 4800), np.int16), format="s16", layout="mono")
+            second.sample_rate, second.pts = 48000, 4800 * i
+            container.mux(sound.encode(second))
+        container.mux(video.encode())
+        container.mux(sound.encode())
+    frames = ContainerFrames(file.getvalue(), "talk", STRICT)
+    assert frames.num_frames == 30
+    assert frames.notes == []
+
+
 def test_an_untouched_film_has_no_notes_and_passes_the_strict():
     for format_, codec in KINDS.values():
         frames = ContainerFrames(
