@@ -19,6 +19,25 @@ _BOTH = (
 TENSORRT_ISSUES: tuple[KnownIssue, ...] = (
     *_BOTH,
     KnownIssue(
+        name="native-attention-with-lengths",
+        versions=SpecifierSet(">=11"),
+        sms=(86, 120, 121),
+        applies=lambda situation: situation.dtype == "bfloat16",
+        what="native attention that is told the cache's valid lengths attended beyond them in bfloat16, at any cache "
+        "size, silently",
+        advice="Validate on that GPU; if it fails, build with --cached-attention plugin.",
+        source="https://github.com/NVIDIA/TensorRT-Model-Connect/pull/1048",
+    ),
+    KnownIssue(
+        name="float16-attention-with-lengths",
+        versions=SpecifierSet(">=11,<11.3"),
+        sms=(),
+        applies=lambda situation: situation.dtype == "float16",
+        what="TensorRT 11.0 to 11.2 do not build native attention that is told the cache's valid lengths in float16",
+        advice="Use a bfloat16 bundle, TensorRT 11.3 or newer, or --cached-attention plugin.",
+        source="https://github.com/NVIDIA/TensorRT-Model-Connect/pull/1048",
+    ),
+    KnownIssue(
         name="horizontal-fusion-at-batch-1",
         versions=SpecifierSet(">=10.13,<10.15"),
         sms=(110,),
@@ -29,11 +48,15 @@ TENSORRT_ISSUES: tuple[KnownIssue, ...] = (
     ),
     KnownIssue(
         name="ahead-of-time-plugins-leak",
-        versions=SpecifierSet(">=11.1,<11.3"),
+        versions=SpecifierSet(">=11.1"),
         sms=(),
         applies=lambda situation: situation.has_plugins,
-        what="TensorRT 11.1 and 11.2 keep device memory of an ahead-of-time plugin at every change of a shape",
-        advice="Use TensorRT 11.3 or newer and watch the memory there, or few shapes.",
+        # The library of 11.4.0.106 still loads the kernel's module in `QuickAOTPlugin::onShapeChange` and unloads the
+        # last one alone, in its destructor.
+        what="TensorRT 11.1 to 11.4 load an ahead-of-time plugin's kernel anew at every change of a shape or an "
+        "address, and keep the device memory of each",
+        advice="Serve few picture sizes, watch the device's memory, and keep the driver's cache of compiled kernels "
+        "in a writable CUDA_CACHE_PATH.",
         source="https://github.com/NVIDIA/TensorRT/issues/4849",
     ),
     KnownIssue(

@@ -14,20 +14,26 @@ FINE = Situation(
     sms=(89,),
     limits={"max_batch": 8, "max_context": 4096},
     dtype="bfloat16",
-    has_plugins=True,
+    has_plugins=False,
 )
 
 
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"version": "11.1.0.5"}, "ahead-of-time-plugins-leak"),
-        ({"version": "11.2.1.2"}, "ahead-of-time-plugins-leak"),
+        ({"version": "11.1.0.5", "has_plugins": True}, "ahead-of-time-plugins-leak"),
+        ({"version": "11.2.1.2", "has_plugins": True}, "ahead-of-time-plugins-leak"),
+        ({"version": "11.4.0.106", "has_plugins": True}, "ahead-of-time-plugins-leak"),
+        *(({"sms": (sm,)}, "native-attention-with-lengths") for sm in (86, 120, 121)),
+        ({"version": "11.2", "dtype": "float16"}, "float16-attention-with-lengths"),
         (
             {"version": "10.13.3.9", "sms": (110,), "limits": {"max_batch": 1, "max_context": 4096}},
             "horizontal-fusion-at-batch-1",
         ),
-        ({"sms": (121,), "limits": {"max_batch": 8, "max_context": 16384}}, "kv-decode-at-16384"),
+        (
+            {"sms": (121,), "dtype": "float16", "limits": {"max_batch": 8, "max_context": 16384}},
+            "kv-decode-at-16384",
+        ),
         (
             {
                 "target": "tensorrt-rtx",
@@ -53,10 +59,12 @@ def test_a_known_issue_is_found_by_name(changes: dict[str, Any], name: str) -> N
     "changes",
     [
         {},
-        {"version": "11.1", "has_plugins": False},
-        {"version": "11.3"},
+        {"version": "11.1"},
+        {"version": "10.13.3.9", "has_plugins": True},
+        {"version": "11.3", "dtype": "float16"},
+        {"version": "10.16.2", "sms": (86,)},
         {"version": "10.13.3.9", "sms": (110,)},
-        {"sms": (121,)},
+        {"sms": (121,), "dtype": "float32"},
         {"version": "10.16.1", "sms": (120,), "dtype": "float32"},
     ],
 )

@@ -1,0 +1,1 @@
+"""One run that measures on a GPU what no machine without one can: `python -m benchmarks.gpu_proof`."""
