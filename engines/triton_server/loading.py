@@ -11,7 +11,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.open import open_engine
-from engines.serving.chat import ChatRequest, Receipt
+from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.fetching import Fetcher, FetchPolicy
 from engines.serving.media_pool import MediaPool
 from engines.serving.settings import PARAMETER, ServerSettings
@@ -140,6 +140,8 @@ def _response(request: Any, answer: Callable[[Any], Mapping[str, npt.NDArray[Any
         tensors = answer(request).items()
     except UserError as error:
         return _refusal(str(error), backend.TritonError.INVALID_ARG)
+    except CancelledError:
+        return _refusal("cancelled by the client", backend.TritonError.CANCELLED)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this request alone
         log_fault(error)
         return _refusal(FAULT, backend.TritonError.INTERNAL)

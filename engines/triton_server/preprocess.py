@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from engines.serving.chat import Receipt
 from engines.triton_server.interface import PREPROCESS_INPUTS
 from engines.triton_server.loading import (
     Arguments,
@@ -38,7 +39,9 @@ class TritonPythonModel:
     def _graph_inputs(self, request: Any) -> dict[str, npt.NDArray[Any]]:
         """By the names of the graphs' contract."""
         refuse_parameters(parameter_names(request), PREPROCESS_INPUTS)
-        inputs = self._reader.read(read_tensors(request, PREPROCESS_INPUTS)).request.inputs
+        receipt = Receipt(is_cancelled=request.is_cancelled)
+        tensors = read_tensors(request, PREPROCESS_INPUTS)
+        inputs = self._reader.read(tensors, receipt=receipt).request.inputs
         return {
             **vars(inputs.vision),
             "token_ids": inputs.token_ids[None],

@@ -77,6 +77,9 @@ class Request:
     def get_response_sender(self) -> Sender:
         return self.sender
 
+    def is_cancelled(self) -> bool:
+        return self.sender.cancelled
+
     def parameters(self) -> str:
         return self._parameters
 

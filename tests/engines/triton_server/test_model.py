@@ -220,7 +220,11 @@ def test_the_parts_refuse_wishes_and_calls_that_are_too_large(arguments):
         [unknown] = encoder.execute([Request(given.tensors, '{"dtype": "float16"}')])
         huge = {**given.tensors, "patches": np.zeros((512 * 4 + 4, 1176), np.float32)}
         [too_large] = encoder.execute([Request(huge)])
+        leaving = Request({name: question()[name] for name in ("messages", "media")})
+        leaving.sender.cancelled = True
+        [left] = preprocess.execute([leaving])
         preprocess.finalize()
+    assert error_of([left]).code == TritonError.CANCELLED
     assert encoded.error is None
     assert encoded.tensors["visual_embeds"].shape == (len(given.tensors["patches"]) // 4, 192)
     assert "Nothing here follows max_tokens" in error_of([refused]).message
