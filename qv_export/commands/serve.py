@@ -1,6 +1,8 @@
 """`qv-export serve`: a bundle answers over OpenAI's API, in this process."""
 
+import ipaddress
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,8 @@ import click
 from export.errors import UserError
 from qv_export.parameters import TargetChoice
 from qv_export.show.console import note
+
+KEY_VARIABLE = "QV_EXPORT_API_KEY"
 
 
 @click.command(short_help="Answer over OpenAI's API, in this process.")
@@ -48,6 +52,11 @@ from qv_export.show.console import note
     help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
 )
 @click.option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"Keys of those who may ask, one a line. Default: the key in {KEY_VARIABLE}, or none.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -66,6 +75,7 @@ def serve(
     num_threads: int | None,
     max_queue: int | None,
     allowed_hosts: tuple[str, ...],
+    api_key_file: Path | None,
     drain_seconds: float,
 ) -> None:
     """Answer questions to BUNDLE over OpenAI's API: http://HOST:PORT/v1.
@@ -82,6 +92,7 @@ def serve(
 
     if target and engine_key:
         raise UserError("--engine names an engine, and with it what computes: give it or --target, not both.")
+    keys = _keys(api_key_file)
     opened = open_bundle(bundle)
     settings = replace(
         settings_for(
@@ -103,6 +114,10 @@ def serve(
         machine=this_machine(),
     )
     name = model_name or opened.manifest.source.name
+    if not keys and not _is_loopback(host):
+        note(
+            f"warning: {host} can be reached from other machines, and no API key is asked for (--api-key-file)."
+        )
     _log_requests()
     with listen(host, port) as listener, ServedModel(opened, chosen, settings) as model:
         # Bound before the model is loaded, so that a port that is taken is told at once; it listens when it is warm.
@@ -116,7 +131,24 @@ def serve(
                 f"{address}/v1 answers as {name!r}: {settings.num_slots} slots of {settings.capacity} tokens, "
                 f"engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
             ),
+            keys,
         )
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    from engines.serving.openai.keys import checked_keys, read_keys
+
+    if file is not None:
+        return read_keys(file)
+    key = os.environ.get(KEY_VARIABLE)
+    return () if key is None else checked_keys([key], KEY_VARIABLE)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _log_requests() -> None:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
 
@@ -33,6 +36,14 @@ class RunningServe:
 
     def client(self, api_key: str = "none") -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=60)
+
+    def get(self, path: str) -> tuple[int, Any, bytes]:
+        """Status, headers and body of a plain request."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=60) as response:
+                return response.status, response.headers, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read()
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -1,19 +1,21 @@
 """Every address of the server: the chat API, the model's name, health, versions, metrics and the schema of it all."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from engines.serving.openai.chat import ChatCompletions
 from engines.serving.openai.errors import ApiError
+from engines.serving.openai.keys import KeyGuard
 from engines.serving.openai.metrics import SchedulerCollector
 from engines.serving.openai.openapi import openapi_schema
 from engines.serving.served import ServedModel
@@ -21,12 +23,13 @@ from engines.serving.served import ServedModel
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(model: ServedModel, name: str) -> Starlette:
+def make_app(model: ServedModel, name: str, keys: Sequence[str] = ()) -> Starlette:
     """The ASGI application over an open model.
 
     Args:
         model: warm; whoever opened it closes it, after the application's last answer.
         name: what clients call it.
+        keys: of those who may ask; none: everybody.
     """
     chat = ChatCompletions(model, name)
     app = Starlette(
@@ -40,6 +43,7 @@ def make_app(model: ServedModel, name: str) -> Starlette:
             Route("/metrics", _metrics(model, name)),
             Route("/openapi.json", _openapi),
         ],
+        middleware=[Middleware(KeyGuard, keys=keys)] if keys else [],
         exception_handlers={HTTPException: _http_error},
     )
     app.state.chat = chat

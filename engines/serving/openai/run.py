@@ -4,7 +4,7 @@ import contextlib
 import logging
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -36,11 +36,17 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(model: ServedModel, name: str, listener: socket.socket, when_listening: Callable[[], None]) -> None:
+def serve(
+    model: ServedModel,
+    name: str,
+    listener: socket.socket,
+    when_listening: Callable[[], None],
+    keys: Sequence[str] = (),
+) -> None:
     """Answer until the process is asked to end (SIGTERM, SIGINT); then finish what was taken, as long as the settings
     allow, and leave by that signal's way.
     """
-    app = make_app(model, name)
+    app = make_app(model, name, keys)
     server = _Server(
         uvicorn.Config(
             app,
