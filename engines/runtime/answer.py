@@ -8,6 +8,7 @@ from export.errors import UserError
 from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
+    from engines.runtime.guided import Guide
     from export.inputs import ModelInputs
 
 FinishReason = Literal["stop", "length", "capacity", "cancelled", "deadline"]
@@ -91,6 +92,8 @@ class Request:
     inputs: "ModelInputs"
     config: GenerationConfig
     seed: int | None = None
+    guide: "Guide | None" = None
+    """What the answer must look like. It follows this one answer: another request needs its own."""
 
     def __post_init__(self) -> None:
         valid = self.seed is None or (isinstance(self.seed, int) and self.seed >= 0)

@@ -21,6 +21,7 @@ from export.errors import UserError
 from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
+    from engines.runtime.guided import Guide
     from export.inputs import ModelInputs
 
 
@@ -44,6 +45,7 @@ def generate(
     slot: int = 0,
     prefill_chunk_tokens: int | None = None,
     seed: int | None = None,
+    guide: "Guide | None" = None,
 ) -> Iterator[TokenEvent]:
     """Answer one prompt, token by token; the caller may stop listening at any event.
 
@@ -56,12 +58,13 @@ def generate(
         slot: which KV slot to use.
         prefill_chunk_tokens: prompt tokens per decoder call; None takes the whole prompt at once.
         seed: for sampling; None draws a new one.
+        guide: what the answer must look like; None: anything.
 
     Raises:
         UserError: before any work, a prompt that does not fit the context, or values out of range.
         EngineError: while iterating, an engine's answer is unusable.
     """
-    request = Request(inputs, config, seed)
+    request = Request(inputs, config, seed, guide)
     _check_fit([request], decoder, model, slot, prefill_chunk_tokens)
     return _answer([request], vision, decoder, model, slot, prefill_chunk_tokens)
 

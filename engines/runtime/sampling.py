@@ -33,6 +33,7 @@ def next_token(
     config: GenerationConfig,
     generator: np.random.Generator,
     written: Written = NOTHING_WRITTEN,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> int:
     """Choose one token id.
 
@@ -42,6 +43,7 @@ def next_token(
         config: how to choose.
         generator: source of chance; untouched when the choice is greedy.
         written: prompt and answer so far, for what looks back at them.
+        allowed: [vocab], the tokens of which one must come, whatever else is asked; None: all.
 
     Raises:
         EngineError: the logits hold not-a-number or infinity, or rule out every token.
@@ -51,9 +53,16 @@ def next_token(
         require_finite_maximum(logits)
         scores = adjusted_logits(scores, written, config)
         require_finite_maximum(scores)
+    if allowed is not None:
+        require_finite_maximum(logits)
+        scores = only_allowed(suppress_tokens(scores, config.suppress_tokens), logits, allowed)
+        return greedy_token(scores) if config.is_greedy else _drawn_token(scores, config, generator)
     if not config.is_greedy:
         require_finite_maximum(logits)
-        return _drawn_token(suppress_tokens(scores, config.suppress_tokens), config, generator)
+        if config.suppress_tokens:
+            scores = suppress_tokens(scores, config.suppress_tokens)
+            require_finite_maximum(scores)
+        return _drawn_token(scores, config, generator)
     token_id = greedy_token(scores)
     # The largest of values with a not-a-number among them is that one: no second pass over the logits.
     if not np.isfinite(scores[token_id]):
@@ -123,6 +132,19 @@ def suppress_tokens(logits: Logits, token_ids: Sequence[int]) -> Logits:
         return logits
     kept = logits.copy()
     kept[ids] = -np.inf
+    return kept
+
+
+def only_allowed(scores: Logits, logits: Logits, allowed: npt.NDArray[np.bool_]) -> Logits:
+    """Rule out all other tokens; where nothing would be left, what ruled out the allowed ones gives way.
+
+    Raises:
+        EngineError: the model itself gives every allowed token no probability at all.
+    """
+    kept = np.where(allowed, scores, np.float32(-np.inf))
+    if not np.isfinite(kept.max()):
+        kept = np.where(allowed, logits, np.float32(-np.inf))
+        require_finite_maximum(kept)
     return kept
 
 

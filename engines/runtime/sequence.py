@@ -172,12 +172,17 @@ class TokenSequence:
             EngineError: the logits are not finite.
         """
         config = self.request.config
-        token_id = next_token(logits, self._seen, config, self._generator, self._written)
+        guide = self.request.guide
+        allowed = None if guide is None else guide.allowed()
+        token_id = next_token(logits, self._seen, config, self._generator, self._written, allowed)
         self._seen[token_id] = True
         if config.num_logprobs is not None:
             self._logprobs = token_logprobs(logits, token_id, config.num_logprobs)
         self.token_ids.append(token_id)
-        if token_id in config.eos_token_ids:
+        is_end = token_id in config.eos_token_ids
+        if guide is not None and not is_end:
+            guide.accept(token_id)
+        if is_end or (guide is not None and guide.is_over):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= config.max_new_tokens:
             self.finish_reason = "length"

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engines.open import Choice, open_chosen
+from engines.runtime.guided import GuideMaker
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.service import SchedulerService
 from engines.serving.chat import model_inputs
@@ -37,6 +38,9 @@ class ServedModel:
         self.processor = bundle.processor
         self.defaults = bundle.generation_config
         self.limits = settings.request_limits
+        self.guides = GuideMaker(
+            self.processor.tokenizer, self.defaults.eos_token_ids, bundle.config.decoder.vocab_size
+        )
         hosts = frozenset(settings.allowed_hosts)
         self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
         vision, decoder = open_chosen(

@@ -13,11 +13,13 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from engines.runtime.answer import Event, Request
+from engines.runtime.guided import Guide
 from engines.runtime.scheduler_limits import QueueFullError
 from engines.runtime.sequence import Ticket
 from engines.runtime.text_stream import TextStream
 from engines.serving.openai.choices import Choice, EndedError, usage_of
 from engines.serving.openai.errors import ApiError, api_error
+from engines.serving.openai.forms import asked_form
 from engines.serving.openai.mailbox import Mailbox
 from engines.serving.openai.request_log import log_answer, request_id
 from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes, parse_body
@@ -147,6 +149,7 @@ class ChatCompletions:
                 "model_not_found",
             )
         wish = wish_from_request(asked, self._model.defaults, self._model.limits)
+        guides = self._guides(asked, len(wish.seeds))
         try:
             inputs = self._model.inputs(
                 wish.messages,
@@ -157,13 +160,28 @@ class ChatCompletions:
             if presence.has_left():
                 raise ClientLeftError from None
             raise api_error(error, "messages") from None
-        return asked, wish, [Request(inputs, wish.config, seed) for seed in wish.seeds]
+        requests = [
+            Request(inputs, wish.config, seed, guide) for seed, guide in zip(wish.seeds, guides, strict=True)
+        ]
+        return asked, wish, requests
+
+    def _guides(self, asked: ChatCompletionRequest, number: int) -> Sequence[Guide | None]:
+        form = asked_form(asked)
+        if form is None:
+            return [None] * number
+        kind, content, param = form
+        try:
+            return self._model.guides.guides(kind, content, number)
+        except UserError as error:
+            raise api_error(error, param) from None
 
     def _choice(self, index: int, asked: ChatCompletionRequest, wish: Wish) -> Choice:
         tokenizer = self._model.processor.tokenizer
         skip = asked.skip_special_tokens is not False
         stream = TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings)
-        return Choice(index, stream, tokenizer, with_logprobs=bool(asked.logprobs))
+        return Choice(
+            index, stream, tokenizer, with_logprobs=bool(asked.logprobs), ends=wish.config.eos_token_ids
+        )
 
     def _submit(self, requests: Sequence[Request], wish: Wish, call: _Call) -> tuple[_Queue, list[Ticket]]:
         """All or none."""

@@ -1,5 +1,6 @@
 """One answer of a chat completion as it grows: events in, pieces of text out, and the JSON of both forms."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,18 @@ class Piece:
 class Choice:
     """One of the `n` answers of a request."""
 
-    def __init__(self, index: int, stream: TextStream, tokenizer: Tokenizer, *, with_logprobs: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        stream: TextStream,
+        tokenizer: Tokenizer,
+        *,
+        with_logprobs: bool,
+        ends: Collection[int],
+    ) -> None:
         self.index = index
         self._stream, self._tokenizer, self._with_logprobs = stream, tokenizer, with_logprobs
+        self._ends = ends
         self._pieces: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self.timings: Timings | None = None
@@ -53,7 +63,7 @@ class Choice:
         text = ""
         logprobs: tuple[dict[str, Any], ...] = ()
         # What ends an answer is none of its words, a token that the client named no more than the checkpoint's own.
-        if isinstance(event, TokenEvent) and event.finish_reason != "stop":
+        if isinstance(event, TokenEvent) and event.token_id not in self._ends:
             text = self._stream.push(event.token_id)
             logprobs = self._told(event)
         if self._stream.is_stopped:

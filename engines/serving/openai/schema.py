@@ -34,6 +34,30 @@ class VllmArguments(_Fields):
     debug: Literal[False] | None = None
 
 
+class JsonSchema(_Fields):
+    """As OpenAI names it; the schema itself is followed whether `strict` or not."""
+
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Fields):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Fields):
+    """As vLLM names it: one of them."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: Literal[True] | None = None
+
+
 class ChatCompletionRequest(_Fields):
     """What `POST /v1/chat/completions` takes. None means the checkpoint's own way, or the server's."""
 
@@ -66,6 +90,13 @@ class ChatCompletionRequest(_Fields):
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     stop_token_ids: list[_TokenId] | None = Field(None, max_length=64)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    """vLLM's older names of `structured_outputs`."""
     skip_special_tokens: bool | None = None
     timeout: float | None = Field(None, gt=0)
 

@@ -17,6 +17,8 @@ from tests.engines.serving.openai.served import HELLO, MODEL, ask
 from tests.support.serve import running_serve
 
 LONG = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+SPEAKING = {"logit_bias": {"33": 100}}
+"""Every token has a text, and none ends the answer."""
 SECRET = "xyzzyplugh"
 
 
@@ -158,7 +160,7 @@ def test_a_large_picture_of_one_client_does_not_stop_the_tokens_of_another(bundl
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
     with running_serve(bundle, "--threads", 1, "--max-context", 2048, "--model-name", MODEL) as server:
-        stream = ask(server.client(), HELLO, stream=True, max_tokens=1900, extra_body={"ignore_eos": True})
+        stream = ask(server.client(), HELLO, stream=True, max_tokens=1900, **SPEAKING)
         next(iter(stream))
         seconds = {}
 
@@ -183,7 +185,7 @@ def test_a_large_picture_of_one_client_does_not_stop_the_tokens_of_another(bundl
 
 def test_sigterm_lets_what_was_taken_end_and_takes_nothing_new(bundle):
     with running_serve(bundle, "--threads", 1, "--max-context", 1024, "--model-name", MODEL) as server:
-        stream = ask(server.client(), HELLO, stream=True, max_tokens=600, extra_body={"ignore_eos": True})
+        stream = ask(server.client(), HELLO, stream=True, max_tokens=600, **SPEAKING)
         chunks = [next(iter(stream))]
         server.terminate()
         chunks += list(stream)
