@@ -10,7 +10,9 @@ from engines.runtime.service import SchedulerService
 from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
-_NUM_TOKENS = 2  # a prefill and a decode
+_NUM_TOKENS = (
+    4  # a prefill, a decode that loads kernels, one that becomes a CUDA graph, and one that is that graph
+)
 
 
 def warm_up(service: SchedulerService, processor: Processor) -> float:
