@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engines.serving.media_channel import Job, Reply, receive_reply, send_job
-from engines.serving.media_turns import Cost, NoTurnError, Turns
+from engines.serving.media_turns import FILM, LARGE, SMALL, Cost, NoTurnError, Turns
 from export.errors import UserError
 from export.processor.images import describe
 from export.processor.media.budget import NO_BUDGET, Budget
@@ -30,7 +30,9 @@ _START_SECONDS = 30.0
 _POLL_MS = 100
 _PIXELS_PER_SECOND = 30e6
 """Of a picture, for the order of jobs alone."""
-_VIDEO_COST = Cost(seconds=2.0, pixels=1 << 25, is_long=True)
+_VIDEO_COST = Cost(seconds=2.0, pixels=1 << 25, size=FILM)
+_SMALL_PIXELS = 1 << 22
+"""Of a picture that takes a moment, whatever is in it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class MediaSettings:
         UserError: values out of range; all of them at once.
     """
 
-    num_workers: int = 2
-    """Processes that decode pictures and videos; with two or more, one is kept for pictures."""
+    num_workers: int = 3
+    """Processes that decode: one is kept for small pictures, and of three one for pictures of any size."""
     worker_memory_bytes: int = 640 << 20
     """What such a process may take: a picture of 67 megapixels with transparency, a video of 3840 x 2160."""
     max_pixels: int = 1 << 27
@@ -116,7 +118,7 @@ class MediaPool:
     ) -> Reply:
         """Run one job on a process of its turn; see `PooledReader` for the errors."""
         with self._turns.turn(cost, spent_seconds, deadline, is_cancelled):
-            most = self.settings.video_seconds if cost.is_long else self.settings.picture_seconds
+            most = self.settings.video_seconds if cost.size == FILM else self.settings.picture_seconds
             worker = self._take()
             try:
                 reply = worker.run(job, files, min(deadline, time.monotonic() + most), is_cancelled)
@@ -214,7 +216,9 @@ class PooledReader:
 
     def _cost_of_picture(self, source: Any) -> Cost:
         width, height = self._sizes.get(id(source), (1 << 11, 1 << 11))
-        return Cost(width * height / _PIXELS_PER_SECOND, width * height)
+        num_pixels = width * height
+        size = SMALL if num_pixels <= _SMALL_PIXELS else LARGE
+        return Cost(num_pixels / _PIXELS_PER_SECOND, num_pixels, size)
 
     def _run(
         self,

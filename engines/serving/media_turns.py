@@ -1,7 +1,8 @@
 """Turns of pictures and videos that wait to be decoded, where there are more than processes for them.
 
 Small things go before large ones, and whoever has waited goes before who came later: a request's own media take turns
-with those of others, and one place is never given to a long video, so that pictures go on beside it.
+with those of others, and large pictures and films leave a place to the small ones, whatever
+they hold on to.
 """
 
 import threading
@@ -19,13 +20,17 @@ class NoTurnError(Exception):
     """The deadline came or the client left before there was a place."""
 
 
+SMALL, LARGE, FILM = 0, 1, 2
+"""Sizes of jobs. One place is never given to a large one or a film, and one of three never to a film."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a job is thought to take."""
 
     seconds: float
     pixels: int
-    is_long: bool = False
+    size: int = SMALL
 
 
 @dataclass(eq=False)
@@ -88,10 +93,10 @@ class Turns:
         if len(self._running) >= self._num_places:
             return None
         now = time.monotonic()
-        num_long = sum(cost.is_long for cost in self._running)
         free_pixels = self._max_pixels - sum(cost.pixels for cost in self._running)
         for one in sorted(self._waiting, key=lambda waiting: waiting.key(now)):
-            if one.cost.is_long and num_long and num_long >= self._num_places - 1:
+            as_large = sum(cost.size >= one.cost.size for cost in self._running)
+            if one.cost.size and as_large >= max(1, self._num_places - one.cost.size):
                 continue
             if one.cost.pixels <= free_pixels or not self._running:
                 return one

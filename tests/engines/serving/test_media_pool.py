@@ -20,7 +20,7 @@ from export.processor.settings import ImageSettings, VideoSettings
 from tests.support.pictures import encoded, moving_frames, picture, video_file
 
 LOCAL = LocalReader(ImageSettings(), VideoSettings())
-SETTINGS = MediaSettings(num_workers=2)
+SETTINGS = MediaSettings()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_nothing_is_left_after_the_end():
     assert not any(map(psutil.pid_exists, ended))
 
 
-def test_many_slow_requests_at_once_end_in_time_within_the_memory_of_two_processes(slow):
+def test_many_slow_requests_at_once_end_in_time_and_hold_up_no_small_picture(slow):
     """Twenty of them: each has its own error by its deadline, and small pictures go on meanwhile."""
     content = encoded(picture(90, 60), "PNG")
     with MediaPool(SETTINGS) as own:
@@ -195,6 +195,7 @@ def test_many_slow_requests_at_once_end_in_time_within_the_memory_of_two_process
             start = time.monotonic()
             with pytest.raises(UserError, match="not decoded within"):
                 ours = reader(own, seconds=1.0)
+                ours.picture_sizes([slow])
                 while True:
                     ours.decode("image", slow)
             ends.append(time.monotonic() - start)
@@ -213,7 +214,8 @@ def test_many_slow_requests_at_once_end_in_time_within_the_memory_of_two_process
     assert len(ends) == 20
     assert max(ends) < 1.5
     assert peak[0] < 1.5e9
-    assert len(waits) == 5
+    # None waits until a large one ends, a second from then; a busy machine may take its time for each.
+    assert sorted(waits)[2] < 0.5
 
 
 def _rss(process):

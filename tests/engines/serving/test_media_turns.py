@@ -3,11 +3,13 @@ import time
 
 import pytest
 
+from engines.serving import media_turns as turns_module
 from engines.serving.media_turns import Cost, NoTurnError, Turns
 
 SMALL = Cost(0.01, 100)
 LARGE = Cost(1.0, 100)
-FILM = Cost(2.0, 100, is_long=True)
+POSTER = Cost(1.0, 100, turns_module.LARGE)
+FILM = Cost(2.0, 100, turns_module.FILM)
 
 
 def never():
@@ -141,3 +143,26 @@ def test_who_waits_too_long_or_leaves_holds_up_nobody(why):
     end(running)
     with turns.turn(SMALL, 0, time.monotonic() + 1, never):
         pass
+
+
+def test_of_three_places_films_leave_two_and_large_pictures_one():
+    turns = Turns(3, 1000)
+    log: list[str] = []
+    films = started(*(Client(turns, FILM, log, f"film {i}") for i in range(2)))
+    posters = started(*(Client(turns, POSTER, log, f"poster {i}") for i in range(2)))
+    assert log == ["film 0", "poster 0"]
+    [small] = started(Client(turns, SMALL, log, "small"))
+    assert log[2:] == ["small"]
+    end(small)
+    time.sleep(0.3)
+    assert log[3:] == []
+    end(*films, *posters)
+    assert sorted(log[3:]) == ["film 1", "poster 1"]
+
+
+@pytest.mark.parametrize("cost", [SMALL, POSTER, FILM])
+def test_with_one_place_everything_goes_in_its_turn(cost):
+    turns = Turns(1, 1000)
+    for _ in range(2):
+        with turns.turn(cost, 0, time.monotonic() + 1, never):
+            pass
