@@ -48,7 +48,7 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     """In a child: the bodies and the shapes of ours, and nothing else of it."""
     import tensorrt_rtx_bindings as trt
 
-    from engines.backends.tensorrt.build.attention import attention_bodies
+    from engines.backends.tensorrt.attention import attention_bodies
     from engines.backends.tensorrt.build.network import load_graph
     from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
     from engines.sizing.limits import Limits

@@ -6,6 +6,7 @@ This module is free of torch, so that engines can read it inside a server.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 OP_DOMAIN = "qv"
 """ONNX domain of our ops and namespace of their TensorRT plugins."""
@@ -52,6 +53,11 @@ CACHED_ATTENTION = OpSignature(
     outputs=("attended", "present_key", "present_value"),
     attributes={},
 )
+AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain", "plugin"]
+"""How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
+taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; for
+the cached one only, as plugins, which `plugins.onnx.inline` must then bring into the main graph."""
+
 SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)
 """What the canonical graphs call."""
 

@@ -108,6 +108,7 @@ def build(
         EngineError: the target refuses a graph.
     """
     from engines.backends import backend_of
+    from engines.backends.base import device_costs
     from engines.gpus import gpu_facts
     from engines.sizing.choose_limits import choose_limits
     from engines.store.build import build_engine_directory
@@ -117,7 +118,7 @@ def build(
     if foreign := sorted(options.keys() - backend.option_names):
         known = ", ".join(sorted(backend.option_names)) or "none"
         raise UserError(f"{target} has no option {', '.join(foreign)}. Its options: {known}.")
-    chosen = limits or choose_limits(opened.config, {}, {})
+    chosen = limits or choose_limits(opened.config, {}, {}, device_costs(backend, opened))
     request = EngineRequest(backend, chosen, backend.architectures(sm, gpu_facts), options)
     return build_engine_directory(opened, request, gpu_facts(), jobs, progress or _ignore)
 

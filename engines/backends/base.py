@@ -8,6 +8,7 @@ opens or probes, and never before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,7 +16,7 @@ from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
 from engines.machine import Machine
-from engines.sizing.costs import ModelCosts
+from engines.sizing.costs import CostsOf, ModelCosts
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.config import ModelConfig
@@ -201,3 +202,10 @@ class Backend(Protocol):
     def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
         """A session that shows values inside the graphs; None: it cannot. Loads nothing until it is asked."""
         ...
+
+
+def device_costs(backend: Backend, bundle: Bundle) -> CostsOf | None:
+    """What a bundle's engines take on the device, as a function of their limits; None where that is the host."""
+    if backend.device == "cpu":
+        return None
+    return partial(backend.costs, bundle.config, bundle.manifest.dtype)

@@ -2,13 +2,28 @@
 
 from collections.abc import Mapping
 
+from engines.sizing.cards import fit_segments
+from engines.sizing.costs import CostsOf
 from engines.sizing.limits import Limits
 from export.config import ModelConfig
 from export.errors import UserError
 
 
-def choose_limits(config: ModelConfig, given: Mapping[str, int], proposed: Mapping[str, int]) -> Limits:
-    """What was given, else what is proposed, else the defaults, cut to what goes with the given ones.
+def choose_limits(
+    config: ModelConfig,
+    given: Mapping[str, int],
+    proposed: Mapping[str, int],
+    costs_of: CostsOf | None = None,
+    card_gb: float | None = None,
+) -> Limits:
+    """What was given, else what is proposed, else the defaults, cut to what goes with the given ones and on a card.
+
+    Args:
+        config: the model's sizes.
+        given: limits that the user asked for; they stand.
+        proposed: limits that pictures ask for.
+        costs_of: what engines take on a device; None: it has no memory of its own.
+        card_gb: memory of the card that will run them; None: the smallest common one that does.
 
     Raises:
         UserError: limits that contradict each other, or a context longer than the model's.
@@ -27,7 +42,10 @@ def choose_limits(config: ModelConfig, given: Mapping[str, int], proposed: Mappi
     fitting = {"max_segments": max(1, min(values.get("max_segments", Limits.max_segments), most_segments))}
     if "max_prompt_tokens" in values:
         fitting["max_prompt_tokens"] = min(values["max_prompt_tokens"], values["max_context"])
-    return Limits(**{**values, **fitting, **given})
+    limits: Limits = Limits(**{**values, **fitting, **given})
+    if costs_of is None or "max_segments" in given:
+        return limits
+    return fit_segments(limits, lambda some: costs_of(some).device_bytes(some), card_gb)
 
 
 def options_text(limits: Mapping[str, object]) -> str:

@@ -41,6 +41,16 @@ class ModelCosts:
     kv_bytes_per_token: int
     """Keys and values of one token in every layer."""
 
+    def kv_cache_bytes(self, limits: Limits) -> int:
+        """All slots."""
+        return self.kv_bytes_per_token * limits.max_context * limits.max_batch
+
+    def device_bytes(self, limits: Limits) -> int:
+        """Both engines loaded, their largest calls, every slot of the cache."""
+        return self.kv_cache_bytes(limits) + sum(
+            graph.weights_bytes + graph.activation_bytes for graph in self.graphs
+        )
+
 
 CostsOf = Callable[[Limits], ModelCosts]
 """A backend's costs as a function of the limits alone."""
@@ -88,9 +98,7 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """Both engines loaded, their largest calls, every slot of the cache."""
-        return self.kv_cache_bytes + sum(
-            graph.weights_bytes + graph.activation_bytes for graph in self.graphs
-        )
+        return ModelCosts(self.graphs, self.kv_bytes_per_token).device_bytes(self.limits)
 
     @property
     def build_ram_bytes(self) -> int:
@@ -124,14 +132,20 @@ def make_plan(
         max_pixels=limits.max_patches * config.vision.patch_size**2,
         max_visual_tokens=limits.max_patches // config.vision.patches_per_token,
         kv_bytes_per_token=costs.kv_bytes_per_token,
-        kv_cache_bytes=costs.kv_bytes_per_token * limits.max_context * limits.max_batch,
+        kv_cache_bytes=costs.kv_cache_bytes(limits),
         graphs=costs.graphs,
         jobs=jobs,
         costs_of=costs_of,
     )
 
 
-def model_costs(config: ModelConfig, limits: Limits, value_bytes: int, build_costs: BuildCosts) -> ModelCosts:
+def model_costs(
+    config: ModelConfig,
+    limits: Limits,
+    value_bytes: int,
+    build_costs: BuildCosts,
+    attention_bytes: Callable[[str], int] = lambda _graph: 0,
+) -> ModelCosts:
     """Both graphs of a model whose weights, activations and cache are computed in one width.
 
     Args:
@@ -139,12 +153,14 @@ def model_costs(config: ModelConfig, limits: Limits, value_bytes: int, build_cos
         limits: the engine's.
         value_bytes: of one value as it is computed.
         build_costs: what the backend's build adds.
+        attention_bytes: from a graph's name to the device memory that the backend's attention takes beside the
+            tensors that every backend has.
     """
     decoder = config.decoder
     weights = {"vision": vision_weights(config), "decoder": decoder_weights(config)}
     activations = {
-        "vision": vision_activation_bytes(config, limits, value_bytes),
-        "decoder": decoder_activation_bytes(config, limits, value_bytes),
+        "vision": vision_activation_bytes(config, limits, value_bytes) + attention_bytes("vision"),
+        "decoder": decoder_activation_bytes(config, limits, value_bytes) + attention_bytes("decoder"),
     }
     graphs = []
     for name, num_weights in weights.items():
@@ -226,7 +242,7 @@ def shortages(
         disk_advice = ("free some space, or move the bundle to a larger disk",)
         found.append(Shortage("disk for the engines", plan.disk_bytes, free_disk_bytes, disk_advice))
     if device_bytes is not None and plan.device_bytes > device_bytes:
-        advice = tuple(_limit_advice(plan, device_bytes)) or (
+        advice = tuple(limit_advice(plan, device_bytes)) or (
             "no single limit is enough: the weights alone leave too little; halve several, or use a larger GPU",
         )
         found.append(Shortage("GPU memory to run", plan.device_bytes, device_bytes, advice))
@@ -245,7 +261,7 @@ def _ram_advice(plan: Plan) -> tuple[str, ...]:
 _LEAST = {"max_segments": 1, "max_patches": 256, "max_batch": 1, "max_context": 256, "max_prompt_tokens": 64}
 
 
-def _limit_advice(plan: Plan, device_bytes: int) -> Iterator[str]:
+def limit_advice(plan: Plan, device_bytes: int) -> Iterator[str]:
     """Each limit that alone makes it fit when it is halved often enough."""
     for name in _LEAST:
         limits = plan.limits

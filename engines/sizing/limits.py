@@ -18,7 +18,7 @@ class Limits:
     max_patches: int = 16_384
     """Patches of one vision call, all pictures and videos together: 16,384 are 3.2 megapixels, 4,096 tokens."""
     max_segments: int = 64
-    """Pictures, and temporal steps of videos, in one vision call."""
+    """Pictures, and temporal steps of videos, in one vision call. `choose_limits` lowers it to what fits on a card."""
     max_batch: int = 8
     """Rows of one decoder call; KV slots."""
     max_prompt_tokens: int | None = None

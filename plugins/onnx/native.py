@@ -1,7 +1,6 @@
 """The functions that make a canonical graph one that TensorRT-RTX compiles to its native layers."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import onnx
 
@@ -9,13 +8,8 @@ from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.cached_attention.plugin_body import tensorrt_plugins
 from plugins.onnx import native_layers
 from plugins.patch_attention import onnx_functions as patch_attention
-from plugins.registry import CACHED_ATTENTION, OP_DOMAIN, PATCH_ATTENTION, ROTARY
+from plugins.registry import CACHED_ATTENTION, OP_DOMAIN, PATCH_ATTENTION, ROTARY, AttentionBody
 from plugins.rotary import onnx_functions as rotary
-
-AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain", "plugin"]
-"""How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
-taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; for
-the cached one only, as plugins, which `plugins.onnx.inline` must then bring into the main graph."""
 
 
 def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:

@@ -40,7 +40,11 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
     "Default: this machine's GPU; tensorrt-rtx without one: 80, 86, 89, 120.",
 )
 @click.option("--max-patches", type=int, help="Patches of 14 x 14 pixels in one vision call. Default: 16384.")
-@click.option("--max-segments", type=int, help="Pictures and video steps in one vision call. Default: 64.")
+@click.option(
+    "--max-segments",
+    type=int,
+    help="Pictures and video steps in one vision call. Default: as many, up to 64, as fit on the card.",
+)
 @click.option("--max-batch", type=int, help="Rows of one decoder call, and KV slots. Default: 8.")
 @click.option(
     "--max-prompt-tokens",
@@ -145,7 +149,7 @@ def build(
         asked.extend(gpu_facts())
         return asked
 
-    request = make_request(opened, target, sms, gpus_here, proposed, choices)
+    request = make_request(opened, target, sms, gpus_here, proposed, choices, gpu_memory)
     gpus = tuple(asked)
     if only_check:
         ctx.exit(GATE_FAILED if show_check(opened, request, as_json) else 0)
@@ -157,7 +161,11 @@ def build(
     if sizes is not None and not as_json:
         show_pictures(sizes, request.limits)
     if only_plan:
-        print_json(plan_json(plan, shortages, sizes)) if as_json else show_plan(plan, shortages)
+        if as_json:
+            print_json(plan_json(plan, shortages, sizes))
+        else:
+            named = device_bytes_of(request, gpus, gpu_memory) is not None
+            show_plan(plan, shortages, asks_for_card=request.backend.device == "gpu" and not named)
         ctx.exit(GATE_FAILED if shortages else 0)
     if not force:
         require_room(shortages)
@@ -186,15 +194,18 @@ def make_request(
     gpus: "Callable[[], Sequence[GpuFacts]]",
     proposed: dict[str, int],
     choices: dict[str, Any],
+    gpu_memory_gb: float | None,
 ) -> "EngineRequest":
     """Everything that decides what is built, checked."""
     from engines.backends import backend_of
+    from engines.backends.base import device_costs
     from engines.sizing.choose_limits import choose_limits
     from engines.store.cache import EngineRequest
 
     backend = backend_of(target)
     given = {name: choices[name] for name in LIMIT_NAMES if choices[name] is not None}
-    limits = choose_limits(bundle.config, given, proposed)
+    costs_of = device_costs(backend, bundle)
+    limits = choose_limits(bundle.config, given, proposed, costs_of, gpu_memory_gb)
     options = {name: value for name, value in choices.items() if name not in LIMIT_NAMES and value}
     return EngineRequest(backend, limits, backend.architectures(sms, gpus), options)
 
@@ -219,9 +230,16 @@ def shortages_of(
     """What does not fit into this machine, or into the GPU that will run the engine."""
     from engines.sizing.costs import free_disk_bytes, free_ram_bytes, shortages
 
-    here = [gpu.memory_mib << 20 for gpu in gpus if gpu.sm in request.sms and gpu.memory_mib]
-    device_bytes = int(gpu_memory_gb * 1e9) if gpu_memory_gb else min(here, default=None)
+    device_bytes = device_bytes_of(request, gpus, gpu_memory_gb)
     return shortages(plan, free_ram_bytes(), free_disk_bytes(bundle), device_bytes)
+
+
+def device_bytes_of(
+    request: "EngineRequest", gpus: "Sequence[GpuFacts]", gpu_memory_gb: float | None
+) -> int | None:
+    """Memory of the card that will run an engine: the named one's, or this machine's smallest that it is built for."""
+    here = [gpu.memory_mib << 20 for gpu in gpus if gpu.sm in request.sms and gpu.memory_mib]
+    return int(gpu_memory_gb * 1e9) if gpu_memory_gb else min(here, default=None)
 
 
 def require_room(shortages: "Sequence[Shortage]") -> None:

@@ -41,8 +41,16 @@ def show_pictures(sizes: "PictureSizes", limits: "Limits") -> None:
     note("\n".join([*lines, f"Limits: {options_text(asdict(limits))}"]))
 
 
-def show_plan(plan: "Plan", shortages: "Sequence[Shortage]") -> None:
-    """From pixels to bytes, as tables."""
+def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: bool) -> None:
+    """From pixels to bytes, as tables.
+
+    Args:
+        plan: the plan.
+        shortages: what does not fit.
+        asks_for_card: it runs on a GPU that nobody named, so common ones are compared.
+    """
+    from engines.sizing.cards import card_lines
+
     limits = plan.limits
     rows = [
         (
@@ -78,12 +86,15 @@ def show_plan(plan: "Plan", shortages: "Sequence[Shortage]") -> None:
         ("disk", size_text(plan.disk_bytes)),
     ]
     print_table("Together", ("what", "bytes"), totals)
+    for line in card_lines(plan) if asks_for_card else ():
+        click.echo(line)
     for shortage in shortages:
         click.echo(f"does not fit: {shortage.sentence()}")
 
 
 def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSizes | None") -> dict[str, Any]:
     """The same as one object."""
+    from engines.sizing.cards import smallest_card
     from engines.sizing.images import histogram
 
     pictures = None
@@ -109,6 +120,7 @@ def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSize
         "device_bytes": plan.device_bytes,
         "build_ram_bytes": plan.build_ram_bytes,
         "disk_bytes": plan.disk_bytes,
+        "smallest_card_gb": smallest_card(plan.device_bytes),
         "shortages": [asdict(shortage) for shortage in shortages],
         "pictures": pictures,
     }

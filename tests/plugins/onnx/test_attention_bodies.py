@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from engines.backends.tensorrt.build.attention import MOST_FLOAT32_TOKENS
+from engines.backends.tensorrt.attention import MOST_FLOAT32_TOKENS
 from plugins.cached_attention.reference import cached_attention as cached_attention_reference
 from plugins.onnx.inline import inline_calls
 from plugins.patch_attention.reference import patch_attention as patch_attention_reference

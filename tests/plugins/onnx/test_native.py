@@ -14,10 +14,17 @@ from export.graphs.lint import lint
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.cached_attention.reference import cached_attention as cached_attention_reference
 from plugins.onnx.function_body import function_from_body
-from plugins.onnx.native import AttentionBody, choose_bodies
+from plugins.onnx.native import choose_bodies
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.patch_attention.reference import patch_attention as patch_attention_reference
-from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, PLUGIN_ATTRIBUTES, ROTARY, OpSignature
+from plugins.registry import (
+    CACHED_ATTENTION,
+    PATCH_ATTENTION,
+    PLUGIN_ATTRIBUTES,
+    ROTARY,
+    AttentionBody,
+    OpSignature,
+)
 from plugins.rotary import onnx_functions as rotary
 from tests.support.op_models import normal, op_model
 from tests.support.rtx_models import ask_rtx, request

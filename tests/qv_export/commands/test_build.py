@@ -132,7 +132,6 @@ def test_a_second_build_does_nothing_in_under_a_second(bundle: Path, build: Any)
     program = """
 import sys, time
 from qv_export.cli import run_command_line
-from qv_export.show.build import note_lines, warning_lines
 code = run_command_line(sys.argv[1:])
 print(code, time.process_time(), *sys.modules)
 """
@@ -324,3 +323,15 @@ def test_only_warnings_that_ask_for_something_are_shown():
 def test_what_is_unusual_about_an_engine_is_said_once():
     record: Any = SimpleNamespace(facts={"vision": {"warnings": []}, "decoder": {"notes": ["folded"]}})
     assert note_lines(record) == ["note: decoder: folded"]
+
+
+def test_a_plan_without_a_card_says_on_which_ones_it_fits(
+    bundle: Path, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.gpus.gpu_facts", list)
+    code, out, _ = build(bundle, *RTX, "--plan")
+    assert code == 0
+    assert "fits on cards of 8 GB and more" in out
+    assert "fits on cards" not in build(bundle, *RTX, "--plan", "--gpu-memory", "12")[1]
+    assert "fits on cards" not in build(bundle, "--target", "onnxruntime", "--plan")[1]
+    assert json.loads(build(bundle, *RTX, "--plan", "--json")[1])["smallest_card_gb"] == 8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engines.backends.facts import EngineFacts, LayerFacts, TensorFacts
 from engines.backends.tensorrt.api import Bindings, ILogger
-from engines.backends.tensorrt.build.attention import attention_bodies, attention_notes
+from engines.backends.tensorrt.attention import attention_bodies, attention_notes
 from engines.backends.tensorrt.build.configuration import (
     NoKernelError,
     add_profiles,
@@ -30,7 +30,7 @@ from engines.backends.tensorrt.options import BuildRequest, require_attention
 from engines.session import EngineError
 from export.bundle import Bundle, open_bundle
 from export.errors import UserError
-from plugins.onnx.native import AttentionBody
+from plugins.registry import AttentionBody
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -24,8 +24,8 @@ from engines.backends.tensorrt.api import (
 from engines.backends.tensorrt.log import BuildLog
 from engines.session import EngineError
 from plugins.onnx.inline import inline_calls
-from plugins.onnx.native import AttentionBody, choose_bodies
-from plugins.registry import SIGNATURES
+from plugins.onnx.native import choose_bodies
+from plugins.registry import SIGNATURES, AttentionBody
 
 _RELEASE_SECONDS = 0.02
 

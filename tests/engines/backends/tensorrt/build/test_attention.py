@@ -3,7 +3,7 @@
 import pytest
 
 from engines.backends.facts import LayerFacts
-from engines.backends.tensorrt.build.attention import MOST_FLOAT32_TOKENS, attention_bodies, attention_notes
+from engines.backends.tensorrt.attention import MOST_FLOAT32_TOKENS, attention_bodies, attention_notes
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.sizing.limits import Limits
 from examples.random_checkpoint import write_checkpoint

@@ -6,8 +6,7 @@ from engines.backends.facts import LayerFacts
 from engines.backends.tensorrt.description import ops_of
 from export.config import ModelConfig
 from export.contract import GraphName
-from plugins.onnx.native import AttentionBody
-from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, OpSignature
+from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, AttentionBody, OpSignature
 
 MOST_FLOAT32_TOKENS = 12_224
 """Largest cache for which the plain decode kernel keeps its scores in float32.
