@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from export.errors import UserError
 
-_PATCHES_PER_TOKEN = 4  # spatial_merge_size 2, of every published Qwen2-VL
+PATCHES_PER_TOKEN = 4  # spatial_merge_size 2, of every published Qwen2-VL
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Limits:
 
     def _contradictions(self) -> list[str]:
         problems = []
-        if self.max_patches % _PATCHES_PER_TOKEN:
+        if self.max_patches % PATCHES_PER_TOKEN:
             problems.append(
-                f"max_patches must be a multiple of {_PATCHES_PER_TOKEN}, found {self.max_patches}"
+                f"max_patches must be a multiple of {PATCHES_PER_TOKEN}, found {self.max_patches}"
             )
-        if self.max_segments * _PATCHES_PER_TOKEN > self.max_patches:
+        if self.max_segments * PATCHES_PER_TOKEN > self.max_patches:
             problems.append(
-                f"max_segments {self.max_segments} of at least {_PATCHES_PER_TOKEN} patches each do not fit into "
+                f"max_segments {self.max_segments} of at least {PATCHES_PER_TOKEN} patches each do not fit into "
                 f"max_patches {self.max_patches}"
             )
         if self.prompt_tokens > self.max_context:

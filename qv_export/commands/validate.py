@@ -86,6 +86,11 @@ GATE_FAILED = 1
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Questions with answers (.jsonl of image, prompt, answer): accuracy of reference and engine.",
 )
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Put known faults into the engine instead, one at a time, and say which ones the gates notice.",
+)
 @click.option("--max-context", type=click.IntRange(min=64), help="Tokens of a KV slot. Default: 1024.")
 @click.option("--max-patches", type=click.IntRange(min=16), help="Patches of a vision call. Default: 2048.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Prompts of a decoder call. Default: 4.")
@@ -109,6 +114,7 @@ def validate(
     for_polygraphy: bool,
     golden: Path | None,
     tasks: Path | None,
+    self_test: bool,
     resume: bool,
     as_json: bool,
     **profile: int | None,
@@ -118,14 +124,7 @@ def validate(
     Passes when no token's error exceeds a multiple of the noise of the engine's own dtype. Exit code 0: pass, 1: fail.
     The verdict is kept in the bundle, under the engine's key.
     """
-    if (report_directory is None) == (record_directory is None):
-        raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
-    if for_polygraphy:
-        from validate.records.polygraphy_files import require_polygraphy
-
-        require_polygraphy()
-        if record_directory is None:
-            raise UserError("--polygraphy is what --record DIR writes in addition. Give that too.")
+    require_one_purpose(report_directory, record_directory, for_polygraphy, self_test)
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
     from export.bundle import open_bundle
@@ -134,7 +133,7 @@ def validate(
     plan = make_plan(
         open_bundle(bundle),
         engine_key or target,
-        level,
+        "quick" if self_test else level,
         make_profile(profile),
         dtype=dtype,
         cases=cases,
@@ -142,6 +141,8 @@ def validate(
         golden=golden,
         tasks=tasks,
     )
+    if self_test:
+        ctx.exit(0 if show_self_test(plan, as_json) else GATE_FAILED)
     if record_directory is not None:
         record(plan, record_directory, for_polygraphy, as_json)
         return
@@ -155,6 +156,42 @@ def validate(
     note(summary(report, report_directory))
     if not report.passed:
         ctx.exit(GATE_FAILED)
+
+
+def require_one_purpose(
+    report: Path | None, golden_set: Path | None, for_polygraphy: bool, self_test: bool
+) -> None:
+    """Refuse a command that asks for nothing, or for two things at once.
+
+    Raises:
+        UserError: with what to give.
+    """
+    if self_test and (report is not None or golden_set is not None):
+        raise UserError("--self-test tries the gates and gives no verdict. Leave --report and --record out.")
+    if not self_test and (report is None) == (golden_set is None):
+        raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
+    if for_polygraphy:
+        from validate.records.polygraphy_files import require_polygraphy
+
+        require_polygraphy()
+        if golden_set is None:
+            raise UserError("--polygraphy is what --record DIR writes in addition. Give that too.")
+
+
+def show_self_test(plan: "Plan", as_json: bool) -> bool:
+    """Run the self-test and say what became of each fault; True if none was let pass."""
+    from validate.self_test import run_self_test
+
+    with bar() as progress:
+        result = run_self_test(plan, progress)
+    if as_json:
+        print_json(result.to_json())
+    lines = [fault.sentence() for fault in result.faults]
+    if result.sound_failures:
+        lines.append(f"the engine fails without any fault: {', '.join(result.sound_failures)}")
+    counts = ", ".join(f"{len(result.named(name))} {name}" for name in ("caught", "missed", "not made"))
+    note("\n".join([*lines, f"{'PASS' if result.passed else 'FAIL'}: {counts}"]))
+    return result.passed
 
 
 def make_profile(options: dict[str, int | None]) -> "Profile":

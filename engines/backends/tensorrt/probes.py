@@ -28,7 +28,7 @@ from engines.backends.tensorrt.run.execution import (
 )
 from engines.backends.tensorrt.run.session import is_step, upload_feeds
 from engines.session import Probe, Values, cache_rows
-from engines.sizing.limits import Limits
+from engines.sizing.limits import PATCHES_PER_TOKEN, Limits
 from export.bundle import Bundle
 from export.config import ModelConfig
 from export.contract import CACHE_PARTS, GraphName, cache_name
@@ -49,10 +49,21 @@ class Tools:
     compile: Compile
 
 
+_MAX_SEGMENTS = 16
+"""Of one prompt of the cases: pictures, and temporal steps of videos."""
+
+
 def probed_limits(limits: Limits) -> Limits:
-    """One row, whose prompt goes in whole and whose every token is projected: so the search asks."""
+    """One row, whose prompt and pictures go in whole and whose every token is projected: so the search asks."""
     longest = limits.max_context
-    return replace(limits, max_batch=1, max_prompt_tokens=longest, max_logits_tokens=longest)
+    segments = min(_MAX_SEGMENTS, limits.max_patches // PATCHES_PER_TOKEN)
+    return replace(
+        limits,
+        max_segments=max(limits.max_segments, segments),
+        max_batch=1,
+        max_prompt_tokens=longest,
+        max_logits_tokens=longest,
+    )
 
 
 def open_tools(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tools:

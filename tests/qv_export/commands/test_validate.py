@@ -146,6 +146,8 @@ def test_tighter_gates_from_a_file_fail_what_passed(bundle, tmp_path):
     [
         ([], "either --report DIR"),
         (["--report", "r", "--record", "g"], "either --report DIR"),
+        (["--self-test", "--report", "r"], "--self-test tries the gates"),
+        (["--self-test", "--target", "torch"], "Give another --target"),
         (["--report", "{bundle}"], "is not a report; it will not be replaced"),
         (["--report", "{bundle}/config.json/r"], "cannot be the place of a report: Not a directory"),
         (["--record", "{bundle}/config.json/g"], "cannot be the place of a golden set: Not a directory"),

@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from export.contract import decoder_contract, vision_contract
 from export.inputs import VisionInputs
+from tests.support.bundles import shared_bundle
 from tests.support.cases import CASES, Batch, decode_step, make_batch
 from tests.support.sessions import encode, relative_error
 from validate.reference.sessions import ReferenceDecoder, ReferenceVision
@@ -40,6 +42,14 @@ def empty_cache(session: ort.InferenceSession, rows: int) -> dict[str, np.ndarra
 @pytest.fixture(scope="module")
 def plain(copied) -> dict[str, ort.InferenceSession]:
     return {name: open_plain(copied.bundle / f"{name}.onnx") for name in ("vision", "decoder")}
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_plain_onnxruntime_computes_no_bfloat16_on_a_cpu_as_the_documents_say(graph, tmp_path_factory):
+    """If this fails, ONNX Runtime learned it: say so in README, architecture and troubleshooting."""
+    bundle = shared_bundle(tmp_path_factory, {"dtype": "bfloat16"})
+    with pytest.raises(ort_errors.NotImplemented, match=r"Could not find an implementation for (Gemm|Where)"):
+        open_plain(bundle / f"{graph}.onnx")
 
 
 @pytest.mark.parametrize("graph", ["vision", "decoder"])
