@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.errors import UserError
+from export.files.untrusted import read_bounded_bytes
+from export.weights.external_data import MAX_GRAPH_BYTES
 
 if TYPE_CHECKING:
     import onnx
@@ -111,8 +113,8 @@ def _load(path: Path) -> "onnx.ModelProto":
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (OSError, DecodeError) as error:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(read_bounded_bytes(path, MAX_GRAPH_BYTES))
+    except (OSError, ValueError, DecodeError) as error:  # a name with a NUL is a ValueError
         raise UserError(f"{path} cannot be read as an ONNX model: {error}") from None
     # Protobuf takes many a file for an empty or odd message.
     if not model.ir_version or not model.graph.node:

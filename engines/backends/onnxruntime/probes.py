@@ -48,6 +48,4 @@ class OnnxRuntimeProbes:
 
     def _open(self, graph: GraphName, names: Sequence[str]) -> tuple[Any, Any]:
         """A session, and the weights that it shares with us: they must live as long as it does."""
-        return create_session(
-            self._bundle.graph(graph), self._bundle.config, None, may_pack=False, outputs=names
-        )
+        return create_session(self._bundle, graph, None, may_pack=False, outputs=names)

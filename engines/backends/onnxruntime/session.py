@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
 from engines.session import Engine, EngineError, require_slots
 from export.bundle import Bundle
-from export.config import ModelConfig
-from export.contract import CACHE_PARTS, cache_name
+from export.contract import CACHE_PARTS, GraphName, cache_name, decoder_contract, vision_contract
 from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
@@ -44,9 +43,7 @@ class OnnxRuntimeVision:
     """The vision graph on CPU: a `VisionSession`."""
 
     def __init__(self, bundle: Bundle, num_threads: int | None = None) -> None:
-        self._session, self._weights = create_session(
-            bundle.graph("vision"), bundle.config, num_threads, may_pack=True
-        )
+        self._session, self._weights = create_session(bundle, "vision", num_threads, may_pack=True)
 
     def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`."""
@@ -70,9 +67,7 @@ class OnnxRuntimeDecoder:
         self.num_slots = num_slots
         self.capacity = capacity
         self._config = config = bundle.config
-        self._session, self._weights = create_session(
-            bundle.graph("decoder"), config, num_threads, may_pack=False
-        )
+        self._session, self._weights = create_session(bundle, "decoder", num_threads, may_pack=False)
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
         self._caches = {
@@ -161,8 +156,8 @@ def _bind_output(binding: ort.IOBinding, name: str, array: npt.NDArray[Any]) -> 
 
 
 def create_session(
-    graph: Path,
-    config: ModelConfig,
+    bundle: Bundle,
+    name: GraphName,
     num_threads: int | None,
     *,
     may_pack: bool,
@@ -171,14 +166,19 @@ def create_session(
     """A session, and the weights that it shares with us: they must live as long as it does.
 
     Args:
-        graph: a canonical graph of a bundle.
-        config: the model's.
+        bundle: whose graph is opened.
+        name: which.
         num_threads: see `open_sessions`.
         may_pack: let ONNX Runtime lay weights out for its products, instead of using them where they lie. Many rows at
             once gain from it; a decode step, bound by memory, gains nothing and would
             wait for every weight to be copied first.
         outputs: values inside the graph to give as well.
+
+    Raises:
+        UserError: the graph is not the one that its name and the configuration say.
+        EngineError: ONNX Runtime refuses it.
     """
+    graph, config = bundle.graph(name), bundle.config
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
@@ -190,15 +190,17 @@ def create_session(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
     model = load_graph(graph, config)
+    contract = vision_contract if name == "vision" else decoder_contract
+    require_interface(model, contract(config, bundle.manifest.dtype), graph)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known
     )
     weights = []
-    for name, array in raised_weights(model, graph.parent):
+    for weight, array in raised_weights(model, graph.parent):
         weights.append(ort.OrtValue.ortvalue_from_numpy(array))
         # Shared without a copy; add_external_initializers would hold every weight twice.
-        options.add_initializer(name, weights[-1])
+        options.add_initializer(weight, weights[-1])
     # A packed copy replaces a weight of the mapped file, but would stand beside one that is shared with us.
     if weights or not may_pack:
         options.add_session_config_entry("session.disable_prepacking", "1")

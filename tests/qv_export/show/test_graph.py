@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,4 +58,15 @@ def test_what_is_no_graph_is_the_users_error(tmp_path: Path, content: bytes) -> 
     path = tmp_path / "g.onnx"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"g\.onnx"):
+        graph_facts_from_file(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "g.onnx"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"is not a regular file but a {kind}"):
         graph_facts_from_file(path)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from engines.backends.facts import EngineFacts, LayerFacts, TensorFacts
+from engines.backends.graph_interface import require_interface
 from engines.backends.tensorrt.api import Bindings, ILogger
 from engines.backends.tensorrt.attention import attention_bodies, attention_notes
 from engines.backends.tensorrt.build.configuration import (
@@ -119,6 +120,8 @@ def _build(
         request.probes,
         has_plugins=request.options.flavour == "tensorrt",
     )
+    contract = graph_contract(request.graph, bundle.config, bundle.manifest.dtype)
+    require_interface(model, contract, bundle.graph(request.graph))
     weights = MappedWeights(model, bundle.directory)
     builder = trt.Builder(logger)
     network = parse_network(trt, builder, model, weights, logger, log)
@@ -126,7 +129,6 @@ def _build(
     monitor = make_progress_monitor(trt, throttled(progress))  # the configuration does not keep it alive
     build_config.progress_monitor = monitor
     apply_options(trt, build_config, request.options)
-    contract = graph_contract(request.graph, bundle.config, bundle.manifest.dtype)
     profiles = graph_profiles(request.graph, bundle.config, request.limits)
     shapes = add_profiles(builder, build_config, contract, profiles)
     inputs, outputs = describe_tensors(network, shapes)
