@@ -1,4 +1,4 @@
-"""Would a validation notice? Known faults are put into the engine under test, one at a time, and each must fail.
+"""Puts known faults into the engine under test, one at a time: each must fail a validation.
 
 Worth most on a GPU that nobody has run before: gates that pass there prove something only if they can fail there.
 """

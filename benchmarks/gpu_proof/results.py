@@ -1,4 +1,4 @@
-"""What does a stage find, and how is it kept, shown and written into a page?"""
+"""What a stage finds, and how it is kept, shown and written into a page."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What does every stage get? Its device, its sizes, its clock, and the way to say that it cannot run."""
+"""What every stage gets: its device, its sizes, its clock, and the way to say that it cannot run."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which stages are there, in what order, and how is one run so that its end cannot take the others with it?"""
+"""The stages in their order, each run so that its end cannot take the others with it."""
 
 import importlib
 import json
