@@ -274,15 +274,23 @@ class Model:
         *,
         seed: int | None = None,
         prefill_chunk_tokens: int | None = None,
+        json_schema: Any = None,
     ) -> "Iterator[TokenEvent]":
-        """Answer a prompt that was prepared by `bundle.processor`, token by token.
+        """Answer a prepared prompt (`bundle.processor`) token by token; with a JSON schema, by a text that meets it.
 
         Raises:
-            UserError: it does not fit the context.
+            UserError: it does not fit the context, or the schema cannot be followed.
             EngineError: while iterating, the engine's answer is unusable.
         """
         from engines.runtime.generate import generate
 
+        guide = None
+        if json_schema is not None:
+            from engines.runtime.guided import GuideMaker
+
+            vocab_size = self.bundle.config.decoder.vocab_size
+            maker = GuideMaker(self.bundle.processor.tokenizer, generation.eos_token_ids, vocab_size)
+            [guide] = maker.guides("json", json_schema)
         return generate(
             inputs,
             self.engine.vision,
@@ -291,6 +299,7 @@ class Model:
             model=self.bundle.config,
             prefill_chunk_tokens=prefill_chunk_tokens,
             seed=seed,
+            guide=guide,
         )
 
     def _pieces(

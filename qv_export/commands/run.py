@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
+from export.json_object import read_json_object
 from qv_export import api
 from qv_export.commands.media_options import budget_of, budget_options, require_media, take_budgets
 from qv_export.commands.run_wishes import (
@@ -122,6 +123,12 @@ class Prompt:
 @wish_options
 @budget_options
 @click.option(
+    "--json-schema",
+    "schema_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A JSON file with the schema that the answer must meet.",
+)
+@click.option(
     "--strict-media", is_flag=True, help="Refuse any damage of a picture or video. Default: 15 % may be lost."
 )
 @click.option(
@@ -142,6 +149,7 @@ def run(
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
+    schema_file: Path | None,
     strict_media: bool,
     as_json: bool,
     messages_file: Path | None,
@@ -186,6 +194,7 @@ def run(
         engine_key or target,
         as_json,
         strict_media,
+        None if schema_file is None else read_json_object(schema_file),
     )
 
 
@@ -202,6 +211,7 @@ def answer(
     engine: str,
     as_json: bool,
     strict_media: bool = False,
+    json_schema: Any = None,
 ) -> None:
     """Open the bundle, prepare the prompt, generate, print."""
     import secrets
@@ -230,7 +240,9 @@ def answer(
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
-        events = model.events(inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk)
+        events = model.events(
+            inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk, json_schema=json_schema
+        )
         first_event = next(events)
     text, heard, is_stopped = stream_text(
         chain([first_event], events), bundle.processor.tokenizer, told, echo=not as_json
