@@ -168,7 +168,7 @@ def run(
     if sampling["num_logprobs"] is not None and not as_json:
         raise UserError("--logprobs are told by --json alone. Give that too.")
     if (prompt is None) == (messages_file is None):
-        raise UserError("Give either --prompt TEXT or --messages FILE.")
+        raise click.UsageError("Give either --prompt TEXT or --messages FILE.")
     if messages_file is None:
         assert prompt is not None
         media = interleaved_media(ctx.meta[_ORDER], images, videos)

@@ -110,7 +110,7 @@ def test_pictures_are_numbered_when_asked(bundle, capsys):
     [
         ([], "either --prompt TEXT or --messages FILE"),
         (["--prompt", "a", "--messages", "{here}/ok.json"], "either --prompt TEXT or --messages FILE"),
-        (["--messages", "{here}/ok.json", "--system", "b"], "leave --image, --video and --system out"),
+        (["--messages", "{here}/ok.json", "--system", "b"], "leave --image, --video, --system and options"),
         (["--messages", "{here}/no.json"], "must hold a JSON list of messages"),
         (["--prompt", "a", "--template-option", "mood=good"], "no JSON"),
         (["--prompt", "a", "--template-option", "mood=1"], "does not read mood"),
