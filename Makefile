@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo ci-example tiny clean
+.PHONY: help setup check format test test-slow demo ci-example tiny clean
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -35,8 +35,11 @@ format: $(STAMP) ## Format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP) ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) ## Run every test that this machine can run, but those of the second tier
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(STAMP) ## Run the second tier: what takes long and seldom breaks
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 demo: $(STAMP) ## Export the small trained checkpoint and ask it about pictures and videos
 	@rm -rf $(DEMO)

@@ -97,6 +97,17 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     return Checkpoint(directory, config, tensors, weight_files, changes, tuple(notes))
 
 
+def weight_files_of(directory: Path) -> list[Path]:
+    """The weight files of a checkpoint whose configuration can be exported; none of them is read.
+
+    Raises:
+        UserError: no such configuration, no weights, or some are missing.
+    """
+    _refuse_adapter(directory)
+    config_from_json(read_json_object(directory / "config.json"), str(directory / "config.json"))
+    return _weight_paths(directory)
+
+
 def _refuse_adapter(directory: Path) -> None:
     if (directory / "config.json").exists() or not (directory / "adapter_config.json").exists():
         return

@@ -17,7 +17,7 @@ from export.bundle import (
     require_place,
     writing_bundle,
 )
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import Checkpoint, open_checkpoint, weight_files_of
 from export.config import DTYPES
 from export.errors import UserError
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
@@ -106,8 +106,9 @@ def export_checkpoint(
     # A bundle that could not answer a question would be half a model: fail before the long part.
     opened = None
     if not needs_new_weights(checkpoint, adapter):
+        # Before the reference, and with it PyTorch, says which weights there must be.
+        require_place(weight_files_of(checkpoint), output, weights)
         opened = _with_processor(open_checkpoint(checkpoint), strict=strict)
-        require_place(opened[0].weight_files, output, weights)
     with writing_bundle(output) as directory:
         source, processor = opened or _with_processor(
             write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict

@@ -32,7 +32,7 @@ from examples.tiny.plan import Plan
 from examples.tiny.reference_sessions import open_reference
 from examples.tiny.tasks import TASKS
 from examples.tiny.train import train
-from export.processor import positions, processor
+from export.processor import positions
 from export.processor.processor import Processor
 from export.processor.settings import PIXELS_PER_TOKEN
 
@@ -77,7 +77,7 @@ def one_dimensional_ids(token_ids: np.ndarray, *_: Any) -> tuple[np.ndarray, int
 @contextmanager
 def position_ids_by(ids: Callable[..., Any]) -> Iterator[None]:
     """Position ids in training and evaluation."""
-    with patch.object(batches, "mrope_position_ids", ids), patch.object(processor, "mrope_position_ids", ids):
+    with patch.object(batches, "mrope_position_ids", ids), patch.object(positions, "mrope_position_ids", ids):
         yield
 
 

@@ -26,8 +26,9 @@ def cached_attention(
             CACHED_ATTENTION, inputs, like=(q, past_key, past_value)
         )
         return attended, present_key, present_value
-    sizes = (q.shape[2], k.shape[2], q.shape[3], past_key.shape[2])
-    if runs_kernel(q, k, v, past_key, past_value) and not size_problems(*sizes):
+    if runs_kernel(q, k, v, past_key, past_value) and not size_problems(
+        q.shape[2], k.shape[2], q.shape[3], past_key.shape[2]
+    ):
         present_key, present_value = reference.update_cache(k, v, past_key, past_value, write_index)
         on_gpu: Tensor = torch.ops.qv.attend_to_cache(q, present_key, present_value, write_index, kv_lengths)
         return on_gpu, present_key, present_value

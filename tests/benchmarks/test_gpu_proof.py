@@ -27,6 +27,7 @@ from benchmarks.gpu_proof.results import (
 from benchmarks.gpu_proof.settings import Settings
 from benchmarks.gpu_proof.stages import STAGES, Stage, run_all, run_apart, run_here
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRY = Settings(is_dry_run=True)
 DONE = StageResult("first", "done", 1.0, findings=(Finding("a | case", "ours", 12.5, "GB/s", 1e-3),))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.triton import missing
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 
 

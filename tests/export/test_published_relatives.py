@@ -13,6 +13,7 @@ from export.config import ModelConfig, load_config
 from export.exporter import export_checkpoint
 from tests.support.relatives import RELATIVES, Relative
 
+pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 FEW_LAYERS: dict[str, Any] = {"num_hidden_layers": 2, "vision_depth": 2}
 

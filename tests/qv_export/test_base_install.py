@@ -100,7 +100,7 @@ def test_what_the_base_lacks_is_one_message_with_the_way_on(
     ("change", "says"),
     [
         ({"model_type": "qwen3_vl"}, "qwen3_vl"),
-        ({"vision_config": None}, "missing, expected shape"),
+        ({"rope_scaling": {"type": "linear"}}, "linear"),
         (None, "Not enough"),
     ],
 )

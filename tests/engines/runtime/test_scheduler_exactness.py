@@ -60,9 +60,9 @@ def logits_by_request(monkeypatch) -> dict[int, list[bytes]]:
     """The bits of every row of logits that chose a token, by the id of the request's config."""
     rows: dict[int, list[bytes]] = defaultdict(list)
 
-    def recorded(logits, seen, config, generator, written):
+    def recorded(logits, seen, config, *others):
         rows[id(config)].append(logits.tobytes())
-        return next_token(logits, seen, config, generator, written)
+        return next_token(logits, seen, config, *others)
 
     monkeypatch.setattr(sequence_module, "next_token", recorded)
     return rows

@@ -15,7 +15,9 @@ ENGINE = b"ftrt\0\1.version 8.8\n.target sm_89\n.address_size 64\n.visible .entr
 def test_plugins_are_reported_for_every_architecture() -> None:
     result = CliRunner().invoke(doctor, ["--plugins", "--json"], catch_exceptions=False)
     kernels = json.loads(result.stdout)["plugins"]["kernels"]
-    assert {kernel["plugin"] for kernel in kernels} == {"qv::QvRotary", "qv::QvPatchAttention"}
+    assert {kernel["plugin"] for kernel in kernels} == {
+        "qv::QvRotary", "qv::QvPatchAttention", "qv::QvCachedAttentionPartials", "qv::QvCachedAttentionCombine",
+    }  # fmt: skip
     assert {kernel["architecture"] for kernel in kernels} == {
         "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120",
     }  # fmt: skip

@@ -26,11 +26,11 @@ LIMITS = probed_limits(
 
 
 def probed_graph(bundle, graph, names):
-    """The graph's file with further outputs, beside the weights it points to."""
+    """The graph's file with further outputs, beside the weights it points to, under a name that no bundle looks at."""
     model = onnx.load(bundle.graph(graph), load_external_data=False)
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in known)
-    path = bundle.directory / f"probed-{graph}.onnx"
+    path = bundle.directory / f".probed-{graph}.onnx"
     onnx.save(model, path)
     return path, [name for name in names if name not in known]
 
