@@ -15,6 +15,7 @@ from engines.serving.openai.chat import ChatCompletions
 from engines.serving.openai.local import call_local
 from engines.serving.served import ServedModel
 from export.errors import UserError
+from export.files.atomic import name_whole_file
 
 ROWS_PER_PART = 1000
 _PATH = "/v1/chat/completions"
@@ -98,7 +99,7 @@ class Parts:
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
-        self._unfinished.rename(self._unfinished.with_suffix(""))
+        name_whole_file(self._unfinished, self._unfinished.with_suffix(""))
         self._number += 1
         self._num_rows = 0
 
@@ -113,7 +114,7 @@ def _keep_whole_lines(unfinished: Path) -> None:
     whole = data[: data.rfind(b"\n") + 1]
     if whole:
         unfinished.write_bytes(whole)
-        unfinished.rename(unfinished.with_suffix(""))
+        name_whole_file(unfinished, unfinished.with_suffix(""))
     else:
         unfinished.unlink()
 

@@ -47,6 +47,15 @@ def replace_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def name_whole_file(filled: Path, path: Path) -> None:
+    """Give a file that was filled over a long time, and may have been taken up again, the name of a whole one.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    filled.replace(path)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Put a file in a place where there is none: a hard link, or a copy where the file system links none.
 

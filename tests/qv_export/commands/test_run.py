@@ -64,7 +64,7 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     assert told == Told()
     assert engine == "onnxruntime"
     assert (seed, max_context, num_threads, prefill_chunk) == (7, None, None, None)
-    assert flags == [False, False]  # --json and --strict-media
+    assert flags == [False, False, None]  # --json, --strict-media and --json-schema
 
 
 def test_media_come_before_the_text_and_the_system_message_before_both() -> None:
