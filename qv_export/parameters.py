@@ -1,7 +1,8 @@
 """Command-line parameter types that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -89,3 +90,39 @@ class Architecture(click.ParamType[int]):
                 f"{value!r} is no architecture. Give compute capability x 10, such as 89 for 8.9.", param, ctx
             )
         return int(digits)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--slots",
+        "num_slots",
+        type=click.IntRange(min=1),
+        help="Answers written at the same time. Default: 8, or the engine's largest batch.",
+    ),
+    click.option(
+        "--max-context",
+        type=click.IntRange(min=2),
+        help="Tokens of prompt and answer in one KV slot. Default: the engine's, or 4096, or the model's if that is "
+        "less.",
+    ),
+    click.option(
+        "--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores."
+    ),
+    click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64."),
+    click.option(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
+    ),
+)
+
+
+def serving_options(command: _Command) -> _Command:
+    """What every way of serving a bundle can be told, in the order in which help lists it."""
+    for option in reversed(_SERVING_OPTIONS):
+        command = option(command)
+    return command

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
+from export.json_object import read_json_object
 from qv_export.parameters import TargetChoice
 from qv_export.show.console import note, print_json
 
@@ -157,10 +158,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _fields(max_new_tokens: int | None, json_schema: Path | None) -> dict[str, Any]:
     fields: dict[str, Any] = {} if max_new_tokens is None else {"max_completion_tokens": max_new_tokens}
     if json_schema is not None:
-        try:
-            fields["guided_json"] = json.loads(json_schema.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{json_schema} is no JSON schema: {error}.") from None
+        fields["guided_json"] = read_json_object(json_schema)
     return fields
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from qv_export.parameters import serving_options
 from qv_export.show.console import note, print_json
 
 
@@ -22,18 +23,7 @@ def deploy() -> None:
     type=click.Path(path_type=Path),
     help="The model repository. One that is there is replaced once the new one is whole.",
 )
-@click.option(
-    "--slots",
-    "num_slots",
-    type=click.IntRange(min=1),
-    help="Answers written at the same time. Default: 8, or the engine's largest batch.",
-)
-@click.option(
-    "--max-context",
-    type=click.IntRange(min=2),
-    help="Tokens of prompt and answer in one KV slot. Default: the engine's, or 4096, or the model's if that is less.",
-)
-@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@serving_options
 @click.option(
     "--engine",
     metavar="KEY",
@@ -44,14 +34,6 @@ def deploy() -> None:
     "has_parts",
     is_flag=True,
     help="Serve preprocessing and the vision encoder as models of their own, too.",
-)
-@click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64.")
-@click.option(
-    "--allow-host",
-    "allowed_hosts",
-    multiple=True,
-    metavar="HOST",
-    help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
 )
 @click.option("--allow-unvalidated", is_flag=True, help="Deploy a bundle that has no passed validation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

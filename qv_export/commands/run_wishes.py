@@ -1,6 +1,5 @@
 """Options of `qv-export run` beyond the question itself: other turns, how tokens are chosen, what is told of them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from export.errors import UserError
+from export.json_object import parse_json
 from qv_export import api
 
 if TYPE_CHECKING:
@@ -201,16 +201,17 @@ def draw_located(path: Path, located: "Sequence[Located]", messages: Sequence[Ma
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is no JSON: {error}. Texts need quotes: NAME='\"text\"'.") from None
+        return parse_json(text, what)
+    except UserError:
+        raise UserError(f"{what} is no JSON. Texts need quotes: NAME='\"text\"'.") from None
 
 
 def _json_list(path: Path, what: str) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    content = parse_json(text, str(path))
     if not isinstance(content, list):
         raise UserError(f"{path} must hold a JSON list of {what}, found {type(content).__name__}.")
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from export.errors import UserError
-from qv_export.parameters import TargetChoice
+from qv_export.parameters import TargetChoice, serving_options
 from qv_export.show.console import note
 
 KEY_VARIABLE = "QV_EXPORT_API_KEY"
@@ -31,26 +31,7 @@ KEY_VARIABLE = "QV_EXPORT_API_KEY"
     "--engine", "engine_key", metavar="KEY", help="This very engine of the bundle, in place of a target."
 )
 @click.option("--model-name", metavar="NAME", help="What clients call it. Default: the checkpoint's name.")
-@click.option(
-    "--slots",
-    "num_slots",
-    type=click.IntRange(min=1),
-    help="Answers written at the same time. Default: 8, or the engine's largest batch.",
-)
-@click.option(
-    "--max-context",
-    type=click.IntRange(min=2),
-    help="Tokens of prompt and answer in one KV slot. Default: the engine's, or 4096, or the model's if that is less.",
-)
-@click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
-@click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64.")
-@click.option(
-    "--allow-host",
-    "allowed_hosts",
-    multiple=True,
-    metavar="HOST",
-    help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
-)
+@serving_options
 @click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -169,3 +169,14 @@ def test_a_mistake_is_told_before_a_model_is_loaded(bundle, tmp_path, options, t
     assert done.returncode == 2
     assert text in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"type": "object", "type": "array"}'])
+def test_a_schema_that_is_no_json_is_a_mistake_however_it_is_broken(bundle, tmp_path, content):
+    schema = tmp_path / "schema.json"
+    schema.write_text(content)
+    done = batch(bundle, "--input", "x", "--prompt", "x", "--json-schema", schema, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "schema.json cannot be read as JSON" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
