@@ -35,8 +35,8 @@ from benchmarks.measure import REPOSITORY, print_table
 from benchmarks.request_grammar import TYPES, Case, random_case
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.settings import ServerSettings
-from engines.triton_server.interface import MODEL_NAME
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.interface import MODEL_NAME
+from engines.serving.triton.repository import write_repository
 from examples.demo import demo_questions
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint

@@ -32,7 +32,7 @@ from benchmarks.serving import (
 )
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.settings import ServerSettings
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.repository import write_repository
 from examples.triton.client import stream_over_http
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint

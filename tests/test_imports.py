@@ -38,6 +38,8 @@ SERVER_MODULES = [
         "export.contract",
         "export.errors",
         "export.manifest",
+        "export.models.qwen2_vl.family",
+        "export.models.qwen2_vl.positions",
     ),
     *(name for name in modules_below("plugins") if name.endswith(".onnx_functions")),
 ]

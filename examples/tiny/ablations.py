@@ -24,8 +24,8 @@ from examples.tiny.pictures import FACES, load_font, text_scene
 from examples.tiny.reference_sessions import open_reference
 from examples.tiny.tasks import Medium, Sample, Turn, random_code
 from export.inputs import ModelInputs
+from export.models.qwen2_vl import decoder as reference_decoder
 from export.processor.processor import Processor
-from export.reference import decoder as reference_decoder
 
 Change = Callable[[Sample, ModelInputs], ModelInputs]
 """What an ablation does to a prompt's tensors."""

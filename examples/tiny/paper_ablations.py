@@ -32,7 +32,7 @@ from examples.tiny.plan import Plan
 from examples.tiny.reference_sessions import open_reference
 from examples.tiny.tasks import TASKS
 from examples.tiny.train import train
-from export.processor import positions
+from export.models.qwen2_vl import positions
 from export.processor.processor import Processor
 from export.processor.settings import PIXELS_PER_TOKEN
 

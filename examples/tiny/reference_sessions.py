@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.reference.model import load_reference
+from export.models.qwen2_vl.model import load_reference
 from validate.reference.sessions import ReferenceDecoder, ReferenceVision
 
 CAPACITY = 640

@@ -32,9 +32,9 @@ from examples.tiny.plan import MIXTURE, Plan, Stage
 from examples.tiny.plots import plot_loss
 from examples.tiny.tasks import CHINESE
 from export.config import load_config
+from export.models.qwen2_vl.model import Qwen2VL
 from export.processor.processor import Processor
 from export.processor.tokenizer import load_tokenizer
-from export.reference.model import Qwen2VL
 
 SAVE_EVERY_STEPS = 100
 ANSWERS_TO_VISION = 0.05

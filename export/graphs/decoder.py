@@ -18,8 +18,8 @@ from export.graphs.assemble import (
 from export.graphs.stamp import stamp
 from export.graphs.trace import PieceInput, trace_piece
 from export.graphs.weights import Weights
-from export.reference.decoder import DecoderLayer, rotary_tables
-from export.reference.model import Qwen2VL
+from export.models.qwen2_vl.decoder import DecoderLayer, rotary_tables
+from export.models.qwen2_vl.model import Qwen2VL
 from export.weights.source import WeightSource
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.rotary import onnx_functions as rotary

@@ -15,7 +15,7 @@ from export.graphs.assemble import (
 from export.graphs.stamp import stamp
 from export.graphs.trace import PieceInput, trace_piece
 from export.graphs.weights import Weights
-from export.reference.vision import PatchEmbed, PatchMerger, VisionBlock, rotary_tables
+from export.models.qwen2_vl.vision import PatchEmbed, PatchMerger, VisionBlock, rotary_tables
 from export.weights.source import WeightSource
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.rotary import onnx_functions as rotary

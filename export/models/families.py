@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from export.inputs import Grid
-    from export.reference.model import Qwen2VL
+    from export.models.qwen2_vl.model import Qwen2VL
 
 
 class Family(Protocol):

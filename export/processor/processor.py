@@ -12,6 +12,7 @@ from export.config import ModelConfig, load_config
 from export.errors import UserError
 from export.inputs import Grid, ModelInputs, SeenMedium
 from export.models.families import family_of
+from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.chat import (
     TemplateOptions,
     expand_placeholders,
@@ -25,7 +26,6 @@ from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.media.medium import DecodedMedium
 from export.processor.patches import grid_of_frames, write_patches
-from export.processor.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
 from export.processor.template import ChatTemplate, load_chat_template
 from export.processor.tokenizer import SpecialTokens, load_tokenizer

@@ -56,7 +56,7 @@ def triton(
     examples/triton/requirements.txt and no torch.
     """
     from engines.serving.settings import settings_for
-    from engines.triton_server.repository import write_repository
+    from engines.serving.triton.repository import write_repository
     from export.bundle import open_bundle
 
     opened = open_bundle(bundle)

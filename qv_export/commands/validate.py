@@ -180,7 +180,7 @@ def require_one_purpose(
 
 def show_self_test(plan: "Plan", as_json: bool) -> bool:
     """Run the self-test and say what became of each fault; True if none was let pass."""
-    from validate.self_test import run_self_test
+    from validate.self_test.run import run_self_test
 
     with bar() as progress:
         result = run_self_test(plan, progress)

@@ -16,7 +16,7 @@ from export import exporter
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.exporter import export_checkpoint
-from export.reference.model import load_reference
+from export.models.qwen2_vl.model import load_reference
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 1, "vision_depth": 1, "vocab_size": 400, "dtype": "float32"}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-MODELS = "engines.triton_server"
+MODELS = "engines.serving.triton"
 _NAMES = ("loading", "model", "preprocess", "vision_encoder")
 
 
@@ -123,7 +123,7 @@ def _module() -> ModuleType:
 
 @contextmanager
 def imported_models() -> Iterator[ModuleType]:
-    """`engines.triton_server` with its models, which can be imported inside of a server alone."""
+    """`engines.serving.triton` with its models, which can be imported inside of a server alone."""
     names = ["triton_python_backend_utils", *(f"{MODELS}.{name}" for name in _NAMES)]
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.modules["triton_python_backend_utils"] = _module()

@@ -16,8 +16,8 @@ from validate.cases.builtin import Profile, make_level
 from validate.cases.prompts import prepare_case
 from validate.gates.gates import GateSettings
 from validate.run import Plan, record_golden
-from validate.selftest.mutated import MutatedProbes, mutate_bundle, mutate_engine
-from validate.selftest.mutations import Mutation
+from validate.self_test.mutated import MutatedProbes, mutate_bundle, mutate_engine
+from validate.self_test.mutations import Mutation
 from validate.targets import open_target
 
 PROFILE = Profile(max_context_tokens=256, max_patches=256, max_batch=3)

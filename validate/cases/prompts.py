@@ -12,8 +12,8 @@ import numpy.typing as npt
 from export.config import ModelConfig
 from export.inputs import ModelInputs, VisionInputs
 from export.models.families import family_of
+from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.patches import write_patches
-from export.processor.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.settings import ImageSettings
 from validate.cases.builtin import Case, Image, Part, Profile, Prompt, Text, Video, outside_profile
 

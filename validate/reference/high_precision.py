@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from export.inputs import DecoderInputs, ModelInputs
-from export.reference.model import KvCache, Qwen2VL, load_reference
+from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
 from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, visual_token_ids

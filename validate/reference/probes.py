@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from export.reference import decoder, vision
-from export.reference.model import KvCache, Qwen2VL
+from export.models.qwen2_vl import decoder, vision
+from export.models.qwen2_vl.model import KvCache, Qwen2VL
 from plugins.rotary.reference import rotary
 
 Captured = dict[str, npt.NDArray[Any]]

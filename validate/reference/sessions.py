@@ -9,7 +9,7 @@ import torch
 
 from engines.session import Engine, Probe, Values
 from export.inputs import DecoderInputs, VisionInputs
-from export.reference.model import KvCache, Qwen2VL, load_reference
+from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
 from validate.reference.probes import (
     Captured,
     add_caches,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from export.inputs import Grid
-    from export.reference.model import Qwen2VL
+    from export.models.qwen2_vl.model import Qwen2VL
 
 
 class Qwen2VLFamily:
@@ -30,7 +30,7 @@ class Qwen2VLFamily:
     def reference(self, config: ModelConfig) -> "Qwen2VL":
         import torch  # noqa: PLC0415 - seconds, and absent from a server
 
-        from export.reference.model import Qwen2VL  # noqa: PLC0415
+        from export.models.qwen2_vl.model import Qwen2VL  # noqa: PLC0415
 
         with torch.device("meta"):
             return Qwen2VL(config)
@@ -38,6 +38,6 @@ class Qwen2VLFamily:
     def position_ids(
         self, token_ids: "NDArray[np.int64]", grids: "Sequence[Grid]", config: ModelConfig
     ) -> "tuple[NDArray[np.int32], int]":
-        from export.processor.positions import mrope_position_ids  # noqa: PLC0415 - NumPy, which a configuration needs not
+        from export.models.qwen2_vl.positions import mrope_position_ids  # noqa: PLC0415 - NumPy, which a configuration needs not
 
         return mrope_position_ids(token_ids, grids, config)

@@ -8,7 +8,7 @@ import pytest
 
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
-from engines.triton_server.requests import parse_request
+from engines.serving.triton.requests import parse_request
 from export.errors import UserError
 from export.generation_config import GenerationConfig
 from export.processor.processor import Processor

@@ -10,8 +10,8 @@ from examples.tiny.ablations import (
 )
 from examples.tiny.checkpoint import write_config_files
 from examples.tiny.tasks import make_sample
+from export.models.qwen2_vl import decoder
 from export.processor.processor import Processor
-from export.reference import decoder
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from examples.tiny.packed_attention import attention_over_documents
 from examples.tiny.plan import STAGES, Plan
 from examples.tiny.tasks import TASKS, make_sample
 from export.config import load_config
+from export.models.qwen2_vl.model import Qwen2VL
 from export.processor.processor import Processor
-from export.reference.model import Qwen2VL
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 PLAN = Plan(tuple(replace(stage, steps=1, samples=3) for stage in BY_NAME.values()))

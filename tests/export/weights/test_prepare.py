@@ -19,7 +19,7 @@ from export.bundle import open_bundle
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.errors import UserError
 from export.exporter import export_checkpoint
-from export.reference.model import load_reference
+from export.models.qwen2_vl.model import load_reference
 from export.weights.prepare import needs_new_weights, write_new_weights
 from tests.support.adapters import factors, merged, write_adapter
 

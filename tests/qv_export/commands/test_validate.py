@@ -17,8 +17,8 @@ from export.safetensors_file import fingerprint_safetensors, read_safetensors_he
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
 from validate.gates.invariants import PROPERTIES
-from validate.selftest.mutated import mutate_bundle
-from validate.selftest.mutations import mutations
+from validate.self_test.mutated import mutate_bundle
+from validate.self_test.mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ("--level", "quick", "--max-context", "128", "--max-patches", "256", "--max-batch", "3")

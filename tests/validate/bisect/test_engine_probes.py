@@ -18,7 +18,7 @@ from validate.bisect.search import boundary_questions
 from validate.cases.feeds import decode_call, prefill_call
 from validate.records.records import read_record
 from validate.run import validate
-from validate.selftest.mutations import mutations
+from validate.self_test.mutations import mutations
 
 LIMITS = probed_limits(
     Limits(max_patches=PROFILE.max_patches, max_segments=16, max_context=PROFILE.max_context_tokens)

@@ -37,7 +37,7 @@ def test_cases_metrics_gates_and_report_import_no_torch():
         "report.render",
         "report.report",
         "run",
-        "selftest.mutations",
+        "self_test.mutations",
     )
     code = (
         "".join(f"import validate.{module}\n" for module in modules)

@@ -9,8 +9,8 @@ from export.bundle import open_bundle
 from qv_export.cli import ExitCode, run_command_line
 from validate.records.polygraphy_files import INPUTS_NAME, OUTPUTS_NAME
 from validate.run import record_for_polygraphy
-from validate.selftest.mutated import mutate_bundle
-from validate.selftest.mutations import mutations
+from validate.self_test.mutated import mutate_bundle
+from validate.self_test.mutations import mutations
 
 pytest.importorskip("polygraphy", reason="needs Polygraphy: pip install polygraphy")
 

@@ -69,7 +69,7 @@ def test_every_bad_line_is_named(tmp_path):
 @pytest.fixture(scope="module")
 def task_set(exported, tmp_path_factory):
     """Questions whose expected answer is what the reference says, except for the last."""
-    from export.reference.model import load_reference
+    from export.models.qwen2_vl.model import load_reference
     from validate.reference.sessions import ReferenceDecoder, ReferenceVision
 
     path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"

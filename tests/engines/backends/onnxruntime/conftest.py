@@ -56,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def open_engine(variant: Variant, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    from export.reference.model import load_reference
+    from export.models.qwen2_vl.model import load_reference
     from tests.support.bundles import shared_bundle
 
     bundle = shared_bundle(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.inputs import VisionInputs
-from export.processor.positions import cu_seqlens_from_grids, patch_positions
+from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
 
 SIZES = [
     [(4, 6), (6, 8)],

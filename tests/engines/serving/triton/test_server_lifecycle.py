@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from engines.serving.settings import ServerSettings
-from engines.triton_server.interface import MODEL_NAME
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.interface import MODEL_NAME
+from engines.serving.triton.repository import write_repository
 from examples.triton.client import stream_over_grpc, stream_over_http
 from export.bundle import open_bundle
 from tests.support.bundles import shared_bundle
@@ -101,7 +101,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_has_and_takes_nothing_new
 
 def test_administration_is_refused_without_the_key_and_answers_go_on(repository, tmp_path, monkeypatch):
     monkeypatch.setenv("ADMIN_KEY", "s3cret")
-    script = Path(__file__).parents[3] / "examples" / "triton" / "restricted-tritonserver"
+    script = Path(__file__).parents[4] / "examples" / "triton" / "restricted-tritonserver"
 
     def status(path, body=None, **headers):
         data = None if body is None else json.dumps(body).encode()

@@ -8,10 +8,10 @@ import pytest
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.limits import RequestLimits
 from engines.serving.settings import PARAMETER, ServerSettings
+from engines.serving.triton.config import chat_config, config_text, parse_config
+from engines.serving.triton.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
+from engines.serving.triton.repository import write_repository
 from engines.store.cache import cached_engine
-from engines.triton_server.config import chat_config, config_text, parse_config
-from engines.triton_server.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NAME
-from engines.triton_server.repository import write_repository
 from export.bundle import FileRecord, content_key, open_bundle
 from export.config import load_config
 from export.contract import vision_contract

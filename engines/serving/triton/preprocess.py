@@ -8,8 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from engines.serving.chat import Receipt
-from engines.triton_server.interface import PREPROCESS_INPUTS
-from engines.triton_server.loading import (
+from engines.serving.triton.interface import PREPROCESS_INPUTS
+from engines.serving.triton.loading import (
     Arguments,
     RequestReader,
     bundle_directory,
@@ -18,7 +18,7 @@ from engines.triton_server.loading import (
     read_tensors,
     respond_to_each,
 )
-from engines.triton_server.requests import refuse_parameters
+from engines.serving.triton.requests import refuse_parameters
 
 
 class TritonPythonModel:

@@ -15,9 +15,9 @@ from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.fetching import Fetcher, FetchPolicy
 from engines.serving.media_pool import MediaPool
 from engines.serving.settings import PARAMETER, ServerSettings
+from engines.serving.triton.interface import ServerTensor
+from engines.serving.triton.requests import parse_request
 from engines.session import Engine
-from engines.triton_server.interface import ServerTensor
-from engines.triton_server.requests import parse_request
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.generation_config import checkpoint_generation_config

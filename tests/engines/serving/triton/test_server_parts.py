@@ -7,13 +7,13 @@ import pytest
 
 from engines.backends.onnxruntime.session import OnnxRuntimeVision
 from engines.serving.settings import ServerSettings
-from engines.triton_server.interface import PREPROCESS_NAME, VISION_ENCODER_NAME
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.interface import PREPROCESS_NAME, VISION_ENCODER_NAME
+from engines.serving.triton.repository import write_repository
 from examples.demo import demo_questions
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
 from export.processor.processor import Processor
-from tests.engines.triton_server.test_server import TINY
+from tests.engines.serving.triton.test_server import TINY
 from tests.support.triton import missing, running_server
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

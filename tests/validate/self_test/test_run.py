@@ -8,8 +8,8 @@ from engines.session import EngineError
 from export.errors import UserError
 from tests.validate.conftest import PROFILE
 from validate.gates.gates import GateSettings
-from validate.self_test import FaultResult, run_self_test
-from validate.selftest.mutations import mutations
+from validate.self_test.mutations import mutations
+from validate.self_test.run import FaultResult, run_self_test
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_fault_that_the_engine_refuses_is_not_called_caught(plan, progress, mo
     def refuse(*_arguments, **_options):
         raise EngineError("no kernel for that")
 
-    monkeypatch.setattr("validate.self_test.mutate_engine", refuse)
+    monkeypatch.setattr("validate.self_test.run.mutate_engine", refuse)
     (fault,) = run_self_test(plan, progress, faults(plan, "tokens_shifted")).faults
     assert (fault.outcome, fault.detail) == ("not made", "no kernel for that")
 

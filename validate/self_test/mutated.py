@@ -14,7 +14,7 @@ from export.config import ModelConfig
 from export.files.atomic import link_or_copy
 from export.inputs import DecoderInputs, VisionInputs
 from validate.execution import EngineUnderTest
-from validate.selftest.mutations import Mutation
+from validate.self_test.mutations import Mutation
 
 
 def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config import DecoderConfig, ModelConfig
 from export.models.families import family_of
-from export.reference.decoder import Decoder
-from export.reference.vision import VisionEncoder
+from export.models.qwen2_vl.decoder import Decoder
+from export.models.qwen2_vl.vision import VisionEncoder
 
 
 class KvCache(NamedTuple):

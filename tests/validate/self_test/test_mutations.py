@@ -6,7 +6,7 @@ import pytest
 
 from export.config import DecoderConfig, ModelConfig, VisionConfig
 from validate.run import validate
-from validate.selftest.mutations import mutations
+from validate.self_test.mutations import mutations
 
 # Only names are read from this: the suite itself is made for the bundle's own sizes.
 _ANY = ModelConfig(

@@ -28,8 +28,8 @@ from engines.backends import backend_of
 from engines.open import Choice, choice_to_serve
 from engines.proof import digests_of, find_proof
 from engines.serving.settings import ServerSettings
-from engines.triton_server.config import chat_config, config_text, preprocess_config, vision_encoder_config
-from engines.triton_server.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
+from engines.serving.triton.config import chat_config, config_text, preprocess_config, vision_encoder_config
+from engines.serving.triton.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from export.bundle import ENGINES_DIRECTORY, Bundle
 from export.directory_swap import DirectoryKind, replacing_directory
 from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
@@ -51,7 +51,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 
-from engines.triton_server.{module} import TritonPythonModel  # noqa: E402, F401
+from engines.serving.triton.{module} import TritonPythonModel  # noqa: E402, F401
 '''
 _MODULES = {MODEL_NAME: "model", PREPROCESS_NAME: "preprocess", VISION_ENCODER_NAME: "vision_encoder"}
 
@@ -187,12 +187,12 @@ def _write_python_model(
 
 def _place_runtime(directory: Path) -> None:
     """Copy the source of this very installation; tests, caches and what a server never imports stay away."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for package in _PACKAGES:
         shutil.copytree(
             root / package,
             directory / package,
-            ignore=shutil.ignore_patterns("__pycache__", "*.md", "reference", "graphs"),
+            ignore=shutil.ignore_patterns("__pycache__", "*.md", "graphs"),
         )
 
 

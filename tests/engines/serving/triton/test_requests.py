@@ -13,8 +13,8 @@ from PIL import Image
 
 from engines.serving import request_media
 from engines.serving.limits import RequestLimits
-from engines.triton_server.interface import CHAT_INPUTS
-from engines.triton_server.requests import parse_request
+from engines.serving.triton.interface import CHAT_INPUTS
+from engines.serving.triton.requests import parse_request
 from export.errors import UserError
 from export.generation_config import GenerationConfig
 from export.processor.conversation import MEDIA_KEYS
@@ -22,7 +22,7 @@ from export.processor.media import data_urls
 from export.processor.processor import Processor
 from tests.support.pictures import picture
 
-TINY = Path(__file__).parents[3] / "models" / "qwen2-vl-tiny"
+TINY = Path(__file__).parents[4] / "models" / "qwen2-vl-tiny"
 DEFAULTS = GenerationConfig(max_new_tokens=32)
 
 

@@ -6,7 +6,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from engines.serving.settings import PARAMETER, ServerSettings
-from engines.triton_server.interface import (
+from engines.serving.triton.interface import (
     CHAT_INPUTS,
     CHAT_OUTPUTS,
     MODEL_NAME,

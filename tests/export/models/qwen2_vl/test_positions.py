@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from export.config import config_from_json
 from export.errors import UserError
-from export.processor.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
+from export.models.qwen2_vl.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
 from tests.support.mrope_rule import position_ids_by_the_paper
 
-GOLDEN = Path(__file__).parents[2] / "support" / "mrope_golden_4_57_6.json"
+GOLDEN = Path(__file__).parents[3] / "support" / "mrope_golden_4_57_6.json"
 # Ids unlike the published ones: none may be taken for granted.
 CONFIG = replace(
     config_from_json(

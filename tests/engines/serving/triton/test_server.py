@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from engines.serving.settings import ServerSettings
-from engines.triton_server.interface import MODEL_NAME
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.interface import MODEL_NAME
+from engines.serving.triton.repository import write_repository
 from examples.demo import demo_questions
 from examples.triton.client import stream_over_grpc, stream_over_http
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
-from tests.engines.triton_server.test_requests import header_of_png
+from tests.engines.serving.triton.test_requests import header_of_png
 from tests.support.triton import missing, running_server
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-TINY = Path(__file__).parents[3] / "models" / "qwen2-vl-tiny"
+TINY = Path(__file__).parents[4] / "models" / "qwen2-vl-tiny"
 QUESTIONS = demo_questions()
 STREAMS = {"http": stream_over_http, "grpc": stream_over_grpc}
 SECRET = "xyzzyplugh"

@@ -26,7 +26,7 @@ from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
 from engines.serving.request_media import RequestMedia
-from engines.triton_server.interface import CHAT_INPUTS, ServerTensor
+from engines.serving.triton.interface import CHAT_INPUTS, ServerTensor
 from export.errors import UserError
 from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.processor import Processor

@@ -13,8 +13,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbeddin
 
 from examples.random_checkpoint import Sizes, nested_config, published_config, write_checkpoint
 from export.config import config_from_json
-from export.reference.decoder import rotary_tables
-from export.reference.model import load_reference
+from export.models.qwen2_vl.decoder import rotary_tables
+from export.models.qwen2_vl.model import load_reference
 from tests.support import peers
 
 TOKENS = np.random.default_rng(3).integers(0, 400, 40)

@@ -18,8 +18,8 @@ from export.bundle import Bundle, open_bundle
 from export.errors import UserError
 from validate.execution import EngineUnderTest
 from validate.run import Plan, Progress, record_golden, validate
-from validate.selftest.mutated import mutate_bundle, mutate_engine
-from validate.selftest.mutations import Mutation, mutations
+from validate.self_test.mutated import mutate_bundle, mutate_engine
+from validate.self_test.mutations import Mutation, mutations
 from validate.targets import open_target
 
 CASE_NAMES = ("images_of_unequal_size", "ragged_batch")

@@ -24,9 +24,8 @@ from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
 from engines.runtime.text_stream import TextStream
 from engines.serving.chat import CancelledError, ChatRequest, Receipt
-from engines.serving.warm_up import warm_up
-from engines.triton_server.interface import CHAT_INPUTS
-from engines.triton_server.loading import (
+from engines.serving.triton.interface import CHAT_INPUTS
+from engines.serving.triton.loading import (
     FAULT,
     Arguments,
     RequestReader,
@@ -37,7 +36,8 @@ from engines.triton_server.loading import (
     read_settings,
     read_tensors,
 )
-from engines.triton_server.metrics import MetricsReporter
+from engines.serving.triton.metrics import MetricsReporter
+from engines.serving.warm_up import warm_up
 from export.config import load_config
 from export.errors import UserError
 from export.inputs import SeenMedium

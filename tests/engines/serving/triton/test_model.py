@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from engines.serving.settings import ServerSettings
-from engines.triton_server.repository import write_repository
+from engines.serving.triton.repository import write_repository
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.processor.template_process import TEMPLATE_PROCESS
-from tests.engines.triton_server.test_requests import TINY, ask, image, strings
+from tests.engines.serving.triton.test_requests import TINY, ask, image, strings
 from tests.support.fake_triton import Logger, Request, TritonError, imported_models
 
 ANSWER = "GATE7"

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.backends import default_backend
-from engines.triton_server.interface import vision_inputs
-from engines.triton_server.loading import (
+from engines.serving.triton.interface import vision_inputs
+from engines.serving.triton.loading import (
     Arguments,
     bundle_directory,
     parameter_names,
@@ -19,7 +19,7 @@ from engines.triton_server.loading import (
     read_tensors,
     respond_to_each,
 )
-from engines.triton_server.requests import refuse_parameters
+from engines.serving.triton.requests import refuse_parameters
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.inputs import VisionInputs

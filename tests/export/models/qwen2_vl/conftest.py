@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", params=SHAPES, ids=lambda shape: shape.name)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from examples.random_checkpoint import write_checkpoint
-    from export.reference.model import load_reference
+    from export.models.qwen2_vl.model import load_reference
     from tests.support.peers import load_peer
 
     directory = tmp_path_factory.mktemp(request.param.name) / "checkpoint"
