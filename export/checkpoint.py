@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.config import DecoderConfig, ModelConfig, config_from_json
+from export.config import DTYPES, DecoderConfig, ModelConfig, config_from_json
 from export.errors import UserError
 from export.json_object import read_json_object
 from export.models.families import family_of
+from export.quantization.side_file import StoredLinear, stored_linears
 from export.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.compare import have_equal_values
-from export.weights.names import MERGED_FILE, is_adapters, is_derived, is_inside_model, published_name
+from export.weights.names import (
+    MERGED_FILE,
+    QUANTIZED_FILE,
+    is_adapters,
+    is_derived,
+    is_inside_model,
+    published_name,
+)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -34,7 +42,11 @@ class Checkpoint:
     directory: Path
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
-    """By published name, e.g. `visual.blocks.0.attn.qkv.weight`, whatever the file calls them."""
+    """By published name, e.g. `visual.blocks.0.attn.qkv.weight`, whatever the file calls them. Quantized ones are not
+    among them."""
+
+    linears: Mapping[str, StoredLinear]
+    """Quantized linear layers, by the published name of the weight."""
 
     weight_files: tuple[Path, ...]
     """All of them, as the index names them, also one that holds nothing but an untied copy of a tied head."""
@@ -78,11 +90,16 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     config = config_from_json(content, str(directory / "config.json"))
     family = family_of(config.model_type)
     weight_files = tuple(weight_files or _weight_paths(directory))
-    found, wrappers, problems = _found_tensors(weight_files)
+    found, wrappers, problems = _found_tensors([path for path in weight_files if path.name != QUANTIZED_FILE])
     notes = [*_architecture_notes(content, family.architecture), *_wrapper_notes(wrappers)]
     decoder, changes = _follow_weights(found, config.decoder, notes)
     config = replace(config, decoder=decoder)
     expected = family.weight_shapes(config)
+    linears = _quantized_linears(weight_files, expected)
+    expected = {name: shape for name, shape in expected.items() if name not in linears}
+    found = {
+        name: tensor for name, tensor in found.items() if name in expected or not _is_replaced(name, linears)
+    }
     outside = [name for name in found if name not in expected and not is_inside_model(name)]
     problems += _problems(found, expected)
     if problems:
@@ -94,7 +111,19 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
         )
         notes.append(f"{len(outside)} stored tensors are not part of Qwen2-VL and are left out: {shown}.")
     tensors = {name: found[name] for name in expected}
-    return Checkpoint(directory, config, tensors, weight_files, changes, tuple(notes))
+    return Checkpoint(directory, config, tensors, linears, weight_files, changes, tuple(notes))
+
+
+def _quantized_linears(
+    weight_files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, StoredLinear]:
+    paths = [path for path in weight_files if path.name == QUANTIZED_FILE]
+    return stored_linears((tensor for path in paths for tensor in read_safetensors_header(path)), shapes)
+
+
+def _is_replaced(name: str, linears: Mapping[str, StoredLinear]) -> bool:
+    """Whether it says in another layout what a quantized layer of the bundle says."""
+    return f"{name.rpartition('.')[0]}.weight" in linears
 
 
 def weight_files_of(directory: Path) -> list[Path]:
@@ -220,6 +249,11 @@ def _problems(found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[in
         f"{name}: shape {list(found[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
+    ]
+    wrong += [
+        f"{name}: dtype {found[name].dtype}, expected one of {', '.join(DTYPES)}"
+        for name in expected
+        if name in found and found[name].dtype not in DTYPES
     ]
     return missing + unused + wrong
 

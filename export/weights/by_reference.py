@@ -12,6 +12,9 @@ import onnx_ir as ir
 
 from export.checkpoint import Checkpoint
 from export.models.configuration import ModelConfig
+from export.weights.quantized import linear_values
+from export.weights.source import LinearValues
+from export.weights.stored import cast, stored_value
 
 _IR_DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -31,7 +34,12 @@ class ByReference:
         return self._checkpoint.config
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self._checkpoint.tensors.items()}
+        stored = {name: tensor.shape for name, tensor in self._checkpoint.tensors.items()}
+        return {**stored, **{name: linear.shape for name, linear in self._checkpoint.linears.items()}}
+
+    def linear(self, graph: ir.Graph, name: str, dtype: ir.DataType) -> LinearValues | None:
+        linear = self._checkpoint.linears.get(name)
+        return None if linear is None else linear_values(graph, linear, dtype)
 
     def files(self) -> Sequence[Path]:
         return self._checkpoint.weight_files
@@ -40,23 +48,5 @@ class ByReference:
         stored = self._checkpoint.tensors[name]
         sizes = shape.numpy()
         assert math.prod(sizes) == math.prod(stored.shape), (name, sizes, stored.shape)
-        tensor = ir.ExternalTensor(
-            location=stored.path.name,
-            offset=stored.offset_bytes,
-            length=stored.length_bytes,
-            dtype=_IR_DTYPES[stored.dtype],
-            shape=ir.Shape(sizes),
-            name=name,
-        )
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(sizes), const_value=tensor
-        )
-        graph.register_initializer(value)
-        return value if value.dtype == dtype else _cast(graph, value, dtype)
-
-
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    name = f"/{value.name}/Cast"
-    output = ir.Value(name=f"{name}_output_0", type=ir.TensorType(dtype), shape=value.shape)
-    graph.append(ir.node("Cast", [value], {"to": int(dtype)}, outputs=[output], name=name))
-    return output
+        value = stored_value(graph, name, stored, sizes, _IR_DTYPES[stored.dtype])
+        return value if value.dtype == dtype else cast(graph, value, dtype)

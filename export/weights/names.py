@@ -3,6 +3,9 @@
 MERGED_FILE = "adapter_merged.safetensors"
 """Of a bundle: weights that an adapter changed. They take the place of those of the same name in the other files."""
 
+QUANTIZED_FILE = "quantized.safetensors"
+"""Of a bundle: its quantized linear layers, in the bytes that its graphs read."""
+
 # Layouts in use, read without a word: as published on the hub, and as Transformers >= 4.52 names modules in memory.
 _LAYOUTS = {"model.visual.": "visual.", "model.language_model.": "model."}
 

@@ -2,13 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from export.safetensors_file import read_safetensors_header
+import numpy as np
+import numpy.typing as npt
 
-_DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+from export.safetensors_file import DTYPE_BITS, DTYPE_NAMES, read_safetensors_header
+
+_FORMAT_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}
+_ENTRY_BYTES = 200
+"""Of a header's entry beside its name: two places of 20 digits, a dtype and a shape."""
 INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -18,12 +24,12 @@ class NewTensor:
 
     name: str
     dtype: str
-    """"float32", "float16" or "bfloat16"."""
+    """A value of `DTYPE_NAMES`."""
     shape: tuple[int, ...]
 
     @property
     def length_bytes(self) -> int:
-        return math.prod(self.shape) * _DTYPES[self.dtype][1]
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 def write_safetensors(path: Path, tensors: Sequence[NewTensor], bytes_of: Callable[[str], bytes]) -> None:
@@ -38,17 +44,53 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor], bytes_of: Callab
     start = 0
     for tensor in tensors:
         end = start + tensor.length_bytes
-        dtype, _ = _DTYPES[tensor.dtype]
-        header[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[tensor.name] = _entry(tensor.dtype, tensor.shape, start, end)
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the file: values start aligned
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_header(header, -(-len(text) // 8) * 8))
         for tensor in tensors:
             values = bytes_of(tensor.name)
             assert len(values) == tensor.length_bytes, tensor
             file.write(values)
+
+
+def write_streamed(
+    path: Path, tensors: Iterable[tuple[str, npt.NDArray[Any]]], *, most_names: Sequence[str]
+) -> None:
+    """Write a new file of tensors whose sizes are known only when each is made.
+
+    The header stands before the values: room is left for it, and what it does not need are spaces.
+
+    Args:
+        path: must not exist.
+        tensors: name and values, in the order of their bytes; written as they come.
+        most_names: every name that may come.
+    """
+    room_bytes = 8 * (16 + sum(len(json.dumps(name)) + _ENTRY_BYTES for name in most_names) // 8)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    with path.open("xb") as file:
+        file.seek(8 + room_bytes)
+        for name, values in tensors:
+            content = np.ascontiguousarray(values)
+            end = start + content.nbytes
+            header[name] = _entry(content.dtype.name, content.shape, start, end)
+            file.write(content.reshape(-1).view(np.uint8).data)
+            start = end
+        file.seek(0)
+        file.write(_header(header, room_bytes))
+
+
+def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:
+    return {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+
+
+def _header(header: Mapping[str, object], size_bytes: int) -> bytes:
+    """Its length and itself, filled with spaces to a multiple of 8: readers map the file, values start aligned."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    assert len(text) <= size_bytes, (len(text), size_bytes)
+    return size_bytes.to_bytes(8, "little") + text.ljust(size_bytes)
 
 
 def write_index(directory: Path, files: Sequence[Path]) -> None:

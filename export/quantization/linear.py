@@ -1,0 +1,83 @@
+"""One quantized linear layer's weight: codes, scales, zero points, order of columns, and the numbers that they mean."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Precision: TypeAlias = Literal["int4", "int8", "fp8"]
+Array: TypeAlias = npt.NDArray[Any]
+
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+CODE_RANGE: dict[Precision, tuple[int, int]] = {"int4": (-8, 7), "int8": (-128, 127), "fp8": (-448, 448)}
+"""The least and the greatest value of a code."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLinear:
+    """A weight w [N, K] (N outputs, K inputs) of a product y = x w^T, kept as small numbers.
+
+    w[n, k] = (codes[n, k] - zeros[n, k // block]) * scales[n, k // block], and its column k multiplies x[order[k]].
+    G blocks of K / G columns have a scale each; G = 1: one for the whole row.
+    """
+
+    precision: Precision
+    codes: Array
+    """[N, K]: int8 within `CODE_RANGE`, or float8_e4m3fn for "fp8"."""
+    scales: Array
+    """[N, G] float32: exactly the stored ones, widened."""
+    zeros: Array | None = None
+    """[N, G] int16; None: all are 0 (symmetric)."""
+    order: Array | None = None
+    """[K] int32, a permutation; None: as they stand."""
+    activations: Literal["per_token"] | float | None = None
+    """How x is rounded to the codes' kind before the product: not at all (None), each token by a scale of its own, or
+    by this scale."""
+
+    def __post_init__(self) -> None:
+        num_outputs, num_inputs = self.codes.shape
+        blocks = self.scales.shape
+        assert self.codes.dtype == (FP8 if self.precision == "fp8" else np.int8), self.codes.dtype
+        assert self.scales.dtype == np.float32, self.scales.dtype
+        assert len(blocks) == 2, blocks
+        assert blocks[0] == num_outputs, (self.codes.shape, blocks)
+        assert blocks[1] > 0, blocks
+        assert num_inputs % blocks[1] == 0, (self.codes.shape, blocks)
+        if self.zeros is not None:
+            assert self.zeros.dtype == np.int16, self.zeros.dtype
+            assert self.zeros.shape == blocks, (self.zeros.shape, blocks)
+        if self.order is not None:
+            assert self.order.dtype == np.int32, self.order.dtype
+            assert self.order.shape == (num_inputs,), (self.order.shape, num_inputs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K]."""
+        num_outputs, num_inputs = self.codes.shape
+        return num_outputs, num_inputs
+
+    @property
+    def num_blocks(self) -> int:
+        """G."""
+        return int(self.scales.shape[1])
+
+    @property
+    def block(self) -> int:
+        """How many inputs share a scale."""
+        return self.shape[1] // self.num_blocks
+
+    def dequantized(self) -> Array:
+        """The weight as float32 [N, K], its columns in x's order: each value is one subtraction and one product."""
+        num_outputs, num_inputs = self.shape
+        values = self.codes.astype(np.float32).reshape(num_outputs, self.num_blocks, self.block)
+        if self.zeros is not None:
+            values -= self.zeros.astype(np.float32)[..., None]
+        values *= self.scales[..., None]
+        weight: Array = values.reshape(num_outputs, num_inputs)
+        if self.order is None:
+            return weight
+        ordered = np.empty_like(weight)
+        ordered[:, self.order] = weight
+        return ordered
