@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--quick] [--work DIR] [--checkpoint DIR] [--requests N] [--memory-requests N]
 
 In this process, the scheduler over ONNX Runtime on the small trained checkpoint: 1, 4 and 16 clients in a closed
-loop, questions of `benchmarks/load.py`, half of them with a picture that is new each time, 64 new tokens each
+loop, questions of `engines/bench/questions.py`, half of them with a picture that is new each time, 64 new tokens each
 whatever they say. "One at a time" is the same scheduler with one KV slot, the rest of the clients waiting in the
 queue. A process each, one after another; questions are prepared before the clock starts.
 Then `--memory-requests` requests by 16 clients: resident memory after the first fifth against that at the end.
@@ -12,18 +12,15 @@ Then `--memory-requests` requests by 16 clients: resident memory after the first
 
 import argparse
 import os
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.checkpoints import add_work_option, exported
-from benchmarks.load import LoadResult, Reply, question, run_load
 from benchmarks.measure import REPOSITORY, measure, print_table, ratio_text, seconds_text
+from engines.bench.load import LoadResult, run_load
 
 if TYPE_CHECKING:
-    from engines.runtime.answer import Request
     from engines.runtime.scheduler_limits import SchedulerLimits
     from engines.runtime.service import SchedulerService
 
@@ -52,7 +49,11 @@ HEADER_MEMORY = ("requests", "resident after a fifth", "at the end", "growth", "
 
 def serve(bundle: str, num_clients: int, num_slots: int, num_requests: int) -> dict[str, Any]:
     """Load over a scheduler with `num_slots` slots: what the clients saw."""
-    requests = prepared_requests(bundle, 2 * num_clients + num_requests, NUM_NEW_TOKENS)
+    from engines.bench.serving import asker, prepared_requests
+    from export.processor.processor import Processor
+
+    processor = Processor.from_directory(bundle)
+    requests = prepared_requests(processor, 2 * num_clients + num_requests, NUM_NEW_TOKENS)
     with open_service(bundle, num_slots) as service:
         ask = asker(service, requests)
         run_load(ask, num_clients, 2 * num_clients)  # warms every shape up
@@ -68,9 +69,11 @@ def grow(bundle: str, num_clients: int, num_requests: int) -> dict[str, Any]:
     the questions themselves take no memory. The cache of visual embeddings is full long before the first fifth, and
     the longest question asked in every slot first touches all memory of the KV cache that will be used.
     """
+    from engines.bench.serving import asker, prepared_requests
     from engines.runtime.scheduler_limits import SchedulerLimits
+    from export.processor.processor import Processor
 
-    requests = prepared_requests(bundle, 64, 16)
+    requests = prepared_requests(Processor.from_directory(bundle), 64, 16)
     first = num_requests // 5
     with open_service(bundle, NUM_SLOTS, SchedulerLimits(embedding_cache_bytes=2 << 20)) as service:
         longest = max(requests, key=lambda request: request.num_prompt_tokens)
@@ -93,48 +96,6 @@ def open_service(bundle: str, num_slots: int, limits: "SchedulerLimits | None" =
         opened, None, num_slots=num_slots, capacity=CAPACITY, num_threads=NUM_THREADS
     )
     return SchedulerService(Scheduler(vision, decoder, opened.config, limits))
-
-
-def prepared_requests(bundle: str, num_requests: int, num_new_tokens: int) -> "list[Request]":
-    from engines.runtime.answer import Request
-    from export.generation_config import GenerationConfig
-    from export.processor.processor import Processor
-
-    processor = Processor.from_directory(bundle)
-    config = GenerationConfig(max_new_tokens=num_new_tokens)
-    return [
-        Request(processor.inputs_from_messages(question(number)), config) for number in range(num_requests)
-    ]
-
-
-def asker(service: "SchedulerService", requests: "list[Request]") -> Any:
-    """`ask` of `run_load`: the questions over and over; a picture that comes again has another value in it."""
-
-    def ask(number: int) -> Reply:
-        request = requests[number % len(requests)]
-        patches = request.inputs.patches
-        if number >= len(requests) and len(patches):
-            patches = patches.copy()
-            patches[0, 0] = number
-            request = replace(request, inputs=replace(request.inputs, patches=patches))
-        times: list[float] = []
-        errors: list[Any] = []
-        ended = threading.Event()
-
-        def listen(event: Any) -> None:
-            times.append(time.perf_counter())
-            errors.extend([event.error] if hasattr(event, "error") else [])
-            if event.is_last:
-                ended.set()
-
-        start = time.perf_counter()
-        service.submit(request, listen)
-        ended.wait()
-        if errors:
-            raise errors[0]
-        return Reply(times[0] - start, times[-1] - start, len(times))
-
-    return ask
 
 
 def summary(result: LoadResult) -> dict[str, Any]:

@@ -3,9 +3,9 @@
     python -m benchmarks.serving_triton [--quick] [--requests 128] [--memory-requests 2000]
 
 The server that nvidia-pytriton carries, on this machine's CPU with the small trained checkpoint, 64 new tokens each
-whatever they say; 1, 4 and 16 clients in a closed loop over HTTP on loopback, questions of `benchmarks/load.py`, half
-of them with a picture that is new each time. "One at a time" is the same server with one KV slot. The clients share the
-machine with the server.
+whatever they say; 1, 4 and 16 clients in a closed loop over HTTP on loopback, questions of
+`engines/bench/questions.py`, half of them with a picture that is new each time. "One at a time" is the same server
+with one KV slot. The clients share the machine with the server.
 Then `--memory-requests` requests of 16 new tokens by 16 clients: resident memory of the model's process after the
 first fifth against that at the end.
 """
@@ -18,7 +18,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.load import LoadResult, Reply, question, run_load
 from benchmarks.measure import print_table, ratio_text, seconds_text
 from benchmarks.serving import (
     CAPACITY,
@@ -30,6 +29,8 @@ from benchmarks.serving import (
     SETTLE_SECONDS,
     memory_row,
 )
+from engines.bench.load import LoadResult, Reply, run_load
+from engines.bench.questions import question
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.settings import ServerSettings
 from engines.serving.triton.repository import write_repository

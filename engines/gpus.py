@@ -22,18 +22,28 @@ class GpuFacts:
 
 def gpu_facts() -> tuple[GpuFacts, ...]:
     """Ask `nvidia-smi`; a machine without it, or without a working driver, has no GPU."""
-    query = "--query-gpu=name,driver_version,compute_cap,memory.total"
+    return gpu_facts_from_csv(_asked("name,driver_version,compute_cap,memory.total"))
+
+
+def used_memory_bytes() -> int | None:
+    """In use on the first GPU, by every process; None where `nvidia-smi` does not say."""
+    first = next(iter(_asked("memory.used").splitlines()), "").strip()
+    return int(first) << 20 if first.isdigit() else None
+
+
+def _asked(query: str) -> str:
+    """Lines of `nvidia-smi`, one a GPU; none where it is missing or fails."""
     try:
         answer = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits"],
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             check=True,
             timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return gpu_facts_from_csv(answer.stdout)
+        return ""
+    return answer.stdout
 
 
 def gpu_facts_from_csv(text: str) -> tuple[GpuFacts, ...]:

@@ -21,6 +21,7 @@ import click
 from export.errors import UserError
 from export.wording import plain_text
 from qv_export.commands.batch import batch
+from qv_export.commands.bench import bench
 from qv_export.commands.build import build
 from qv_export.commands.chat import chat
 from qv_export.commands.deploy import deploy
@@ -119,7 +120,7 @@ def add_command(group: click.Group, command: click.Command) -> None:
         ]
 
 
-for command in (export, build, run, chat, serve, batch, validate, deploy, inspect, doctor):
+for command in (export, build, run, chat, serve, batch, bench, validate, deploy, inspect, doctor):
     add_command(cli, command)
 
 

@@ -4,29 +4,10 @@ A closed loop: each client, a thread of its own, sends its next question as soon
 here knows how an answer is made: `ask` may call a scheduler in this process or a server over the network.
 """
 
-import io
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-WORDS = (
-    "what",
-    "is",
-    "in",
-    "this",
-    "picture",
-    "how",
-    "many",
-    "red",
-    "or",
-    "small",
-    "squares",
-    "are",
-    "left",
-    "of",
-)
 
 
 @dataclass(frozen=True)
@@ -88,23 +69,3 @@ def run_load(ask: Callable[[int], Reply], num_clients: int, num_questions: int, 
     if errors:
         raise errors[0]
     return LoadResult(num_clients, time.perf_counter() - start, replies)
-
-
-def question(number: int) -> list[dict[str, Any]]:
-    """Messages with 8 to 40 words, and for every second number a picture that no other number has.
-
-    Pictures are noise of 56 to 196 pixels a side, as PNG bytes: 4 to 49 visual tokens.
-    """
-    import numpy as np
-    from PIL import Image
-
-    random = np.random.default_rng(number)
-    text = " ".join(random.choice(WORDS, random.integers(8, 41)).tolist())
-    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    if number % 2:
-        height, width = random.integers(2, 8, 2) * 28
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "png")
-        content.insert(0, {"type": "image", "image": file.getvalue()})
-    return [{"role": "user", "content": content}]

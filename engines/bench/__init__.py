@@ -1,0 +1,1 @@
+"""Measures a bundle's engine on the machine that it is on."""

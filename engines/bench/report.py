@@ -1,0 +1,122 @@
+"""What a benchmark measured, on which machine and engine: rows, what was left out, and both as JSON and back."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from export.errors import UserError
+from export.json_fields import dataclass_from_json
+from export.json_object import read_json_object
+
+VERSION = 1
+SECTIONS = ("preprocessing", "vision", "prefill", "decode", "serving", "memory")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: the median of its samples, and the quartiles around it."""
+
+    section: str
+    case: str
+    """What was measured. Two reports speak of the same where section and case are the same."""
+    median: float
+    low: float
+    high: float
+    unit: str
+    """`ms`, `tokens/s` or `MB`."""
+    num_samples: int
+    more_is_better: bool = False
+    rate: float | None = None
+    """What the median means per second, in `rate_unit`."""
+    rate_unit: str = ""
+    share: float | None = None
+    """Of the measured limit of `share_of`, from 0 to 1."""
+    share_of: str = ""
+    """`copy` (memory bandwidth) or `matmul`: whichever bounds such a call."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}, {self.case}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was not measured, and why."""
+
+    section: str
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What this machine reached at the simplest work of a kind, in this very run."""
+
+    kind: str
+    """`copy` or `matmul`."""
+    per_second: float
+    """Bytes read and written, or floating-point operations."""
+    how: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured, and where: reports of different subjects mean different things."""
+
+    cpu: str
+    num_cores: int
+    gpus: tuple[str, ...]
+    """Name and driver of each."""
+    target: str
+    library: str
+    """Version of the target's library."""
+    engine: str
+    """The engine's key, or that of the graphs as the backend opens them."""
+    bundle: str
+    """The bundle's key."""
+    num_slots: int
+    capacity: int
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run."""
+
+    version: int
+    created: str
+    """ISO 8601, UTC."""
+    qv_export: str
+    subject: Subject
+    sections: tuple[str, ...]
+    load_before: float
+    """Processes that wanted a core in the minute before (load average): what else this machine was doing."""
+    load_after: float
+    ceilings: tuple[Ceiling, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """Read what `to_json` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or is no report of this version.
+    """
+    content = read_json_object(path)
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path} is no report of `qv-export bench` that this version reads: expected version {VERSION}, found "
+            f"{content.get('version')!r:.40}. Measure again, and keep the file that -o writes."
+        )
+    try:
+        return dataclass_from_json(Report, content, str(path))
+    except TypeError:  # a field without a default is not there
+        raise UserError(f"{path} lacks fields of a report of `qv-export bench`. Measure again.") from None
+
+
+Limit = Literal["copy", "matmul"]
