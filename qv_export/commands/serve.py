@@ -37,6 +37,7 @@ KEY_VARIABLE = "QV_EXPORT_API_KEY"
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"Keys of those who may ask, one a line. Default: the key in {KEY_VARIABLE}, or none.",
 )
+@click.option("--no-page", is_flag=True, help="Leave the page at / out.")
 @click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
@@ -57,9 +58,10 @@ def serve(
     max_queue: int | None,
     allowed_hosts: tuple[str, ...],
     api_key_file: Path | None,
+    no_page: bool,
     drain_seconds: float,
 ) -> None:
-    """Answer questions to BUNDLE over OpenAI's API: http://HOST:PORT/v1.
+    """Answer questions to BUNDLE over OpenAI's API, http://HOST:PORT/v1, and on a page at http://HOST:PORT/.
 
     It listens once the model is warm. SIGTERM finishes the answers that are being written.
     """
@@ -113,6 +115,7 @@ def serve(
                 f"engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
             ),
             keys,
+            with_page=not no_page,
         )
 
 

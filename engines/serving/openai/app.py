@@ -1,4 +1,4 @@
-"""Every address of the server: the chat API, the model's name, health, versions, metrics and the schema of it all."""
+"""Every address of the server: the chat API, the model's name, health, versions, metrics, the schema, the page."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,18 +18,20 @@ from engines.serving.openai.errors import ApiError
 from engines.serving.openai.keys import KeyGuard
 from engines.serving.openai.metrics import SchedulerCollector
 from engines.serving.openai.openapi import openapi_schema
+from engines.serving.openai.page.routes import page_routes
 from engines.serving.served import ServedModel
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(model: ServedModel, name: str, keys: Sequence[str] = ()) -> Starlette:
+def make_app(model: ServedModel, name: str, keys: Sequence[str] = (), *, with_page: bool = True) -> Starlette:
     """The ASGI application over an open model.
 
     Args:
         model: warm; whoever opened it closes it, after the application's last answer.
         name: what clients call it.
         keys: of those who may ask; none: everybody.
+        with_page: whether `/` is a page that asks.
     """
     chat = ChatCompletions(model, name)
     app = Starlette(
@@ -42,6 +44,7 @@ def make_app(model: ServedModel, name: str, keys: Sequence[str] = ()) -> Starlet
             Route("/version", _version),
             Route("/metrics", _metrics(model, name)),
             Route("/openapi.json", _openapi),
+            *(page_routes() if with_page else ()),
         ],
         middleware=[Middleware(KeyGuard, keys=keys)] if keys else [],
         exception_handlers={HTTPException: _http_error},

@@ -42,11 +42,13 @@ def serve(
     listener: socket.socket,
     when_listening: Callable[[], None],
     keys: Sequence[str] = (),
+    *,
+    with_page: bool = True,
 ) -> None:
     """Answer until the process is asked to end (SIGTERM, SIGINT); then finish what was taken, as long as the settings
     allow, and leave by that signal's way.
     """
-    app = make_app(model, name, keys)
+    app = make_app(model, name, keys, with_page=with_page)
     server = _Server(
         uvicorn.Config(
             app,
