@@ -3,7 +3,7 @@
 Letters are the contract's: V visual tokens, B batch, Q query tokens to project, C hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -44,6 +44,38 @@ class DecoderSession(Protocol):
         """Run row b of `inputs` on slot `first_slot + b`; returns logits [B, Q, vocab] in CPU memory.
 
         The returned array may be reused by the next call: read or copy it before.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """A call's likeliest tokens, and what says whether they are enough: `export.contract.candidates_contract`."""
+
+    top_logits: npt.NDArray[np.float32]
+    """[B, Q, k], the largest first."""
+    top_ids: npt.NDArray[np.int64]
+    """[B, Q, k]"""
+    log_sum_exp: npt.NDArray[np.float32]
+    """[B, Q] over the whole vocabulary."""
+    asked_logits: npt.NDArray[np.float32]
+    """[B, Q, A] of the ids that were asked for."""
+    whole: Callable[[int], npt.NDArray[np.float32]]
+    """Logits [Q, vocab] of a row, brought from where they are; until the next call."""
+
+
+class CandidateDecoder(DecoderSession, Protocol):
+    """A decoder whose logits are far from the host, and which picks candidates where they are."""
+
+    def candidates(
+        self, first_slot: int, inputs: DecoderInputs, asked_ids: npt.NDArray[np.int64]
+    ) -> Candidates:
+        """As `forward`, with candidates in place of logits.
+
+        Args:
+            first_slot: see `forward`.
+            inputs: see `forward`.
+            asked_ids: [B, A] token ids of each row whose logits are wanted too; below 0: none.
         """
         ...
 

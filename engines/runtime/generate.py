@@ -14,7 +14,8 @@ import numpy.typing as npt
 from engines.runtime.answer import FinishReason, Request, Timings, TokenEvent
 from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
 from engines.runtime.pictures import check_visual_embeds
-from engines.runtime.sequence import TokenSequence, timed, visual_offsets
+from engines.runtime.sequence import TokenSequence, accept_tokens, timed, visual_offsets
+from engines.runtime.step_logits import run_decoder
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
@@ -169,11 +170,17 @@ def prefill_chunk(
     """
     with timed(sequences, "prefill_seconds"):
         inputs = prefill_inputs(sequences, model, max_tokens)
-        logits = decoder.forward(sequences[0].slot, inputs)  # [B, 1, vocab]
-        for sequence, kv_length, row_logits in zip(sequences, inputs.kv_lengths, logits[:, 0], strict=True):
-            sequence.num_cached_tokens = int(kv_length)
-            if sequence.is_prefilled:
-                sequence.accept(row_logits, decoder.capacity)
+        ends = [int(kv_length) for kv_length in inputs.kv_lengths]
+        filled = [
+            row
+            for row, (sequence, end) in enumerate(zip(sequences, ends, strict=True))
+            if end >= sequence.num_prompt_tokens
+        ]
+        choosers = [sequence.chooser if row in filled else None for row, sequence in enumerate(sequences)]
+        step = run_decoder(decoder, sequences[0].slot, inputs, choosers)
+        for sequence, end in zip(sequences, ends, strict=True):
+            sequence.num_cached_tokens = end
+        _raise_first(accept_tokens(step, filled, [sequences[row] for row in filled], decoder.capacity))
 
 
 def decode_one_token(sequences: Sequence[TokenSequence], decoder: DecoderSession, model: ModelConfig) -> None:
@@ -190,9 +197,18 @@ def decode_one_token(sequences: Sequence[TokenSequence], decoder: DecoderSession
         for sequence in span
     ]
     with timed([sequences[row] for row in running], "decode_seconds"):
-        logits = decoder.forward(span[0].slot, decode_inputs(rows, model))  # [B, 1, vocab]
+        choosers = [None if sequence.is_finished else sequence.chooser for sequence in span]
+        step = run_decoder(decoder, span[0].slot, decode_inputs(rows, model), choosers)
         for row in running:
-            sequences[row].accept_decoded(logits[row - running[0], 0], decoder.capacity)
+            sequences[row].num_cached_tokens += 1
+        going_on = [sequences[row] for row in running]
+        _raise_first(accept_tokens(step, [row - running[0] for row in running], going_on, decoder.capacity))
+
+
+def _raise_first(errors: Iterable[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _events(sequences: Iterable[TokenSequence]) -> Iterator[TokenEvent]:

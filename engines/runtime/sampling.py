@@ -2,15 +2,18 @@
 
 Pure functions on one row of logits, float32 [vocab]. They mean what Transformers' logits processors of the
 same names mean and run in the same order: repetition penalty, what `penalties` holds, suppressed tokens, temperature,
-top-k, top-p, min-p, then a draw from the softmax.
+top-k, top-p, min-p, then a draw from the softmax. This is what a choice means; `choose` finds the same token from the
+likeliest candidates alone, where those are enough to know it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.runtime.heads import head_edge
 from engines.runtime.penalties import NOTHING_WRITTEN, Written, adjusted_logits, looks_back
 from engines.session import EngineError
 from export.generation_config import GenerationConfig
@@ -27,11 +30,30 @@ class TokenLogprobs:
     """(token id, logprob), the likeliest first."""
 
 
+class Chance(Protocol):
+    """Where a draw comes from: a generator of NumPy's, or a number that was drawn from one."""
+
+    def random(self) -> float:
+        """At least 0 and below 1."""
+        ...
+
+
+class Drawn:
+    """A number that was drawn already."""
+
+    def __init__(self, number: float) -> None:
+        self._number = number
+
+    def random(self) -> float:
+        """See `Chance`."""
+        return self._number
+
+
 def next_token(
     logits: Logits,
     seen: npt.NDArray[np.bool_],
     config: GenerationConfig,
-    generator: np.random.Generator,
+    generator: Chance,
     written: Written = NOTHING_WRITTEN,
     allowed: npt.NDArray[np.bool_] | None = None,
 ) -> int:
@@ -56,13 +78,13 @@ def next_token(
     if allowed is not None:
         require_finite_maximum(logits)
         scores = only_allowed(suppress_tokens(scores, config.suppress_tokens), logits, allowed)
-        return greedy_token(scores) if config.is_greedy else _drawn_token(scores, config, generator)
+        return greedy_token(scores) if config.is_greedy else _drawn_token(scores, logits, config, generator)
     if not config.is_greedy:
         require_finite_maximum(logits)
         if config.suppress_tokens:
             scores = suppress_tokens(scores, config.suppress_tokens)
             require_finite_maximum(scores)
-        return _drawn_token(scores, config, generator)
+        return _drawn_token(scores, logits, config, generator)
     token_id = greedy_token(scores)
     # The largest of values with a not-a-number among them is that one: no second pass over the logits.
     if not np.isfinite(scores[token_id]):
@@ -75,13 +97,13 @@ def next_token(
     return token_id
 
 
-def _drawn_token(scores: Logits, config: GenerationConfig, generator: np.random.Generator) -> int:
+def _drawn_token(scores: Logits, logits: Logits, config: GenerationConfig, generator: Chance) -> int:
     scores = apply_temperature(scores, config.temperature)
     require_finite_scores(scores)
     scores = apply_top_k(scores, config.top_k)
     scores = apply_top_p(scores, config.top_p)
     scores = apply_min_p(scores, config.min_p)
-    return sample_token(scores, generator)
+    return sample_token(scores, generator, logits)
 
 
 def require_finite_maximum(logits: Logits) -> None:
@@ -192,11 +214,19 @@ def token_logprobs(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs
     wide = logits.astype(np.float64)
     log_sum = float(wide.max() + np.log(np.exp(wide - wide.max()).sum()))
     likeliest = np.argpartition(-wide, num_top - 1)[:num_top] if num_top else np.zeros(0, np.int64)
-    # Of equal logits the lowest id first, as in a greedy choice.
-    ordered = sorted(likeliest.tolist(), key=lambda found: (-wide[found], found))
-    return TokenLogprobs(
-        float(wide[token_id]) - log_sum, tuple((found, float(wide[found]) - log_sum) for found in ordered)
+    return ordered_logprobs(
+        float(wide[token_id]), likeliest.tolist(), wide[likeliest].tolist(), num_top, log_sum
     )
+
+
+def ordered_logprobs(
+    chosen: float, ids: Sequence[int], logits: Sequence[float], num_top: int, log_sum: float
+) -> TokenLogprobs:
+    """What to tell of a token with the logit `chosen`, and of the `num_top` likeliest of some tokens."""
+    # Of equal logits the lowest id first, as in a greedy choice.
+    ordered = sorted(zip(ids, logits, strict=True), key=lambda found: (-found[1], found[0]))
+    top = tuple((token_id, logit - log_sum) for token_id, logit in ordered[:num_top])
+    return TokenLogprobs(chosen - log_sum, top)
 
 
 def softmax(logits: Logits) -> Logits:
@@ -211,13 +241,23 @@ def greedy_token(logits: Logits) -> int:
     return int(np.argmax(logits))
 
 
-def sample_token(logits: Logits, generator: np.random.Generator) -> int:
-    """Draw one token from the softmax of `logits`, by inverting the cumulative distribution.
+def sample_token(scores: Logits, generator: Chance, logits: Logits | None = None) -> int:
+    """Draw one token from the softmax of `scores`, by inverting the cumulative distribution.
 
     float64 sums: in float32 the last of 151,936 steps would round away small probabilities. A token of
     probability 0 is never drawn: `side="right"` steps over flat stretches, and the draw stays below the last step.
+
+    Args:
+        scores: [vocab], what is left to draw from.
+        generator: source of chance.
+        logits: [vocab] of the engine: its likeliest tokens (`heads.head_edge`) come first in the cumulative
+            distribution, both kinds by their ids, so that most draws fall among them and need no other token's logit.
+            None: all by their ids.
     """
-    token_ids = np.flatnonzero(logits > -np.inf)
-    cumulative = np.cumsum(softmax(logits[token_ids]), dtype=np.float64)
+    token_ids = np.flatnonzero(scores > -np.inf)
+    if logits is not None and token_ids.size > 1:
+        is_head = logits[token_ids] > head_edge(logits)
+        token_ids = np.concatenate([token_ids[is_head], token_ids[~is_head]])
+    cumulative = np.cumsum(softmax(scores[token_ids]), dtype=np.float64)
     draw = min(generator.random() * cumulative[-1], np.nextafter(cumulative[-1], 0))
     return int(token_ids[np.searchsorted(cumulative, draw, side="right")])

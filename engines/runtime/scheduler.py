@@ -15,9 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReason, Request
 from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
 from engines.runtime.generate import prefill_chunk, prompt_problems
@@ -25,7 +22,8 @@ from engines.runtime.kv_slots import EMPTY, KvSlots
 from engines.runtime.picture_encoder import PictureEncoder
 from engines.runtime.pictures import pictures_from_inputs
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits, SchedulerStats
-from engines.runtime.sequence import Listener, Ticket, TokenSequence, timed
+from engines.runtime.sequence import Listener, Ticket, TokenSequence, accept_tokens, timed
+from engines.runtime.step_logits import StepLogits, run_decoder
 from engines.session import DecoderSession, VisionSession
 from export.config import ModelConfig
 from export.errors import UserError
@@ -238,42 +236,50 @@ class Scheduler:
             return
         errors: dict[int, Exception] = {}
         with timed(running.values(), "decode_seconds"):
-            for slot, logits in self._logits(running, errors):
-                try:
-                    running[slot].accept_decoded(logits, self._decoder.capacity)
-                except Exception as error:  # noqa: BLE001  logits that are no numbers
-                    errors[slot] = error
+            for step, first, slots in self._steps(running, errors):
+                sequences = [running[slot] for slot in slots]
+                for sequence in sequences:
+                    sequence.num_cached_tokens += 1
+                found = accept_tokens(
+                    step, [slot - first for slot in slots], sequences, self._decoder.capacity
+                )
+                errors.update(
+                    {slot: error for slot, error in zip(slots, found, strict=True) if error is not None}
+                )
         for slot, sequence in running.items():
             if slot in errors:
                 self._fail(sequence, errors[slot])
             else:
                 self._tell_token(sequence)
 
-    def _logits(
+    def _steps(
         self, running: dict[int, TokenSequence], errors: dict[int, Exception]
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Logits [vocab] of each running slot. After a failed call each is tried alone, and what fails is an error.
+    ) -> Iterator[tuple[StepLogits, int, list[int]]]:
+        """What the decoder says, its first slot, and which running slots it speaks of.
 
-        That computes the same tokens at the same places of the cache, which changes nothing for the others.
+        After a failed call each is tried alone, and what fails is an error. That computes the same tokens at the same
+        places of the cache, which changes nothing for the others.
         """
         first, last = self._span(running)
         rows = [self._row(slot, running) for slot in range(first, last + 1)]
+        choosers = [running[slot].chooser if slot in running else None for slot in range(first, last + 1)]
         self._stats.num_decode_calls += 1
         self._stats.num_decode_rows += len(running)
         try:
-            logits = self._decoder.forward(first, decode_inputs(rows, self._model))  # [B, 1, vocab]
+            step = run_decoder(self._decoder, first, decode_inputs(rows, self._model), choosers)
         except Exception as error:  # noqa: BLE001  whom it hit is found out below
             logger.warning("a decode call over %d answers failed: %s", len(running), error)
         else:
-            yield from ((slot, logits[slot - first, 0]) for slot in running)
+            yield step, first, list(running)
             return
-        for slot in running:
+        for slot, sequence in running.items():
+            alone = decode_inputs([rows[slot - first]], self._model)
             try:
-                alone = self._decoder.forward(slot, decode_inputs([rows[slot - first]], self._model))
+                step = run_decoder(self._decoder, slot, alone, [sequence.chooser])
             except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
                 errors[slot] = error
             else:
-                yield slot, alone[0, 0]
+                yield step, slot, [slot]
 
     def _span(self, running: dict[int, TokenSequence]) -> tuple[int, int]:
         """First and last slot of a decode call."""

@@ -1,6 +1,6 @@
 """One request from its submission to its last token: where it waits, which KV slot it has, what it has written."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import Event, FinishReason, Phase, Request, Timings, TokenEvent
+from engines.runtime.choose import Outcome
+from engines.runtime.chooser import Chooser
 from engines.runtime.kv_slots import CacheContent
-from engines.runtime.penalties import Written
 from engines.runtime.pictures import Picture
-from engines.runtime.sampling import TokenLogprobs, next_token, token_logprobs
+from engines.runtime.sampling import TokenLogprobs
+from engines.runtime.step_logits import StepLogits
 from export.config import ModelConfig
 
 Listener = Callable[[Event], None]
@@ -79,8 +81,7 @@ class TokenSequence:
         self.finish_reason: FinishReason | None = None
         self.queue_seconds = self.vision_seconds = self.prefill_seconds = self.decode_seconds = 0.0
         self._vocab_size = model.decoder.vocab_size
-        self._seen = np.zeros(0, np.bool_)
-        self._written = Written(request.inputs.token_ids, self.token_ids)
+        self._chooser: Chooser | None = None
         self._logprobs: TokenLogprobs | None = None
 
     @property
@@ -130,10 +131,16 @@ class TokenSequence:
         self.slot = slot
         self.num_cached_tokens = self.num_reused_tokens = num_reused_tokens
         self.missing = [picture for picture in self.pictures if picture.last_token >= num_reused_tokens]
-        # As large as the vocabulary: nothing that waits holds one.
-        self._seen = np.zeros(self._vocab_size, dtype=np.bool_)
-        self._seen[self.request.inputs.token_ids] = True
-        self._generator = np.random.default_rng(self.request.seed)
+        # Holds arrays as large as the vocabulary: nothing that waits has one.
+        request = self.request
+        self._chooser = Chooser(
+            request.config,
+            request.inputs.token_ids,
+            self.token_ids,
+            self._vocab_size,
+            request.seed,
+            request.guide,
+        )
 
     # Its pictures
 
@@ -165,19 +172,16 @@ class TokenSequence:
 
     # Its answer
 
-    def accept(self, logits: npt.NDArray[np.float32], capacity: int) -> None:
-        """Choose the next token from logits [vocab] and notice whether it is the last.
+    @property
+    def chooser(self) -> Chooser:
+        """What chooses its tokens; it has a slot."""
+        assert self._chooser is not None
+        return self._chooser
 
-        Raises:
-            EngineError: the logits are not finite.
-        """
-        config = self.request.config
-        guide = self.request.guide
-        allowed = None if guide is None else guide.allowed()
-        token_id = next_token(logits, self._seen, config, self._generator, self._written, allowed)
-        self._seen[token_id] = True
-        if config.num_logprobs is not None:
-            self._logprobs = token_logprobs(logits, token_id, config.num_logprobs)
+    def accept(self, token_id: int, capacity: int) -> None:
+        """Take the next token and notice whether it is the last."""
+        config, guide = self.request.config, self.request.guide
+        self.chooser.note(token_id)
         self.token_ids.append(token_id)
         is_end = token_id in config.eos_token_ids
         if guide is not None and not is_end:
@@ -189,10 +193,9 @@ class TokenSequence:
         elif self.num_cached_tokens >= capacity:
             self.finish_reason = "capacity"
 
-    def accept_decoded(self, logits: npt.NDArray[np.float32], capacity: int) -> None:
-        """The newest token is in the cache now, and `logits` [vocab] choose the next. Raises as `accept`."""
-        self.num_cached_tokens += 1
-        self.accept(logits, capacity)
+    def tell_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """How likely the newest token was."""
+        self._logprobs = logprobs
 
     def event(self) -> TokenEvent:
         """The newest token, told to the caller."""
@@ -220,6 +223,32 @@ def visual_offsets(token_ids: npt.NDArray[np.int64], model: ModelConfig) -> npt.
     """
     is_visual = (token_ids == model.image_token_id) | (token_ids == model.video_token_id)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(is_visual, dtype=np.int64)])
+
+
+def accept_tokens(
+    step: StepLogits, rows: Sequence[int], sequences: Sequence[TokenSequence], capacity: int
+) -> list[Exception | None]:
+    """Choose the next token of some rows of a call and take it; for each what kept it from having one, or None."""
+    outcomes = step.choose(rows, [sequence.chooser for sequence in sequences])
+    return [
+        _taken(step, row, sequence, outcome, capacity)
+        for row, sequence, outcome in zip(rows, sequences, outcomes, strict=True)
+    ]
+
+
+def _taken(
+    step: StepLogits, row: int, sequence: TokenSequence, outcome: Outcome, capacity: int
+) -> Exception | None:
+    if isinstance(outcome, Exception):
+        return outcome
+    try:
+        num_logprobs = sequence.request.config.num_logprobs
+        if num_logprobs is not None:
+            sequence.tell_logprobs(step.logprobs(row, outcome, num_logprobs))
+        sequence.accept(outcome, capacity)
+    except Exception as error:  # noqa: BLE001  a grammar that ran into a bound: ends this request and no other
+        return error
+    return None
 
 
 @contextmanager

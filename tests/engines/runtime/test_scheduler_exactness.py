@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engines.backends.onnxruntime.session import open_sessions
-from engines.runtime import sequence as sequence_module
+from engines.runtime import choose as choose_module
 from engines.runtime.answer import Event, Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate
 from engines.runtime.sampling import next_token
@@ -64,7 +64,7 @@ def logits_by_request(monkeypatch) -> dict[int, list[bytes]]:
         rows[id(config)].append(logits.tobytes())
         return next_token(logits, seen, config, *others)
 
-    monkeypatch.setattr(sequence_module, "next_token", recorded)
+    monkeypatch.setattr(choose_module, "next_token", recorded)
     return rows
 
 
