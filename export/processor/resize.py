@@ -57,8 +57,7 @@ def video_frame_size(height: int, width: int, num_steps: int, settings: VideoSet
     Raises:
         UserError: a side is more than 200 times the other.
     """
-    share = settings.max_tokens // num_steps
-    share_pixels = share * settings.frame.factor**2
+    share_pixels = settings.max_tokens * settings.frame.factor**2 // num_steps
     frame = replace(
         settings.frame,
         min_pixels=min(settings.frame.min_pixels, share_pixels),
@@ -67,7 +66,7 @@ def video_frame_size(height: int, width: int, num_steps: int, settings: VideoSet
     new_height, new_width = smart_resize(height, width, frame)
     # Enlarging rounds up and an extreme aspect ratio keeps a side at one token: both may overshoot the share.
     if num_steps * new_height * new_width > settings.max_tokens * frame.factor**2:
-        rows, columns = _largest_grid(height, width, share)
+        rows, columns = _largest_grid(height, width, settings.max_tokens // num_steps)
         return rows * frame.factor, columns * frame.factor
     return new_height, new_width
 
