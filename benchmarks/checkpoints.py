@@ -46,7 +46,7 @@ def checkpoint(work: Path, name: str, **options: Any) -> Path:
 
 def mark_tensors(directory: Path) -> None:
     """Make the tensors of a sparse checkpoint differ, one block of each: TensorRT keeps equal constants once."""
-    from export.safetensors_file import read_safetensors_header
+    from export.weights.safetensors_file import read_safetensors_header
 
     for path in directory.glob("*.safetensors"):
         with path.open("r+b") as file:

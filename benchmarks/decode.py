@@ -45,7 +45,7 @@ def run_ours(bundle: str, capacity: int) -> dict[str, Any]:
     from engines.backends.onnxruntime.session import OnnxRuntimeDecoder
     from engines.runtime.generate import generate
     from export.bundle import open_bundle
-    from export.generation_config import GenerationConfig
+    from export.checkpoint.generation_config import GenerationConfig
     from export.inputs import ModelInputs
 
     opened = open_bundle(Path(bundle))

@@ -53,7 +53,7 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
     from engines.sizing.limits import Limits
     from export.bundle import open_bundle
-    from export.config import load_config
+    from export.checkpoint.config import load_config
 
     opened, limits = open_bundle(Path(bundle)), Limits()
     config, dtype = load_config(opened.directory), opened.manifest.dtype

@@ -12,9 +12,9 @@ from engines.session import Engine
 from engines.store.cache import graphs_key_inputs, objections
 from engines.store.compatibility import differences, rebuild_command, require_loadable, this_machine
 from export.bundle import Bundle
-from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
-from export.manifest import content_key
+from export.records.engine_record import EngineRecord, read_record
+from export.records.manifest import content_key
 from export.wording import command_line
 from plugins.registry import known_plugins
 

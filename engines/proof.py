@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from engines.open import Choice
 from export.bundle import Bundle
 from export.errors import UserError
-from export.verdicts import Verdict
+from export.records.verdicts import Verdict
 
 
 def digests_of(bundle: Bundle, chosen: Choice) -> dict[str, str]:

@@ -15,15 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.bundle_files import differences
-from export.config import ModelConfig, load_config
+from export.checkpoint.config import ModelConfig, load_config
+from export.checkpoint.generation_config import GenerationConfig, checkpoint_generation_config
 from export.contract import GraphName
-from export.directory_swap import DirectoryKind, replacing_directory
-from export.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
 from export.errors import UserError
+from export.files.directory_swap import DirectoryKind, replacing_directory
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
-from export.generation_config import GenerationConfig, checkpoint_generation_config
-from export.manifest import (
+from export.records.bundle_files import differences
+from export.records.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
+from export.records.manifest import (
     CHUNK_BYTES,
     FORMAT,
     MANIFEST_NAME,
@@ -33,8 +33,8 @@ from export.manifest import (
     content_key,
     sha256_of,
 )
-from export.safetensors_file import fingerprint_safetensors
-from export.verdicts import VERDICTS_DIRECTORY, Verdict, all_verdicts, read_verdicts
+from export.records.verdicts import VERDICTS_DIRECTORY, Verdict, all_verdicts, read_verdicts
+from export.weights.safetensors_file import fingerprint_safetensors
 from export.wording import command_line, size_text
 
 __all__ = [

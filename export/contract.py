@@ -9,7 +9,7 @@ Q query tokens to project. Numbers come from the model's configuration.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 
 GraphName = Literal["vision", "decoder"]
 GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)

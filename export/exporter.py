@@ -17,15 +17,15 @@ from export.bundle import (
     require_place,
     writing_bundle,
 )
-from export.checkpoint import Checkpoint, open_checkpoint, weight_files_of
-from export.config import DTYPES
+from export.checkpoint.config import DTYPES
+from export.checkpoint.tensors import Checkpoint, open_checkpoint, weight_files_of
 from export.errors import UserError
+from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
-from export.json_object import read_json_object
-from export.manifest import Source, sha256_of
 from export.processor.processor import Processor
-from export.safetensors_file import fingerprint_safetensors
+from export.records.manifest import Source, sha256_of
 from export.weights.prepare import needs_new_weights, write_new_weights
+from export.weights.safetensors_file import fingerprint_safetensors
 from export.weights.writer import write_index
 
 logger = logging.getLogger(__name__)

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.bundle import Bundle, open_bundle
+from export.checkpoint.generation_config import override_generation_config
 from export.errors import UserError
-from export.generation_config import override_generation_config
 
 if TYPE_CHECKING:
     from engines.runtime.answer import FinishReason, Timings, TokenEvent
-    from engines.runtime.sampling import TokenLogprobs
-    from engines.runtime.text_stream import TextStream
+    from engines.runtime.tokens.sampling import TokenLogprobs
+    from engines.runtime.tokens.text_stream import TextStream
     from engines.session import Engine
     from engines.sizing.limits import Limits
     from engines.store.build import Built
-    from export.generation_config import GenerationConfig
+    from export.checkpoint.generation_config import GenerationConfig
     from export.inputs import ModelInputs
-    from export.manifest import WeightsMode
-    from export.processor.located import Located
+    from export.processor.text.located import Located
+    from export.records.manifest import WeightsMode
     from validate.report.report import Report
 
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -63,7 +63,7 @@ def export(
     Raises:
         UserError: no sound Qwen2-VL checkpoint, or an output that cannot be written.
     """
-    from export.checkpoint_path import require_checkpoint
+    from export.checkpoint.path import require_checkpoint
     from export.install import require_extra
 
     require_checkpoint(Path(checkpoint))
@@ -286,7 +286,7 @@ class Model:
 
         guide = None
         if json_schema is not None:
-            from engines.runtime.guided import GuideMaker
+            from engines.runtime.tokens.guided import GuideMaker
 
             vocab_size = self.bundle.config.decoder.vocab_size
             maker = GuideMaker(self.bundle.processor.tokenizer, generation.eos_token_ids, vocab_size)
@@ -310,7 +310,7 @@ class Model:
         heard: "list[TokenEvent]",
     ) -> Iterator[str]:
         """Pieces of text; `heard` collects the events behind them."""
-        from engines.runtime.text_stream import TextStream
+        from engines.runtime.tokens.text_stream import TextStream
 
         processor = self.bundle.processor
         template = {name: wishes[name] for name in _TEMPLATE_WISHES if name in wishes}

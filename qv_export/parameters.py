@@ -48,7 +48,7 @@ class CheckpointPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Refuse a hub id, a file or a bundle with what would do instead."""
-        from export.checkpoint_path import require_checkpoint
+        from export.checkpoint.path import require_checkpoint
 
         path = Path(str(super().convert(value, param, ctx)))
         try:

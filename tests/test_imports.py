@@ -31,13 +31,12 @@ def modules_below(folder: str) -> list[str]:
 SERVER_MODULES = [
     *modules_below("export/processor"),
     *modules_below("engines"),
+    *modules_below("export/checkpoint/tensors"),
+    *modules_below("export/records"),
     *(
         "export.bundle",
-        "export.checkpoint",
-        "export.config",
         "export.contract",
         "export.errors",
-        "export.manifest",
         "export.models.qwen2_vl.family",
         "export.models.qwen2_vl.positions",
     ),
@@ -65,7 +64,9 @@ def test_what_runs_inside_a_server_imports_no_torch() -> None:
     assert not loaded & {"torch", "transformers", "onnxscript"}
 
 
-@pytest.mark.parametrize("module", ["export.bundle", "export.config", "export.contract", "export.errors"])
+@pytest.mark.parametrize(
+    "module", ["export.bundle", "export.checkpoint.config", "export.contract", "export.errors"]
+)
 def test_the_bundle_and_the_contract_import_nothing_heavy(module: str) -> None:
     assert not modules_loaded_by(f"import {module}") & set(HEAVY)
 

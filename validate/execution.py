@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.session import DecoderSession, Engine, VisionSession
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import ModelInputs
 from validate.cases.builtin import Profile
 from validate.cases.feeds import decode_call, prefill_call

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from export.bundle import Bundle, recorded_key
-from export.directory_swap import explaining_errors, replacing_directory, require_replaceable
 from export.errors import UserError
+from export.files.directory_swap import explaining_errors, replacing_directory, require_replaceable
 from export.install import require_extra
-from export.verdicts import LEVELS, LevelName, keep_verdict
+from export.records.verdicts import LEVELS, LevelName, keep_verdict
 from validate.cases.builtin import Profile, make_level
 from validate.cases.case_files import load_cases
 from validate.cases.prompts import prepare_case

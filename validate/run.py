@@ -19,10 +19,10 @@ from engines.packages import installed_version
 from engines.proof import digests_of
 from engines.session import ProbeSession
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.errors import UserError
 from export.processor.settings import ImageSettings
-from export.verdicts import LevelName
+from export.records.verdicts import LevelName
 from export.wording import command_line
 from validate.bisect.expected import (
     ExpectedSource,

@@ -8,8 +8,8 @@ from engines.open import Choice, choose_engine, open_chosen
 from engines.session import Engine, ProbeSession
 from engines.store.compatibility import this_machine
 from export.bundle import Bundle
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 from validate.cases.builtin import Profile
 from validate.execution import EngineUnderTest
 from validate.reference.targets import REFERENCE_TARGETS, ReferenceTarget

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.gpu_proof.results import Finding
 from benchmarks.gpu_proof.settings import SMALL_CHECKPOINT, Settings, Skipped, first_line
 from examples.random_checkpoint import SIZES, published_config
-from export.config import config_from_json
+from export.checkpoint.config import config_from_json
 from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
 
 Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -19,9 +19,9 @@ from engines.machine import Machine
 from engines.sizing.costs import CostsOf, ModelCosts
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
-from export.engine_record import EngineRecord
+from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
     from engines.session import Engine, ProbeSession, VisionSession

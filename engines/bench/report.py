@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from export.errors import UserError
-from export.json_fields import dataclass_from_json
-from export.json_object import read_json_object
+from export.files.json_fields import dataclass_from_json
+from export.files.json_object import read_json_object
 
 VERSION = 1
 SECTIONS = ("preprocessing", "vision", "prefill", "decode", "serving", "memory")

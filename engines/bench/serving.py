@@ -11,7 +11,7 @@ from engines.bench.report import Row
 from engines.bench.sampling import Spread, spread_of
 from engines.runtime.answer import Event, FailureEvent, Request
 from engines.runtime.service import SchedulerService
-from export.generation_config import GenerationConfig
+from export.checkpoint.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from engines.runtime.sampling import TokenLogprobs
+from engines.runtime.tokens.sampling import TokenLogprobs
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
-    from engines.runtime.guided import Guide
+    from engines.runtime.tokens.guided import Guide
     from export.inputs import ModelInputs
 
 FinishReason = Literal["stop", "length", "capacity", "cancelled", "deadline"]

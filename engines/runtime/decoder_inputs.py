@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.sequence import TokenSequence
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import DecoderInputs
 
 

@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from engines.runtime.answer import FinishReason, Request, Timings, TokenEvent
 from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
-from engines.runtime.pictures import check_visual_embeds
 from engines.runtime.sequence import TokenSequence, accept_tokens, timed, visual_offsets
-from engines.runtime.step_logits import run_decoder
+from engines.runtime.tokens.step_logits import run_decoder
+from engines.runtime.vision.images import check_visual_embeds
 from engines.session import DecoderSession, VisionSession
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
-    from engines.runtime.guided import Guide
+    from engines.runtime.tokens.guided import Guide
     from export.inputs import ModelInputs
 
 

@@ -19,13 +19,13 @@ from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReaso
 from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
 from engines.runtime.generate import prefill_chunk, prompt_problems
 from engines.runtime.kv_slots import EMPTY, KvSlots
-from engines.runtime.picture_encoder import PictureEncoder
-from engines.runtime.pictures import pictures_from_inputs
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits, SchedulerStats
 from engines.runtime.sequence import Listener, Ticket, TokenSequence, accept_tokens, timed
-from engines.runtime.step_logits import StepLogits, run_decoder
+from engines.runtime.tokens.step_logits import StepLogits, run_decoder
+from engines.runtime.vision.encoder import PictureEncoder
+from engines.runtime.vision.images import pictures_from_inputs
 from engines.session import DecoderSession, VisionSession
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.answer import Event, FinishReason, Phase, Request, Timings, TokenEvent
-from engines.runtime.choose import Outcome
-from engines.runtime.chooser import Chooser
 from engines.runtime.kv_slots import CacheContent
-from engines.runtime.pictures import Picture
-from engines.runtime.sampling import TokenLogprobs
-from engines.runtime.step_logits import StepLogits
-from export.config import ModelConfig
+from engines.runtime.tokens.choose import Outcome
+from engines.runtime.tokens.chooser import Chooser
+from engines.runtime.tokens.sampling import TokenLogprobs
+from engines.runtime.tokens.step_logits import StepLogits
+from engines.runtime.vision.images import Picture
+from export.checkpoint.config import ModelConfig
 
 Listener = Callable[[Event], None]
 

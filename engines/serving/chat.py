@@ -9,9 +9,9 @@ from typing import Any
 
 from engines.runtime.answer import Request
 from engines.serving.limits import RequestLimits
-from engines.serving.request_media import RequestMedia, media_limits
+from engines.serving.media.request_media import RequestMedia, media_limits
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 from export.inputs import ModelInputs
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.processor import Processor

@@ -6,7 +6,7 @@ from typing import Any
 from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
-from export.processor.conversation import MEDIA_KEYS
+from export.processor.text.conversation import MEDIA_KEYS
 
 
 def read_messages(data: bytes, limits: RequestLimits) -> list[dict[str, Any]]:

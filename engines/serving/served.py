@@ -6,13 +6,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from engines.open import Choice, open_chosen
-from engines.runtime.guided import GuideMaker
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.service import SchedulerService
+from engines.runtime.tokens.guided import GuideMaker
 from engines.serving.chat import model_inputs
-from engines.serving.fetching import Fetcher, FetchPolicy
-from engines.serving.media_pool import MediaPool
-from engines.serving.request_media import RequestMedia
+from engines.serving.media.fetching import Fetcher, FetchPolicy
+from engines.serving.media.pool import MediaPool
+from engines.serving.media.request_media import RequestMedia
 from engines.serving.settings import ServerSettings
 from engines.serving.warm_up import warm_up
 from export.bundle import Bundle

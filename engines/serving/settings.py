@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 from engines.open import find_engine
 from engines.runtime.scheduler_limits import SchedulerLimits
-from engines.serving.fetching import host_problem
 from engines.serving.limits import RequestLimits
-from engines.serving.media_pool import MediaSettings
+from engines.serving.media.fetching import host_problem
+from engines.serving.media.pool import MediaSettings
 from export.bundle import Bundle
 from export.errors import UserError
-from export.json_fields import dataclass_from_json
-from export.json_object import parse_json_object
+from export.files.json_fields import dataclass_from_json
+from export.files.json_object import parse_json_object
 
 PARAMETER = "settings"
 DEFAULT_SLOTS = 8

@@ -7,7 +7,7 @@ from PIL import Image
 
 from engines.runtime.answer import Event, FailureEvent, Request
 from engines.runtime.service import SchedulerService
-from export.generation_config import GenerationConfig
+from export.checkpoint.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 _NUM_TOKENS = (

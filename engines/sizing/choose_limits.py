@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from engines.sizing.cards import fit_segments
 from engines.sizing.costs import CostsOf
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.errors import UserError
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PATCHES_PER_TOKEN = 4

@@ -7,7 +7,7 @@ Arithmetic on the model's sizes, after which a measured time is a share of what 
 from collections.abc import Sequence
 
 from engines.sizing.costs import decoder_weights
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 
 
 def vision_operations(config: ModelConfig, segment_lengths: Sequence[int]) -> int:

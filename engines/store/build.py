@@ -13,9 +13,9 @@ from engines.gpus import GpuFacts
 from engines.store.cache import EngineRequest, cached_engine, key_inputs, writing_engine
 from export.bundle import Bundle
 from export.contract import GRAPH_NAMES, GraphName
-from export.engine_record import RECORD_NAME, EngineRecord
 from export.errors import UserError
-from export.manifest import FileRecord, content_key
+from export.records.engine_record import RECORD_NAME, EngineRecord
+from export.records.manifest import FileRecord, content_key
 from plugins.registry import plugins_of
 
 Progress = Callable[[str, float], None]

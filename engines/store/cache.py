@@ -15,10 +15,16 @@ from engines.backends import backend_of
 from engines.backends.base import Backend, Options
 from engines.packages import sources_digest, tool_versions
 from engines.sizing.limits import Limits
-from export.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
-from export.engine_record import ENGINES_DIRECTORY, RECORD_NAME, EngineRecord, engine_records, read_record
 from export.errors import UserError
-from export.manifest import content_key
+from export.files.directory_swap import DirectoryKind, replacing_directory, settle_leftovers, unfinished
+from export.records.engine_record import (
+    ENGINES_DIRECTORY,
+    RECORD_NAME,
+    EngineRecord,
+    engine_records,
+    read_record,
+)
+from export.records.manifest import content_key
 
 
 @dataclass(frozen=True)

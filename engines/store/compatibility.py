@@ -12,8 +12,8 @@ from engines.backends import BACKENDS, backend_of, default_backend
 from engines.gpus import gpu_facts
 from engines.machine import Machine
 from engines.sizing.choose_limits import options_text
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 
 
 def this_machine() -> Machine:

@@ -11,10 +11,10 @@ from examples.tiny.contents import contents_of_scene, join_contents
 from examples.tiny.tasks import Medium, Sample
 from export.inputs import Grid
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
-from export.processor.chat import expand_placeholders
-from export.processor.conversation import Medium as ChatMedium
 from export.processor.processor import Processor
 from export.processor.resize import smart_resize, video_frame_size
+from export.processor.text.chat import expand_placeholders
+from export.processor.text.conversation import Medium as ChatMedium
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from examples.random_checkpoint import (
     tokenizer_config,
 )
 from examples.tiny.vocabulary import num_trained_tokens, train_tokenizer
-from export.checkpoint import SINGLE_FILE
+from export.checkpoint.tensors import SINGLE_FILE
 
 MAX_TOKENS_PER_PICTURE = 256
 FILES = Path(__file__).parents[1] / "checkpoint_files"

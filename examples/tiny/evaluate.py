@@ -20,7 +20,7 @@ from examples.tiny.checkpoint import checkpoint_argument
 from examples.tiny.reference_sessions import CAPACITY, open_reference
 from examples.tiny.scoring import is_right
 from examples.tiny.tasks import TASKS, Sample, make_sample
-from export.generation_config import load_generation_config
+from export.checkpoint.generation_config import load_generation_config
 from export.inputs import ModelInputs
 from export.processor.processor import Processor
 

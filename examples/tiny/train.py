@@ -31,10 +31,10 @@ from examples.tiny.packed_attention import attention_over_documents
 from examples.tiny.plan import MIXTURE, Plan, Stage
 from examples.tiny.plots import plot_loss
 from examples.tiny.tasks import CHINESE
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.models.qwen2_vl.model import Qwen2VL
 from export.processor.processor import Processor
-from export.processor.tokenizer import load_tokenizer
+from export.processor.text.tokenizer import load_tokenizer
 
 SAVE_EVERY_STEPS = 100
 ANSWERS_TO_VISION = 0.05

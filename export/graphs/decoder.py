@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name, decoder_contract
 from export.graphs.assemble import (
     TORCH_DTYPES,

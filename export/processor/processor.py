@@ -8,27 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from export.config import ModelConfig, load_config
+from export.checkpoint.config import ModelConfig, load_config
 from export.errors import UserError
 from export.inputs import Grid, ModelInputs, SeenMedium
 from export.models.families import family_of
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
-from export.processor.chat import (
-    TemplateOptions,
-    expand_placeholders,
-    media_from_conversation,
-    token_ids_from_conversation,
-)
-from export.processor.conversation import Medium, read_conversation
 from export.processor.images import load_image
-from export.processor.located import Located, located_in_text
 from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.media.medium import DecodedMedium
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
-from export.processor.template import ChatTemplate, load_chat_template
-from export.processor.tokenizer import SpecialTokens, load_tokenizer
+from export.processor.text.chat import (
+    TemplateOptions,
+    expand_placeholders,
+    media_from_conversation,
+    token_ids_from_conversation,
+)
+from export.processor.text.conversation import Medium, read_conversation
+from export.processor.text.located import Located, located_in_text
+from export.processor.text.template import ChatTemplate, load_chat_template
+from export.processor.text.tokenizer import SpecialTokens, load_tokenizer
 
 
 class Processor:
@@ -142,7 +142,7 @@ class Processor:
         )
 
     def located(self, token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[Located]:
-        """What an answer to a conversation locates in its picture; see `export.processor.located`.
+        """What an answer to a conversation locates in its picture; see `export.processor.text.located`.
 
         The picture is read once more, and only where the answer names a place: its size is that in which it was sent.
         """

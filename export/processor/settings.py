@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
-from export.json_object import read_json_object
+from export.files.json_object import read_json_object
 
 PIXELS_PER_TOKEN = 28 * 28
 MAX_VIDEO_TOKENS = 16384

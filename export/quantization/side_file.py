@@ -24,7 +24,7 @@ import numpy as np
 from export.errors import UserError
 from export.quantization.linear import Array, Precision, QuantizedLinear
 from export.quantization.packing import packed_int4, unpacked_int4
-from export.safetensors_file import StoredTensor
+from export.weights.safetensors_file import StoredTensor
 from export.weights.values import numpy_dtype, read_values
 from export.weights.writer import write_streamed
 

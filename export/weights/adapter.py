@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
-from export.json_object import read_json_object
+from export.files.json_object import read_json_object
 from export.models.section import Section
-from export.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.names import published_name
+from export.weights.safetensors_file import StoredTensor, read_safetensors_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

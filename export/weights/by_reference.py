@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.checkpoint import Checkpoint
+from export.checkpoint.tensors import Checkpoint
 from export.models.configuration import ModelConfig
 from export.weights.quantized import linear_values
 from export.weights.source import LinearValues

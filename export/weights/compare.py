@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from export.safetensors_file import StoredTensor
+from export.weights.safetensors_file import StoredTensor
 
 _NUMPY_DTYPES = {
     "float32": np.dtype("<f4"),

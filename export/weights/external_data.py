@@ -12,7 +12,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.safetensors_file import StoredTensor
+from export.weights.safetensors_file import StoredTensor
 
 if TYPE_CHECKING:
     import onnx

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from export.errors import UserError
-from export.safetensors_file import StoredTensor
 from export.weights.adapter import Adapter
 from export.weights.names import MERGED_FILE
+from export.weights.safetensors_file import StoredTensor
 from export.weights.writer import NewTensor, write_safetensors
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

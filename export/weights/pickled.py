@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.errors import UserError
-from export.json_object import read_json_object
+from export.files.json_object import read_json_object
 from export.weights.writer import NewTensor, write_safetensors
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from export.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, open_checkpoint
+from export.checkpoint.tensors import INDEX_FILE, SINGLE_FILE, Checkpoint, open_checkpoint
 from export.weights import adapter as peft
 from export.weights.pickled import convert_pickled, pickled_files
 

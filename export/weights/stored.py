@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from export.safetensors_file import StoredTensor
+from export.weights.safetensors_file import StoredTensor
 
 
 def stored_value(

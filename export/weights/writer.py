@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.safetensors_file import DTYPE_BITS, DTYPE_NAMES, read_safetensors_header
+from export.weights.safetensors_file import DTYPE_BITS, DTYPE_NAMES, read_safetensors_header
 
 _FORMAT_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}
 _ENTRY_BYTES = 200

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from export.json_object import read_json_object
+from export.files.json_object import read_json_object
 from qv_export.parameters import TargetChoice
 from qv_export.show.console import note, print_json
 

@@ -258,7 +258,7 @@ def require_room(shortages: "Sequence[Shortage]") -> None:
 def show_check(bundle: "Bundle", request: "EngineRequest", as_json: bool) -> bool:
     """Say what would be built and why; True if anything."""
     from engines.store.cache import key_inputs, reason_to_build
-    from export.manifest import content_key
+    from export.records.manifest import content_key
 
     inputs = key_inputs(bundle.manifest.key, request)
     key = content_key(inputs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engines.runtime.answer import Event
     from engines.runtime.service import SchedulerService
     from export.bundle import Bundle
-    from export.generation_config import GenerationConfig
+    from export.checkpoint.generation_config import GenerationConfig
 
 HELP = "/image PATH and /video PATH show something with the next question, /new begins anew, /quit or Ctrl-D ends."
 
@@ -51,7 +51,7 @@ def chat(
     from engines.serving.settings import settings_for
     from engines.store.compatibility import this_machine
     from export.bundle import open_bundle
-    from export.generation_config import override_generation_config
+    from export.checkpoint.generation_config import override_generation_config
 
     opened = open_bundle(bundle)
     settings = settings_for(
@@ -147,7 +147,7 @@ def _follow(line: str, talk: Talk) -> None:
 def _ask(text: str, talk: Talk) -> None:
     """One turn; what fails or is broken off before its first word is forgotten."""
     from engines.runtime.answer import FailureEvent, Request, TokenEvent
-    from engines.runtime.text_stream import TextStream
+    from engines.runtime.tokens.text_stream import TextStream
 
     turns = [*talk.turns, {"role": "user", "content": [*talk.shown, {"type": "text", "text": text}]}]
     before, talk.turns = talk.turns, turns

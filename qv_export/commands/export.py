@@ -12,7 +12,7 @@ from qv_export.parameters import CheckpointPath
 from qv_export.show.console import note, phase_bar, print_json
 
 if TYPE_CHECKING:
-    from export.manifest import Manifest, WeightsMode
+    from export.records.manifest import Manifest, WeightsMode
 
 
 @click.command(short_help="Turn a checkpoint into a bundle.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from export.json_object import read_json_object
+from export.files.json_object import read_json_object
 from qv_export import api
 from qv_export.commands.media_options import budget_of, budget_options, require_media, take_budgets
 from qv_export.commands.run_wishes import (
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from engines.runtime.answer import TokenEvent
     from export.bundle import Bundle
-    from export.config import ModelConfig
-    from export.generation_config import GenerationConfig
+    from export.checkpoint.config import ModelConfig
+    from export.checkpoint.generation_config import GenerationConfig
     from export.inputs import ModelInputs
 
 _MEDIA = {"images": "image", "videos": "video"}
@@ -339,7 +339,7 @@ def stream_text(
 
     What is not echoed is for a machine, and keeps the marks around boxes and labels.
     """
-    from engines.runtime.text_stream import TextStream
+    from engines.runtime.tokens.text_stream import TextStream
 
     stream = TextStream(
         tokenizer,

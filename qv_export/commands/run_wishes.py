@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from export.errors import UserError
-from export.json_object import parse_json
+from export.files.json_object import parse_json
 from qv_export import api
 
 if TYPE_CHECKING:
     from engines.runtime.answer import TokenEvent
-    from export.processor.located import Located
     from export.processor.processor import Processor
+    from export.processor.text.located import Located
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _BOX_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
@@ -134,7 +134,7 @@ def messages_from_file(path: Path) -> list[api.Message]:
     Raises:
         UserError: no JSON list there.
     """
-    from export.processor.conversation import with_paths_from
+    from export.processor.text.conversation import with_paths_from
 
     messages: list[api.Message] = with_paths_from(_json_list(path, "messages"), path.parent)
     return messages
@@ -165,10 +165,10 @@ def draw_located(path: Path, located: "Sequence[Located]", messages: Sequence[Ma
     """
     from PIL import ImageDraw
 
-    from export.processor.chat import media_from_conversation
-    from export.processor.conversation import read_conversation
     from export.processor.images import load_image
     from export.processor.media.data_urls import source_from_text
+    from export.processor.text.chat import media_from_conversation
+    from export.processor.text.conversation import read_conversation
 
     media = media_from_conversation(read_conversation(messages))
     if [medium.kind for medium in media] != ["image"]:

@@ -14,7 +14,7 @@ from qv_export.parameters import TargetChoice, default_target
 from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from export.verdicts import LevelName
+    from export.records.verdicts import LevelName
     from validate.cases.builtin import Profile
     from validate.report.report import Report
     from validate.run import Plan, Progress
@@ -203,7 +203,7 @@ def make_profile(options: dict[str, int | None]) -> "Profile":
 
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
-    from export.directory_swap import explaining_errors
+    from export.files.directory_swap import explaining_errors
     from validate.pipeline import MEASURED_STAYS
     from validate.records.golden import GOLDEN_DIRECTORY
     from validate.run import record_for_polygraphy, record_golden

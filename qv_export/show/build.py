@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engines.sizing.images import PictureSizes
     from engines.sizing.limits import Limits
     from engines.store.build import Built
-    from export.engine_record import EngineRecord
+    from export.records.engine_record import EngineRecord
 
 _BAR_WIDTH = 40
 

@@ -8,8 +8,8 @@ from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:
-    from export.manifest import Manifest
-    from export.verdicts import Verdict
+    from export.records.manifest import Manifest
+    from export.records.verdicts import Verdict
     from qv_export.show.engine import ShownEngine
     from qv_export.show.graph import FunctionFacts, GraphFacts, TensorFacts
 

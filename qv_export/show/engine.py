@@ -12,7 +12,7 @@ from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:
-    from export.engine_record import EngineRecord
+    from export.records.engine_record import EngineRecord
 
 Row = tuple[str, ...]
 Facts = Mapping[str, Any]
@@ -65,7 +65,7 @@ def shown_engine(directory: Path) -> ShownEngine:
     """
     from engines.store.cache import Freshness, freshness
     from export.bundle import recorded_key
-    from export.engine_record import read_record
+    from export.records.engine_record import read_record
 
     record = read_record(directory)
     key = recorded_key(directory.resolve().parents[1])

@@ -4,15 +4,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.manifest import MANIFEST_NAME
+from export.records.manifest import MANIFEST_NAME
 from qv_export.show.bundle import bundle_tables, graph_tables
 from qv_export.show.engine import ShownEngine, engine_tables, shown_engine
 from qv_export.show.graph import GraphFacts, graph_facts_from_file
 from qv_export.show.tables import Table
 
 if TYPE_CHECKING:
-    from export.manifest import Manifest
-    from export.verdicts import Verdict
+    from export.records.manifest import Manifest
+    from export.records.verdicts import Verdict
 
 _ENGINE_FILES = ("engine.json", "vision.engine", "decoder.engine")
 
@@ -83,7 +83,7 @@ def _inspect_engine(directory: Path) -> Inspection:
 def _inspect_bundle(directory: Path) -> Inspection:
     from export.bundle import open_bundle
     from export.contract import GRAPH_NAMES
-    from export.engine_record import EngineRecord, engine_records
+    from export.records.engine_record import EngineRecord, engine_records
 
     bundle = open_bundle(directory)
     graphs = tuple(graph_facts_from_file(bundle.graph(name)) for name in GRAPH_NAMES)

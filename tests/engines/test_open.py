@@ -8,8 +8,8 @@ from engines.machine import Machine
 from engines.open import choose_engine
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 from tests.engines.store.test_cache import REQUEST, write_engine
 from tests.export.bundle_samples import make_weights, write_bundle
 

@@ -7,7 +7,7 @@ from engines.runtime.answer import Request
 from engines.runtime.generate import collect_generations, generate_batch
 from examples.demo import demo_questions
 from examples.tiny.reference_sessions import open_reference
-from export.generation_config import load_generation_config
+from export.checkpoint.generation_config import load_generation_config
 from export.processor.processor import Processor
 
 CHECKPOINT = Path("models/qwen2-vl-tiny")

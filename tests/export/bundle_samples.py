@@ -8,7 +8,7 @@ import onnx
 from safetensors.numpy import save_file
 
 from export.bundle import Bundle, open_bundle, place_weights, writing_bundle
-from export.manifest import FileRecord, Manifest, Source, content_key
+from export.records.manifest import FileRecord, Manifest, Source, content_key
 
 
 def make_weights(path: Path, seed: int = 0) -> Path:

@@ -21,7 +21,7 @@ from export.bundle import (
     writing_bundle,
 )
 from export.errors import UserError
-from export.manifest import FileRecord
+from export.records.manifest import FileRecord
 from tests.export.bundle_samples import fill, graph_bytes, make_weights, write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 from examples.random_checkpoint import SIZES, write_checkpoint
 from export.bundle import open_bundle
-from export.config import ModelConfig, load_config
+from export.checkpoint.config import ModelConfig, load_config
 from export.exporter import export_checkpoint
 from tests.support.relatives import RELATIVES, Relative
 
@@ -48,7 +48,7 @@ def test_the_table_of_the_documentation_lists_every_relative():
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_a_relative_of_its_full_size_opens(name, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    from export.checkpoint import open_checkpoint
+    from export.checkpoint.tensors import open_checkpoint
 
     relative = RELATIVES[name]
     checkpoint = open_checkpoint(write_relative(tmp_path / "checkpoint", relative))

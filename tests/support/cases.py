@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import DecoderInputs
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
 from tests.support.mrope_rule import position_ids_by_the_paper

@@ -8,7 +8,7 @@ from typing import Any
 from engines.open import choice_to_serve
 from engines.proof import digests_of
 from export.bundle import Bundle, open_bundle
-from export.verdicts import Verdict, keep_verdict
+from export.records.verdicts import Verdict, keep_verdict
 
 
 def verdict_of(bundle: Bundle, engine: str | None = None, **changes: Any) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.bundle import open_bundle
-from export.config import ModelConfig, load_config
+from export.checkpoint.config import ModelConfig, load_config
 from export.processor.settings import load_settings
 from tests.support.bundles import shared_bundle
 from validate.cases.builtin import Profile, make_level

@@ -5,8 +5,8 @@ import torch
 
 from engines.backends import BACKENDS
 from export.bundle import open_bundle
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 from validate.cases.builtin import Profile
 from validate.reference.sessions import ReferenceProbes
 from validate.reference.targets import REFERENCE_TARGETS

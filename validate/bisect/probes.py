@@ -10,7 +10,7 @@ import onnx
 
 from engines.session import Probe
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GRAPH_NAMES, GraphName
 
 _MOVES_ONLY = {"Reshape", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Identity", "Transpose"}

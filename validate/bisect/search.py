@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.session import Probe, ProbeSession, Values
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.inputs import ModelInputs
 from validate.bisect.expected import GRAPH_OF, Expected, ExpectedSource, Question, Stage, rows_of

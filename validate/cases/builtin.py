@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
-from export.verdicts import LEVELS, LevelName
+from export.records.verdicts import LEVELS, LevelName
 
 
 @dataclass(frozen=True)

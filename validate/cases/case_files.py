@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.json_object import parse_json
 from export.files.untrusted import read_named_text
-from export.json_object import parse_json
-from export.processor.conversation import with_paths_from
-from export.processor.frames import PICTURE_SUFFIXES
 from export.processor.processor import Processor
+from export.processor.text.conversation import with_paths_from
+from export.processor.video.frames import PICTURE_SUFFIXES
 from validate.cases.prompts import PreparedCase
 
 DEFAULT_PROMPT = "Describe this picture."

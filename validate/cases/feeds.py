@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import DecoderInputs, ModelInputs
 from validate.cases.prompts import visual_token_ids
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import ModelInputs, VisionInputs
 from export.models.families import family_of
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from export.errors import UserError
 from export.files.untrusted import read_named_text
-from export.manifest import content_key
-from export.verdicts import GateKind
+from export.records.manifest import content_key
+from export.records.verdicts import GateKind
 from validate.records.metrics import TensorMetrics
 from validate.records.records import Measurement
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.inputs import ModelInputs
 from export.processor.settings import ImageSettings
 from validate.cases.builtin import (

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from export.bundle import Bundle
-from export.manifest import CHUNK_BYTES
-from export.safetensors_file import StoredTensor, read_safetensors_header
+from export.records.manifest import CHUNK_BYTES
+from export.weights.safetensors_file import StoredTensor, read_safetensors_header
 from validate.gates.gates import GateResult
 
 _FIRST_CHUNK_BYTES = 4096

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle import content_key
-from export.directory_swap import DirectoryKind
 from export.errors import UserError
-from export.json_object import read_json_object
-from export.manifest import Manifest
+from export.files.directory_swap import DirectoryKind
+from export.files.json_object import read_json_object
+from export.records.manifest import Manifest
 from validate.records.records import write_json
 
 FORMAT = "qv-export golden set"

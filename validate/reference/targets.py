@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from export.bundle import Bundle
-from export.config import DTYPES
+from export.checkpoint.config import DTYPES
 from export.install import install_command, missing_modules
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from export.directory_swap import DirectoryKind
-from export.verdicts import LevelName, Verdict
+from export.files.directory_swap import DirectoryKind
+from export.records.verdicts import LevelName, Verdict
 from validate.bisect.search import Divergence
 from validate.gates.gates import GateResult, GateSettings, failed, gate_kind
 from validate.records.records import Measurement

@@ -10,7 +10,7 @@ import onnx
 
 from engines.session import DecoderSession, Engine, Probe, ProbeSession, Values, VisionSession
 from export.bundle import FileRecord, open_bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.files.atomic import link_or_copy
 from export.inputs import DecoderInputs, VisionInputs
 from validate.execution import EngineUnderTest

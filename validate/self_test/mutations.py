@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from export.config import DecoderConfig, ModelConfig
+from export.checkpoint.config import DecoderConfig, ModelConfig
 from export.contract import GraphName
 from export.inputs import DecoderInputs, VisionInputs
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from engines.runtime.generate import collect_generations, generate
 from engines.session import DecoderSession, VisionSession
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
+from export.checkpoint.generation_config import GenerationConfig, load_generation_config
 from export.errors import UserError
-from export.generation_config import GenerationConfig, load_generation_config
+from export.files.json_object import read_json_object
 from export.inputs import ModelInputs
-from export.json_object import read_json_object
 from export.processor.processor import Processor
 from validate.tasks.quality import is_right, load_tasks
 

@@ -15,11 +15,11 @@ from engines.packages import first_installed_version, has_module
 from engines.sizing.costs import ModelCosts, model_costs
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
-from export.engine_record import EngineRecord
 from export.errors import UserError
 from export.install import package_command
+from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
     from engines.session import Engine, ProbeSession, VisionSession

@@ -17,7 +17,7 @@ from engines.backends.onnxruntime.graph import load_graph
 from engines.backends.onnxruntime.session import OnnxRuntimeDecoder, OnnxRuntimeVision
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphContract, GraphName, TensorSpec, decoder_contract, vision_contract
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.registry import OP_DOMAIN

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.patch_attention import onnx_functions as patch_attention

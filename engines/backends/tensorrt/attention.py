@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from engines.backends.facts import LayerFacts
 from engines.backends.tensorrt.description import ops_of
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, AttentionBody, OpSignature
 

@@ -32,10 +32,10 @@ from engines.machine import Machine, driver_branch
 from engines.sizing.costs import ModelCosts
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
     from engines.session import Engine, ProbeSession, VisionSession

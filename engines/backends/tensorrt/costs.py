@@ -7,7 +7,7 @@ counts once; mapped weights are given back as they are read. For TensorRT itself
 from engines.backends.tensorrt.attention import attention_bodies
 from engines.sizing.costs import ELEMENT_BYTES, ModelCosts, model_costs
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from plugins.registry import AttentionBody
 
 _RAM_BASE_BYTES = 400_000_000

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.errors import UserError
 from plugins.cached_attention.limits import size_problems

@@ -30,10 +30,10 @@ from engines.backends.tensorrt.run.session import is_step, upload_feeds
 from engines.session import Probe, Values, cache_rows
 from engines.sizing.limits import PATCHES_PER_TOKEN, Limits
 from export.bundle import Bundle
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, GraphName, cache_name
-from export.engine_record import EngineRecord
 from export.inputs import DecoderInputs, VisionInputs
+from export.records.engine_record import EngineRecord
 
 Array = npt.NDArray[Any]
 Compile = Callable[[GraphName, tuple[str, ...]], ICudaEngine]

@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from engines.runtime.answer import Event, Request
-from engines.runtime.guided import Guide
 from engines.runtime.scheduler_limits import QueueFullError
 from engines.runtime.sequence import Ticket
-from engines.runtime.text_stream import TextStream
+from engines.runtime.tokens.guided import Guide
+from engines.runtime.tokens.text_stream import TextStream
 from engines.serving.openai.choices import Choice, EndedError, usage_of
 from engines.serving.openai.errors import ApiError, api_error
 from engines.serving.openai.forms import asked_form

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
-from engines.runtime.text_stream import TextStream, token_bytes
+from engines.runtime.tokens.text_stream import TextStream, token_bytes
 
 _FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "capacity": "length"}
 """In OpenAI's words; what ends without an answer of its own has none."""

@@ -4,7 +4,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from engines.runtime.guided import Form
+from engines.runtime.tokens.guided import Form
 from engines.serving.openai.errors import ApiError
 from engines.serving.openai.schema import ChatCompletionRequest
 

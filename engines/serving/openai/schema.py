@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from engines.serving.openai.errors import ApiError
+from export.checkpoint.generation_config import MAX_LOGPROBS
 from export.errors import UserError
-from export.generation_config import MAX_LOGPROBS
 
 MAX_FIELD_BYTES = 1 << 20
 """Of all fields but the messages."""

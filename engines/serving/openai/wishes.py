@@ -8,8 +8,8 @@ from engines.serving.limits import RequestLimits
 from engines.serving.messages import bounded_messages
 from engines.serving.openai.errors import api_error
 from engines.serving.openai.schema import ChatCompletionRequest
+from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
-from export.generation_config import GenerationConfig, override_generation_config
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from engines.serving.triton.interface import (
     vision_inputs,
     vision_outputs,
 )
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 
 PREPROCESS_INSTANCES = 2
 """Processes that decode and cut up pictures: one goes on while another waits for a large one."""

@@ -5,7 +5,7 @@ The models' configurations, their code, the request checks and the clients all r
 
 from dataclasses import dataclass
 
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import TensorSpec, decoder_contract, vision_contract
 
 MODEL_NAME = "qwen2_vl"

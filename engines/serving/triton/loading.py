@@ -12,15 +12,15 @@ import triton_python_backend_utils as backend  # the server's own module, import
 
 from engines.open import open_engine
 from engines.serving.chat import CancelledError, ChatRequest, Receipt
-from engines.serving.fetching import Fetcher, FetchPolicy
-from engines.serving.media_pool import MediaPool
+from engines.serving.media.fetching import Fetcher, FetchPolicy
+from engines.serving.media.pool import MediaPool
 from engines.serving.settings import PARAMETER, ServerSettings
 from engines.serving.triton.interface import ServerTensor
 from engines.serving.triton.requests import parse_request
 from engines.session import Engine
 from export.bundle import open_bundle
+from export.checkpoint.generation_config import checkpoint_generation_config
 from export.errors import UserError
-from export.generation_config import checkpoint_generation_config
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.processor import Processor
 

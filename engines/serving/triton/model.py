@@ -22,7 +22,7 @@ from engines.runtime.answer import Event, FailureEvent, Timings, TokenEvent
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
-from engines.runtime.text_stream import TextStream
+from engines.runtime.tokens.text_stream import TextStream
 from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.triton.interface import CHAT_INPUTS
 from engines.serving.triton.loading import (
@@ -38,7 +38,7 @@ from engines.serving.triton.loading import (
 )
 from engines.serving.triton.metrics import MetricsReporter
 from engines.serving.warm_up import warm_up
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.errors import UserError
 from export.inputs import SeenMedium
 

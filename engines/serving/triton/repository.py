@@ -31,14 +31,14 @@ from engines.serving.settings import ServerSettings
 from engines.serving.triton.config import chat_config, config_text, preprocess_config, vision_encoder_config
 from engines.serving.triton.interface import CHAT_INPUTS, MODEL_NAME, PREPROCESS_NAME, VISION_ENCODER_NAME
 from export.bundle import ENGINES_DIRECTORY, Bundle
-from export.directory_swap import DirectoryKind, replacing_directory
-from export.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
-from export.engine_record import EngineRecord
 from export.errors import UserError
 from export.files.atomic import link_or_copy
-from export.json_object import read_json_object
-from export.manifest import MANIFEST_NAME
-from export.verdicts import Verdict
+from export.files.directory_swap import DirectoryKind, replacing_directory
+from export.files.json_object import read_json_object
+from export.records.engine_record import RECORD_NAME as ENGINE_RECORD_NAME
+from export.records.engine_record import EngineRecord
+from export.records.manifest import MANIFEST_NAME
+from export.records.verdicts import Verdict
 
 FORMAT = "qv-export model repository"
 RECORD_NAME = "deployment.json"

@@ -22,13 +22,13 @@ from engines.serving.chat import (
     bounded_stop_strings,
     model_inputs,
 )
-from engines.serving.fetching import Fetcher
 from engines.serving.limits import RequestLimits
+from engines.serving.media.fetching import Fetcher
+from engines.serving.media.request_media import RequestMedia
 from engines.serving.messages import read_messages
-from engines.serving.request_media import RequestMedia
 from engines.serving.triton.interface import CHAT_INPUTS, ServerTensor
+from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
-from export.generation_config import GenerationConfig, override_generation_config
 from export.processor.processor import Processor
 
 Tensors = Mapping[str, npt.NDArray[Any]]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.config import DecoderConfig
+from export.checkpoint.config import DecoderConfig
 from plugins.cached_attention.op import cached_attention
 from plugins.rotary.op import rotary
 from plugins.rotary.reference import mrope_axes, mrope_frequencies, yarn_frequencies

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.config import DecoderConfig, ModelConfig
+from export.checkpoint.config import DecoderConfig, ModelConfig
+from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.models.families import family_of
 from export.models.qwen2_vl.decoder import Decoder
 from export.models.qwen2_vl.vision import VisionEncoder

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.config import VisionConfig
+from export.checkpoint.config import VisionConfig
 from plugins.patch_attention.op import patch_attention
 from plugins.rotary.op import rotary
 from plugins.rotary.reference import patch_axes, patch_frequencies

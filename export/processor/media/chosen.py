@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from math import ceil, floor
 
 from export.errors import UserError
-from export.processor.frames import FrameSource
 from export.processor.media.budget import Budget
-from export.processor.media.timeline import sample_by_time, sample_frames
 from export.processor.settings import VideoSettings
+from export.processor.video.frames import FrameSource
+from export.processor.video.timeline import sample_by_time, sample_frames
 
 _TIME_TOLERANCE_S = 1e-6
 

@@ -17,7 +17,7 @@ from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
 from export.processor.resize import smart_resize
 from export.processor.settings import ImageSettings, VideoSettings
-from export.processor.video import read_video
+from export.processor.video.sampling import read_video
 
 
 class MediaReader(Protocol):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from export.errors import UserError
 from export.processor.media.limits import MAX_PICTURE_PIXELS
-from export.processor.media.mp4_tables import check_tables
+from export.processor.video.mp4_tables import check_tables
 
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"hevx")
 _CODECS = "hevc,libdav1d,av1,h264,mjpeg"

@@ -7,7 +7,7 @@ from engines.backends import backend_of
 from engines.backends.known_issues import Situation
 from engines.backends.tensorrt.known_issues import RTX_ISSUES, TENSORRT_ISSUES
 from engines.open import known_issues_of
-from export.engine_record import EngineRecord
+from export.records.engine_record import EngineRecord
 
 FINE = Situation(
     version="11.4.0.106",

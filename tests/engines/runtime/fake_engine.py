@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engines.runtime.sampling import next_token
-from export.config import DecoderConfig, ModelConfig, VisionConfig
-from export.generation_config import GenerationConfig
+from engines.runtime.tokens.sampling import next_token
+from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
+from export.checkpoint.generation_config import GenerationConfig
 from export.inputs import DecoderInputs, ModelInputs, VisionInputs
 
 VOCAB, HIDDEN, PATCH_VALUES = 61, 12, 6

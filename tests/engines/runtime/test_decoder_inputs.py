@@ -10,7 +10,7 @@ from engines.runtime.decoder_inputs import (
     prefill_inputs,
 )
 from engines.runtime.sequence import TokenSequence
-from export.generation_config import GenerationConfig
+from export.checkpoint.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import HIDDEN, IMAGE, MODEL, VIDEO, make_inputs
 
 PROMPTS = [[11, IMAGE, IMAGE, 12, VIDEO], [13, 14, 15], [16, VIDEO, 17, 18]]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from engines.runtime.answer import Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate, generate_batch
 from engines.session import EngineError
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
     HIDDEN,

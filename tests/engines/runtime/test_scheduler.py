@@ -5,8 +5,8 @@ from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReaso
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits
 from engines.session import EngineError
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
     IMAGE,

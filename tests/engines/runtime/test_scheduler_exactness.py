@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from engines.backends.onnxruntime.session import open_sessions
-from engines.runtime import choose as choose_module
 from engines.runtime.answer import Event, Request, TokenEvent
 from engines.runtime.generate import collect_generations, generate
-from engines.runtime.sampling import next_token
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerLimits
+from engines.runtime.tokens import choose as choose_module
+from engines.runtime.tokens.sampling import next_token
 from export.bundle import open_bundle
-from export.config import load_config
+from export.checkpoint.config import load_config
+from export.checkpoint.generation_config import GenerationConfig
 from export.exporter import export_checkpoint
-from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 TINY = Path(__file__).parents[3] / "models" / "qwen2-vl-tiny"

@@ -12,7 +12,7 @@ from engines.runtime.answer import Event, FailureEvent, Request, TokenEvent
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import QueueFullError, SchedulerLimits
 from engines.runtime.sequence import Ticket
-from export.generation_config import GenerationConfig
+from export.checkpoint.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import (
     IMAGE,
     KEY,

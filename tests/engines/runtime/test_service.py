@@ -6,7 +6,7 @@ from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReaso
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import DrainingError
 from engines.runtime.service import SchedulerService
-from export.generation_config import GenerationConfig
+from export.checkpoint.generation_config import GenerationConfig
 from tests.engines.runtime.fake_engine import (
     MODEL,
     FakeDecoder,

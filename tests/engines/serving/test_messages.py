@@ -9,8 +9,8 @@ import pytest
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
 from engines.serving.triton.requests import parse_request
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
 from export.processor.processor import Processor
 
 TINY = Path(__file__).parents[3] / "models" / "qwen2-vl-tiny"

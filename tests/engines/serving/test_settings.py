@@ -9,7 +9,7 @@ import pytest
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving import settings as settings_module
 from engines.serving.limits import RequestLimits
-from engines.serving.media_pool import MediaSettings
+from engines.serving.media.pool import MediaSettings
 from engines.serving.settings import ServerSettings
 from export.errors import UserError
 

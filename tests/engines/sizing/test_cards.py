@@ -10,7 +10,7 @@ from engines.sizing.cards import LEAST_SEGMENTS, card_lines, smallest_card
 from engines.sizing.choose_limits import choose_limits
 from engines.sizing.costs import make_plan
 from engines.sizing.limits import Limits
-from export.config import config_from_json, load_config
+from export.checkpoint.config import config_from_json, load_config
 from tests.engines.sizing.test_costs import ROOT, SEVEN_B, TWO_B
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from engines.sizing.choose_limits import choose_limits, options_text
 from engines.sizing.limits import Limits
-from export.config import ModelConfig, load_config
+from export.checkpoint.config import ModelConfig, load_config
 from export.errors import UserError
 
 MODEL = Path(__file__).resolve().parents[3] / "models" / "qwen2-vl-tiny"

@@ -17,8 +17,8 @@ from engines.sizing.costs import (
 )
 from engines.sizing.limits import Limits
 from examples.random_checkpoint import SIZES, published_config
-from export.checkpoint import open_checkpoint
-from export.config import ModelConfig, config_from_json, load_config
+from export.checkpoint.config import ModelConfig, config_from_json, load_config
+from export.checkpoint.tensors import open_checkpoint
 from export.models.families import family_of
 
 ROOT = Path(__file__).resolve().parents[3]

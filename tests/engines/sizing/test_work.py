@@ -6,7 +6,7 @@ import pytest
 
 from engines.sizing.costs import decoder_weights
 from engines.sizing.work import decode_bytes, prefill_operations, vision_operations
-from export.config import load_config
+from export.checkpoint.config import load_config
 from tests.support.serve import ROOT
 
 

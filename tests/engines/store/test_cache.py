@@ -20,9 +20,9 @@ from engines.store.cache import (
     writing_engine,
 )
 from export.bundle import Bundle, open_bundle
-from export.engine_record import RECORD_NAME, EngineRecord, engine_records
 from export.errors import UserError
-from export.manifest import FileRecord, content_key
+from export.records.engine_record import RECORD_NAME, EngineRecord, engine_records
+from export.records.manifest import FileRecord, content_key
 from tests.export.bundle_samples import make_weights, write_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -279,7 +279,7 @@ import sys
 from pathlib import Path
 from engines.store.cache import key_inputs, writing_engine
 from export.bundle import open_bundle
-from export.manifest import content_key
+from export.records.manifest import content_key
 from tests.engines.store.test_cache import REQUEST
 
 bundle = open_bundle(Path(sys.argv[1]))

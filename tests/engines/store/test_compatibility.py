@@ -8,8 +8,8 @@ from engines.backends.tensorrt.backend import serves_architecture
 from engines.gpus import GpuFacts
 from engines.machine import Machine
 from engines.store.compatibility import require_loadable
-from export.engine_record import EngineRecord
 from export.errors import UserError
+from export.records.engine_record import EngineRecord
 from plugins.registry import known_plugins
 
 BUNDLE = Path("my bundle")

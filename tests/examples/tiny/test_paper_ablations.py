@@ -16,7 +16,7 @@ from examples.tiny.paper_ablations import (
 )
 from examples.tiny.plan import Plan
 from examples.tiny.tasks import TASKS, make_sample
-from export.checkpoint import SINGLE_FILE as WEIGHTS
+from export.checkpoint.tensors import SINGLE_FILE as WEIGHTS
 from export.models.qwen2_vl.positions import mrope_position_ids
 from export.processor.processor import Processor
 

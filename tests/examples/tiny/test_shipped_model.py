@@ -9,7 +9,7 @@ import torch
 from examples.tiny.evaluate import BATCH, accuracy, answers, held_out
 from examples.tiny.reference_sessions import open_reference
 from examples.tiny.tasks import make_sample
-from export.checkpoint import open_checkpoint
+from export.checkpoint.tensors import open_checkpoint
 from export.models.qwen2_vl.model import load_reference
 from export.processor.processor import Processor
 

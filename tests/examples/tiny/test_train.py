@@ -15,7 +15,7 @@ from examples.tiny.optimizer import MUON_RATE, Optimizer
 from examples.tiny.packed_attention import attention_over_documents
 from examples.tiny.plan import STAGES, Plan
 from examples.tiny.tasks import TASKS, make_sample
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.models.qwen2_vl.model import Qwen2VL
 from export.processor.processor import Processor
 

@@ -9,7 +9,7 @@ from export.files.atomic import link_or_copy, replace_text, replacing_file
 
 ROOT = Path(__file__).resolve().parents[3]
 # Directories have a home of their own.
-HOMES = {"export/files/atomic.py", "export/directory_swap.py"}
+HOMES = {"export/files/atomic.py", "export/files/directory_swap.py"}
 
 
 def names(directory: Path) -> list[str]:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from examples.random_checkpoint import write_checkpoint
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.contract import GraphContract, decoder_contract, vision_contract
 from export.graphs.decoder import decoder_graph
 from export.graphs.lint import check_graph, lint

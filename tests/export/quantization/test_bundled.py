@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from export.checkpoint import open_checkpoint
+from export.checkpoint.tensors import open_checkpoint
 from export.errors import UserError
 from export.models.qwen2_vl.model import load_reference
 from export.quantization.side_file import write_quantized
-from export.safetensors_file import read_safetensors_header
 from export.weights.names import QUANTIZED_FILE
+from export.weights.safetensors_file import read_safetensors_header
 from export.weights.writer import NewTensor, write_index, write_safetensors
 from tests.support.quantized import random_linear
 

@@ -4,7 +4,7 @@ from safetensors import safe_open
 
 from export.errors import UserError
 from export.quantization.side_file import stored_linears, write_quantized
-from export.safetensors_file import read_safetensors_header
+from export.weights.safetensors_file import read_safetensors_header
 from tests.support.quantized import random_linear
 
 LINEARS = {

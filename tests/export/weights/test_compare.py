@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export.safetensors_file import read_safetensors_header
 from export.weights import compare
+from export.weights.safetensors_file import read_safetensors_header
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.safetensors_file import read_safetensors_header
 from export.weights.external_data import graph_problems
+from export.weights.safetensors_file import read_safetensors_header
 from tests.export.bundle_samples import graph_bytes, make_weights
 
 

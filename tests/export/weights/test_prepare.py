@@ -16,7 +16,7 @@ from safetensors.torch import load_file as load_torch_file
 
 from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.models.qwen2_vl.model import load_reference

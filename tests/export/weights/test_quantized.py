@@ -5,8 +5,8 @@ import onnxruntime
 import pytest
 
 from export.quantization.side_file import stored_linears, write_quantized
-from export.safetensors_file import read_safetensors_header
 from export.weights.quantized import linear_values
+from export.weights.safetensors_file import read_safetensors_header
 from tests.support.quantized import random_linear
 
 NAME = "model.layers.0.mlp.up_proj.weight"

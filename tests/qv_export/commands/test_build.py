@@ -16,10 +16,10 @@ from engines import packages
 from engines.backends import backend_of
 from engines.gpus import GpuFacts
 from examples.random_checkpoint import write_checkpoint
-from export.engine_record import read_record
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.install import install_command
+from export.records.engine_record import read_record
 from qv_export.cli import run_command_line
 from qv_export.show.build import note_lines, warning_lines
 

@@ -15,10 +15,10 @@ from engines.sizing.limits import Limits
 from engines.store import cache
 from engines.store.cache import EngineRequest, key_inputs, writing_engine
 from export.bundle import open_bundle, place_weights, writing_bundle
-from export.engine_record import EngineRecord, read_record
 from export.errors import UserError
-from export.manifest import FileRecord, content_key
-from export.safetensors_file import read_safetensors_header
+from export.records.engine_record import EngineRecord, read_record
+from export.records.manifest import FileRecord, content_key
+from export.weights.safetensors_file import read_safetensors_header
 from qv_export.commands.inspect import inspect
 from qv_export.show.bundle import tensor_rows
 from qv_export.show.graph import TensorFacts

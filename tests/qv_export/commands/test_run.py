@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, models
 
 from engines.runtime.answer import Timings, TokenEvent
-from export.config import DecoderConfig, ModelConfig, VisionConfig
+from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
+from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
-from export.generation_config import GenerationConfig, override_generation_config
 from qv_export.commands import run as module
 from qv_export.commands.run import (
     Prompt,

@@ -12,7 +12,7 @@ from PIL import Image
 from examples.tiny.tasks import make_sample
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
-from export.processor.located import located_in_text
+from export.processor.text.located import located_in_text
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
 

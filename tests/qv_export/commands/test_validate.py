@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from export.bundle import FileRecord, open_bundle, sha256_of
-from export.config import load_config
-from export.safetensors_file import fingerprint_safetensors, read_safetensors_header
+from export.checkpoint.config import load_config
+from export.weights.safetensors_file import fingerprint_safetensors, read_safetensors_header
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
 from validate.gates.invariants import PROPERTIES

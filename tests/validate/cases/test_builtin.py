@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from export.verdicts import LEVELS
+from export.records.verdicts import LEVELS
 from validate.cases.builtin import (
     Image,
     Profile,

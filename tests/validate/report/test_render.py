@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from export.directory_swap import replacing_directory, require_replaceable
 from export.errors import UserError
+from export.files.directory_swap import replacing_directory, require_replaceable
 from validate.cases.builtin import Case, Text
 from validate.cases.prompts import prepare_case
 from validate.report import render

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from export.config import DecoderConfig, ModelConfig, VisionConfig
+from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
 from validate.run import validate
 from validate.self_test.mutations import mutations
 

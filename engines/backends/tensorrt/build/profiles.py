@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from engines.backends.facts import ShapeRange
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphContract, GraphName, TensorSpec, decoder_contract, vision_contract
 from export.errors import UserError
 

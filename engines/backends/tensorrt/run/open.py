@@ -10,7 +10,7 @@ from engines.backends.tensorrt.run.cuda import CudaDevice
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
 from engines.session import Engine, EngineError
 from export.bundle import Bundle
-from export.engine_record import EngineRecord
+from export.records.engine_record import EngineRecord
 
 
 def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num_slots: int = 1) -> Engine:

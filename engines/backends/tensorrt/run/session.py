@@ -22,7 +22,7 @@ from engines.backends.tensorrt.run.execution import (
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
 from engines.backends.tensorrt.run.steps import MAX_STEP_CONTEXTS, StepExecutions
 from engines.session import require_slots
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
 from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs

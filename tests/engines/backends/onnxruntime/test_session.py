@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.backends.onnxruntime.session import split_rows
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.inputs import DecoderInputs
 from tests.support.cases import CASES, Batch, Image, Part, Video, decode_step, make_batch, make_prompt
 from tests.support.sessions import encode, greedy_tokens, relative_error

@@ -26,7 +26,7 @@ from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
 from engines.session import EngineError
 from engines.sizing.limits import Limits
-from export.config import ModelConfig
+from export.checkpoint.config import ModelConfig
 from export.contract import GraphName, TensorSpec
 
 _DTYPES = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}

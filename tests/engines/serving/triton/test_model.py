@@ -9,7 +9,7 @@ from engines.serving.triton.repository import write_repository
 from export.bundle import open_bundle
 from export.errors import UserError
 from export.exporter import export_checkpoint
-from export.processor.template_process import TEMPLATE_PROCESS
+from export.processor.text.template_process import TEMPLATE_PROCESS
 from tests.engines.serving.triton.test_requests import TINY, ask, image, strings
 from tests.support.fake_triton import Logger, Request, TritonError, imported_models
 
@@ -197,7 +197,7 @@ def test_the_chat_template_gets_what_is_left_of_the_requests_time(model, monkeyp
 
 def test_a_client_that_left_is_not_worked_for(model, monkeypatch):
     asked = []
-    monkeypatch.setattr("export.processor.template.TEMPLATE_PROCESS.run", lambda *_: asked.append(1))
+    monkeypatch.setattr("export.processor.text.template.TEMPLATE_PROCESS.run", lambda *_: asked.append(1))
     request = Request(question())
     request.sender.cancelled = True
     assert error_of(answer(model, request)).code == TritonError.CANCELLED

@@ -13,11 +13,11 @@ from engines.serving.triton.interface import CHAT_INPUTS, CHAT_OUTPUTS, MODEL_NA
 from engines.serving.triton.repository import write_repository
 from engines.store.cache import cached_engine
 from export.bundle import FileRecord, content_key, open_bundle
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.contract import vision_contract
-from export.engine_record import EngineRecord
 from export.errors import UserError
-from export.verdicts import keep_verdict
+from export.records.engine_record import EngineRecord
+from export.records.verdicts import keep_verdict
 from tests.support.bundles import shared_bundle
 from tests.support.verdicts import judged, verdict_of
 

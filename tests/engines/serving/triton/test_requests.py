@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.serving import request_media
 from engines.serving.limits import RequestLimits
+from engines.serving.media import request_media
 from engines.serving.triton.interface import CHAT_INPUTS
 from engines.serving.triton.requests import parse_request
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
-from export.generation_config import GenerationConfig
-from export.processor.conversation import MEDIA_KEYS
 from export.processor.media import data_urls
 from export.processor.processor import Processor
+from export.processor.text.conversation import MEDIA_KEYS
 from tests.support.pictures import picture
 
 TINY = Path(__file__).parents[4] / "models" / "qwen2-vl-tiny"

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from examples.random_checkpoint import Sizes, nested_config, published_config, write_checkpoint
-from export.config import config_from_json
+from export.checkpoint.config import config_from_json
 from export.models.qwen2_vl.decoder import rotary_tables
 from export.models.qwen2_vl.model import load_reference
 from tests.support import peers

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.config import config_from_json
+from export.checkpoint.config import config_from_json
 from export.errors import UserError
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, mrope_position_ids, patch_positions
 from tests.support.mrope_rule import position_ids_by_the_paper

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.processor.container import ContainerFrames
 from export.processor.media.shown import shown_image
 from export.processor.settings import VideoSettings
-from export.processor.video import load_video
+from export.processor.video.container import ContainerFrames
+from export.processor.video.sampling import load_video
 from tests.support.pictures import numbered_frame, shown_number, video_file
 
 CORNERS = np.zeros((64, 96, 3), np.uint8)

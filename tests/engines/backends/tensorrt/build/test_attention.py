@@ -8,7 +8,7 @@ from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.sizing.limits import Limits
 from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.exporter import export_checkpoint
 from tests.support.rtx_kernels import attention_kernels
 

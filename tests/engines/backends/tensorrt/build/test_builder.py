@@ -24,7 +24,7 @@ from engines.backends.tensorrt.options import require_attention
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.errors import UserError
 from tests.engines.backends.tensorrt.conftest import ARCHITECTURES, LIMITS
 

@@ -10,7 +10,7 @@ from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVisio
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
-from export.config import load_config
+from export.checkpoint.config import load_config
 from export.errors import UserError
 from tests.engines.backends.tensorrt.fake_runtime import FakeEngine, HostDevice, fake_bindings
 from tests.support.cases import CASES, decode_step, make_batch

@@ -1,0 +1,1 @@
+"""The media of requests: fetched, decoded in processes of their own, bounded, in turn."""

@@ -1,0 +1,1 @@
+"""What a checkpoint says and holds: its path, its configurations, its tensors."""

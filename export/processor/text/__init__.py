@@ -1,0 +1,1 @@
+"""Conversations to token ids, and answers back to what they located."""

@@ -1,0 +1,1 @@
+"""Videos to the frames that the model sees."""
