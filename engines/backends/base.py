@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
@@ -197,6 +198,18 @@ class Backend(Protocol):
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None
     ) -> VisionSession:
         """Load the vision graph alone. Args and errors as `open`."""
+        ...
+
+    def ceilings(self, graph_dtype: str, num_threads: int | None = None) -> tuple[Ceiling, ...]:
+        """What this machine reaches at a copy and at a matrix product, as its engines compute. Takes seconds.
+
+        Args:
+            graph_dtype: of the bundle's graphs.
+            num_threads: as for `open`.
+
+        Raises:
+            UserError, EngineError: as `open`.
+        """
         ...
 
     def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:

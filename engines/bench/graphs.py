@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from engines.bench.report import Ceiling, LeftOut, Limit, Row
+from engines.backends.ceilings import Ceiling, Kind
+from engines.bench.report import LeftOut, Row
 from engines.bench.sampling import Effort, Spread, sampled_seconds
 from engines.bench.sizes import PictureSize, jpeg_of, lengths_up_to, picture_sizes
 from engines.session import DecoderSession, Engine
@@ -38,7 +39,7 @@ class Bench:
     ceilings: tuple[Ceiling, ...]
     effort: Effort
 
-    def share(self, per_second: float, kind: Limit) -> float | None:
+    def share(self, per_second: float, kind: Kind) -> float | None:
         """Of the machine's measured limit; None where that was not measured."""
         limit = next((one.per_second for one in self.ceilings if one.kind == kind), None)
         return None if limit is None else per_second / limit
@@ -112,7 +113,7 @@ class _Ladder:
         case: str,
         call: Callable[[], object],
         amount: tuple[float, str],
-        work: tuple[float, Limit],
+        work: tuple[float, Kind],
     ) -> Row | LeftOut:
         """Measure a call, unless the last one says that it would take too long."""
         expected = self._seconds_per_work * work[0]

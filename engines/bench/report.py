@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
+from engines.backends.ceilings import Ceiling
 from export.errors import UserError
 from export.files.json_fields import dataclass_from_json
 from export.files.json_object import read_json_object
@@ -50,17 +50,6 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Ceiling:
-    """What this machine reached at the simplest work of a kind, in this very run."""
-
-    kind: str
-    """`copy` or `matmul`."""
-    per_second: float
-    """Bytes read and written, or floating-point operations."""
-    how: str
-
-
-@dataclass(frozen=True)
 class Subject:
     """What was measured, and where: reports of different subjects mean different things."""
 
@@ -72,7 +61,7 @@ class Subject:
     library: str
     """Version of the target's library."""
     engine: str
-    """The engine's key, or that of the graphs as the backend opens them."""
+    """Its key; where the backend opens the graphs themselves, words that say so: the bundle's key tells which."""
     bundle: str
     """The bundle's key."""
     num_slots: int
@@ -117,6 +106,3 @@ def read_report(path: Path) -> Report:
         return dataclass_from_json(Report, content, str(path))
     except TypeError:  # a field without a default is not there
         raise UserError(f"{path} lacks fields of a report of `qv-export bench`. Measure again.") from None
-
-
-Limit = Literal["copy", "matmul"]

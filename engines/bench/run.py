@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from engines.backends.ceilings import Ceiling
 from engines.bench import graphs
 from engines.bench.graphs import Bench
 from engines.bench.memory import device_bytes, memory, resident_bytes
@@ -29,6 +30,7 @@ BenchProgress = Callable[[str, float], None]
 """Told what is measured now, and the fraction of the sections that is done."""
 
 DEFAULT_NEW_TOKENS = 32
+GRAPHS = "the graphs themselves"
 _QUESTION_TOKENS = 256
 """Room for the longest question of `engines.bench.questions`, its picture and the chat template."""
 _GRAPH_SECTIONS = {
@@ -59,7 +61,7 @@ def subject_of(bundle: Bundle, chosen: Choice, settings: ServerSettings, machine
         gpus=tuple(f"{gpu.name}, driver {gpu.driver}" for gpu in machine.gpus),
         target=chosen.backend.name,
         library=machine.versions.get(chosen.backend.name) or "unknown",
-        engine=chosen.key,
+        engine=GRAPHS if chosen.record is None else chosen.key,
         bundle=bundle.manifest.key,
         num_slots=settings.num_slots,
         capacity=settings.capacity,
@@ -102,7 +104,9 @@ def measure(
         num_threads=settings.num_threads,
     )
     loaded_bytes = resident_bytes()
-    bench = _bench(bundle, chosen, settings, engine, wishes.effort)
+    progress("what this machine can reach", 0.0)
+    ceilings = chosen.backend.ceilings(bundle.manifest.dtype, settings.num_threads)
+    bench = _bench(bundle, chosen, settings, engine, wishes.effort, ceilings)
     found: list[Row | LeftOut] = []
     for number, section in enumerate(wishes.sections):
         progress(section, number / len(wishes.sections))
@@ -142,7 +146,14 @@ def _require_served(clients: Sequence[int], num_new_tokens: int, settings: Serve
         raise UserError("Serving cannot be measured so:\n- " + "\n- ".join(problems))
 
 
-def _bench(bundle: Bundle, chosen: Choice, settings: ServerSettings, engine: Engine, effort: Effort) -> Bench:
+def _bench(
+    bundle: Bundle,
+    chosen: Choice,
+    settings: ServerSettings,
+    engine: Engine,
+    effort: Effort,
+    ceilings: tuple[Ceiling, ...],
+) -> Bench:
     built_for = chosen.record.limits if chosen.record else {}
     capacity = graphs.fits(engine.decoder, settings.capacity)
     computed_in = chosen.backend.compute_dtypes(bundle.manifest.dtype)[0]
@@ -154,7 +165,7 @@ def _bench(bundle: Bundle, chosen: Choice, settings: ServerSettings, engine: Eng
         max_patches=built_for.get("max_patches", Limits.max_patches),
         max_prompt_tokens=min(built_for.get("max_prompt_tokens", capacity), capacity),
         value_bytes=ELEMENT_BYTES[computed_in],
-        ceilings=(),
+        ceilings=ceilings,
         effort=effort,
     )
 

@@ -19,6 +19,9 @@ def report_tables(report: "Report") -> Iterator[Table]:
         rows = [row for row in report.rows if row.section == section]
         if rows:
             yield _without_empty_columns(Table(section, _COLUMNS, tuple(map(_cells, rows))))
+    if report.ceilings:
+        limits = tuple((one.kind, _rate(one.kind, one.per_second), one.how) for one in report.ceilings)
+        yield Table("what this machine reached", ("", "", "how"), limits)
     if report.left_out:
         yield Table(
             "left out",
@@ -47,7 +50,7 @@ def subject_line(report: "Report") -> str:
     subject = report.subject
     threads = "" if subject.num_threads is None else f", --threads {subject.num_threads}"
     where = "; ".join(subject.gpus) if subject.gpus else f"{subject.cpu}, {subject.num_cores} cores"
-    engine = f"{subject.target} {subject.library}, engine {subject.engine}"
+    engine = f"{subject.target} {subject.library}, {subject.engine}"
     slots = f"{subject.num_slots} slots of {subject.capacity} tokens{threads}"
     load = f"load {report.load_before:g} to {report.load_after:g}"
     return f"{report.created} · {where} · {load} · {engine} · {slots}"
@@ -72,6 +75,10 @@ def _cells(row: "Row") -> tuple[str, ...]:
         "" if row.rate is None else _value(row.rate, row.rate_unit),
         share,
     )
+
+
+def _rate(kind: str, per_second: float) -> str:
+    return _value(per_second / 1e9, "GB/s read and written" if kind == "copy" else "GFLOP/s")
 
 
 def _value(value: float, unit: str) -> str:

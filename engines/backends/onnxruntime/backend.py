@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.backends.base import GraphProgress, Options
+from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
@@ -151,6 +152,13 @@ class OnnxRuntimeBackend:
         from engines.backends.onnxruntime.session import OnnxRuntimeVision  # noqa: PLC0415 - ONNX Runtime
 
         return OnnxRuntimeVision(bundle, num_threads)
+
+    def ceilings(self, graph_dtype: str, num_threads: int | None = None) -> tuple[Ceiling, ...]:
+        """See `Backend`. In float32, which is what it computes in whatever the graphs' dtype."""
+        del graph_dtype
+        from engines.backends.onnxruntime.ceilings import measure_ceilings  # noqa: PLC0415 - ONNX Runtime
+
+        return measure_ceilings(num_threads)
 
     def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
         """See `Backend`."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from packaging.version import Version
 
 from engines.backends.base import GraphProgress, Options
+from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation, matching
 from engines.backends.tensorrt.costs import engine_costs
@@ -204,6 +205,13 @@ class TensorRtBackend:
 
         assert record is not None, "needs_engine"
         return open_vision(bundle, record, self.name)
+
+    def ceilings(self, graph_dtype: str, num_threads: int | None = None) -> tuple[Ceiling, ...]:
+        """See `Backend`. The product is an engine of its own, built for this GPU."""
+        del num_threads
+        from engines.backends.tensorrt.run.open import measure_ceilings  # noqa: PLC0415 - CUDA
+
+        return measure_ceilings(self.name, graph_dtype)
 
     def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
         """See `Backend`."""

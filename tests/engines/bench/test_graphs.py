@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engines.backends.ceilings import Ceiling
 from engines.bench import graphs
 from engines.bench.graphs import Bench
-from engines.bench.report import Ceiling, LeftOut, Row
+from engines.bench.report import LeftOut, Row
 from engines.bench.sampling import Effort
 from engines.bench.sizes import lengths_up_to, picture_sizes
 from engines.session import Engine

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from engines.bench.report import Ceiling, LeftOut, Report, Row, Subject, read_report
+from engines.backends.ceilings import Ceiling
+from engines.bench.report import LeftOut, Report, Row, Subject, read_report
 from export.errors import UserError
 
 REPORT = Report(

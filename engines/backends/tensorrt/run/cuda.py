@@ -41,6 +41,10 @@ class Device(Protocol):
         """Fill with zeros."""
         ...
 
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """Within the device's memory; the two do not overlap."""
+        ...
+
     def upload(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device; the array may be reused when the call returns."""
         ...
@@ -131,6 +135,10 @@ class CudaDevice:
 
     def clear(self, address: int, num_bytes: int) -> None:
         call(self._cuda.cudaMemsetAsync, address, 0, num_bytes, self._stream)
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
         # From pageable memory: CUDA has taken the bytes when the call returns (CUDA Runtime API, API synchronization

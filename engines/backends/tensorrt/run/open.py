@@ -1,12 +1,17 @@
 """A bundle's TensorRT engines, loaded onto this machine's GPU."""
 
 import mmap
+import tempfile
 from pathlib import Path
 
+from engines.backends.ceilings import Ceiling
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
+from engines.backends.tensorrt.build.matmul import build_matmul
 from engines.backends.tensorrt.flavour import Flavour, load_bindings
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
-from engines.backends.tensorrt.run.cuda import CudaDevice
+from engines.backends.tensorrt.options import BuildOptions
+from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
+from engines.backends.tensorrt.run.cuda import CudaDevice, current_sm
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
 from engines.session import Engine, EngineError
 from export.bundle import Bundle
@@ -40,6 +45,21 @@ def open_vision(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tenso
     path = bundle.engine_directory(record.key) / "vision.engine"
     trt = load_bindings(flavour)
     return TensorRtVision(trt, load_engine(trt, path), CudaDevice(), bundle.config)
+
+
+def measure_ceilings(flavour: Flavour, dtype: str) -> tuple[Ceiling, ...]:
+    """Copy and product on this machine's GPU.
+
+    Raises:
+        UserError: no library or GPU.
+        EngineError: TensorRT refuses the product.
+    """
+    trt, device, sm = load_bindings(flavour), CudaDevice(), current_sm()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "matmul.engine"
+        build_matmul(trt, BuildOptions(flavour, (sm,)), dtype, path)
+        engine = load_engine(trt, path)
+    return copy_ceiling(device), matmul_ceiling(trt, engine, device)
 
 
 def load_engine(trt: Bindings, path: Path) -> ICudaEngine:

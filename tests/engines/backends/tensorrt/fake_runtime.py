@@ -70,6 +70,10 @@ class HostDevice:
         self._require_no_capture()
         self.view(address, num_bytes)[:] = 0
 
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        self._require_no_capture()
+        self.view(target, num_bytes)[:] = self.view(source, num_bytes)
+
     def upload(self, address: int, array: Array) -> None:
         self._require_no_capture()
         assert array.flags.c_contiguous
