@@ -23,6 +23,7 @@ from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
 from export.processor.processor import Processor
+from export.quantization.make import Part, check_schemes, quantize_checkpoint
 from export.records.manifest import Source, sha256_of
 from export.weights.prepare import needs_new_weights, write_new_weights
 from export.weights.safetensors_file import fingerprint_safetensors
@@ -82,6 +83,7 @@ def export_checkpoint(
     dtype: str | None = None,
     weights: WeightsMode = "copy",
     adapter: Path | None = None,
+    quantize: Mapping[Part, str | None] | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -93,6 +95,8 @@ def export_checkpoint(
         dtype: what the graphs compute in; None: the checkpoint's own.
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
         adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes; None: there is none.
+        quantize: by part of the model ("decoder", "vision", "head"), what becomes of its linear layers: a name of
+            `export.quantization.make.SCHEMES`; None: they stay as they are.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         progress: told each phase, and the fraction that is done; None: nobody listens.
 
@@ -102,18 +106,23 @@ def export_checkpoint(
     report = progress or _ignore
     report("reading the checkpoint", 0.0)
     _check_dtype(dtype)
+    schemes = check_schemes(quantize or {})
     _require_own_companions(checkpoint)
     # A bundle that could not answer a question would be half a model: fail before the long part.
     opened = None
     if not needs_new_weights(checkpoint, adapter):
         # Before the reference, and with it PyTorch, says which weights there must be.
-        require_place(weight_files_of(checkpoint), output, weights)
+        if not schemes or weights == "link":
+            require_place(weight_files_of(checkpoint), output, weights)
         opened = _with_processor(open_checkpoint(checkpoint), strict=strict)
     with writing_bundle(output) as directory:
         source, processor = opened or _with_processor(
             write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict
         )
         dtype = dtype or source.dtype
+        if schemes:
+            is_copy = weights == "copy"
+            source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs = {}
         for index, (name, make_graph) in enumerate(_GRAPH_MAKERS.items()):

@@ -46,6 +46,9 @@ def export(
     dtype: str | None = None,
     weights: "WeightsMode" = "copy",
     adapter: str | Path | None = None,
+    quantize: str | None = None,
+    quantize_vision: str | None = None,
+    quantize_head: str | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -57,6 +60,9 @@ def export(
         dtype: what the graphs compute in; None: the checkpoint's own.
         weights: "copy" for a self-contained bundle, "link" to copy no weight byte.
         adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes.
+        quantize: "int4", "int8", "int8-weights" or "fp8": what becomes of the decoder's linear layers; None: nothing.
+        quantize_vision: the same of the vision encoder's.
+        quantize_head: "int4" or "int8-weights", of the token embedding and the projection to the vocabulary.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
         progress: told each phase, and the fraction that is done.
 
@@ -76,6 +82,7 @@ def export(
         dtype=dtype,
         weights=weights,
         adapter=None if adapter is None else Path(adapter),
+        quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
         strict=strict,
         progress=progress,
     )

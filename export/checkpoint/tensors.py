@@ -6,6 +6,7 @@ the token embedding it should be tied to is compared with it. Which weights ther
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,12 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     weight_files = tuple(weight_files or _weight_paths(directory))
     found, wrappers, problems = _found_tensors([path for path in weight_files if path.name != QUANTIZED_FILE])
     notes = [*_architecture_notes(content, family.architecture), *_wrapper_notes(wrappers)]
-    decoder, changes = _follow_weights(found, config.decoder, notes)
+    parts = _quantized_parts(weight_files)
+    quantized = {part.name.rpartition(".")[0] for part in parts}
+    decoder, changes = _follow_weights(found, quantized, config.decoder, notes)
     config = replace(config, decoder=decoder)
     expected = family.weight_shapes(config)
-    linears = _quantized_linears(weight_files, expected)
+    linears = stored_linears(parts, expected)
     expected = {name: shape for name, shape in expected.items() if name not in linears}
     found = {
         name: tensor for name, tensor in found.items() if name in expected or not _is_replaced(name, linears)
@@ -114,11 +117,9 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     return Checkpoint(directory, config, tensors, linears, weight_files, changes, tuple(notes))
 
 
-def _quantized_linears(
-    weight_files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, StoredLinear]:
+def _quantized_parts(weight_files: Sequence[Path]) -> list[StoredTensor]:
     paths = [path for path in weight_files if path.name == QUANTIZED_FILE]
-    return stored_linears((tensor for path in paths for tensor in read_safetensors_header(path)), shapes)
+    return [tensor for path in paths for tensor in read_safetensors_header(path)]
 
 
 def _is_replaced(name: str, linears: Mapping[str, StoredLinear]) -> bool:
@@ -185,10 +186,13 @@ def _wrapper_notes(wrappers: Counter[str]) -> list[str]:
 
 
 def _follow_weights(
-    found: dict[str, StoredTensor], config: DecoderConfig, notes: list[str]
+    found: dict[str, StoredTensor], quantized: AbstractSet[str], config: DecoderConfig, notes: list[str]
 ) -> tuple[DecoderConfig, dict[str, Any]]:
     """The configuration as the weights have it, and the values of `config.json` that they contradict."""
-    tied, head_notes = _resolve_head(found, config.tie_word_embeddings)
+    if quantized & {_EMBEDDING, _HEAD}:
+        tied, head_notes = _HEAD not in quantized | found.keys(), list[str]()
+    else:
+        tied, head_notes = _resolve_head(found, config.tie_word_embeddings)
     notes += head_notes
     followed = replace(config, tie_word_embeddings=tied)
     embedding, head = found.get(_EMBEDDING), found.get(_HEAD)

@@ -72,13 +72,13 @@ def decoder_graph(source: WeightSource, dtype: str) -> ir.Model:
     graph, values = graph_with_inputs("decoder", contract)
     weights = Weights(graph, source, dtype)
     values |= table_values(weights, "model.rotary", tables)
-    (values["x"],) = stamp(graph, embed, "/embed", values, weights.of_source)
+    (values["x"],) = stamp(graph, embed, "/embed", values, weights)
     present: list[ir.Value] = []
     for i in range(config.num_hidden_layers):
         values |= {f"past_{part}": values[cache_name("past", part, i)] for part in CACHE_PARTS}
         values["x"], *cache = stamp(graph, layer, f"/layers.{i}", values, weights.under(f"model.layers.{i}"))
         present += cache
-    logits = stamp(graph, project, "/project", values, weights.of_source)
+    logits = stamp(graph, project, "/project", values, weights)
     set_outputs(graph, contract, [*logits, *present])
     return model_of(
         graph, [rotary.portable(), cached_attention.portable()], "Qwen2-VL decoder, exported by qv-export"

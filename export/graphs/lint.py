@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from export.graphs import lint_calls, lint_ops
+from export.graphs.lint_quantized import QUANTIZED_RULES
 
 
 def check_graph(model: ir.Model) -> None:
@@ -72,4 +73,5 @@ OP_RULES: tuple[Rule, ...] = (
     lint_ops.rotary_tables_have_the_inputs_type,
     lint_ops.weights_have_importable_types,
     lint_ops.quantization_is_symmetric,
+    *QUANTIZED_RULES,
 )

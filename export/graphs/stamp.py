@@ -1,16 +1,26 @@
 """Copies a traced block into the whole graph, once for each layer, with its own weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import onnx_ir as ir
 
+from export.quantization.patterns import product, rows
+from export.weights.source import LinearValues
+
+
+class WeightLookUp(Protocol):
+    """Gives the graph's values for the parameters of a traced block, by their paths in it."""
+
+    def value(self, path: str, shape: ir.Shape) -> ir.Value:
+        """A parameter in the graph's dtype. Args: shape: what it is read in."""
+
+    def linear(self, path: str) -> LinearValues | None:
+        """The same as a quantized linear; None: it is a plain tensor."""
+
 
 def stamp(
-    graph: ir.Graph,
-    piece: ir.Graph,
-    prefix: str,
-    inputs: Mapping[str, ir.Value],
-    weight_of: Callable[[str, ir.Shape], ir.Value],
+    graph: ir.Graph, piece: ir.Graph, prefix: str, inputs: Mapping[str, ir.Value], weights: WeightLookUp
 ) -> list[ir.Value]:
     """Append a copy of `piece` to `graph`.
 
@@ -19,24 +29,59 @@ def stamp(
         piece: a traced block (see `trace_piece`).
         prefix: scope of the copies' names, e.g. `/layers.3`.
         inputs: values for the piece's inputs, by name.
-        weight_of: gives the graph's value for a parameter, by its path in the piece and the shape it is read in.
+        weights: gives the graph's values for the piece's parameters.
 
     Returns:
         The copies of the piece's outputs.
     """
     values: dict[ir.Value, ir.Value] = {value: inputs[_name(value)] for value in piece.inputs}
-    values |= {value: weight_of(name, _shape(value)) for name, value in piece.initializers.items()}
+    quantized = {}
+    for name, parameter in piece.initializers.items():
+        if linear := weights.linear(name):
+            quantized[parameter] = linear
+        else:
+            values[parameter] = weights.value(name, _shape(parameter))
     for node in piece:
-        copy = _copy_node(node, prefix, [values[item] if item is not None else None for item in node.inputs])
-        graph.append(copy)
-        values.update(zip(node.outputs, copy.outputs, strict=True))
+        if node.op_type == "Transpose" and node.inputs[0] in quantized:
+            quantized[node.outputs[0]] = quantized[node.inputs[0]]
+            continue
+        outputs = [_copy_value(value, prefix) for value in node.outputs]
+        read = [quantized[item] for item in node.inputs if item in quantized]
+        inputs_of_copy = [None if item is None else values.get(item) for item in node.inputs]
+        if read:
+            _append_product(graph, node, f"{prefix}/{node.name}", inputs_of_copy, read[0], outputs[0])
+        else:
+            graph.append(_copy_node(node, prefix, inputs_of_copy, outputs))
+        values.update(zip(node.outputs, outputs, strict=True))
     return [values[output] for output in piece.outputs]
 
 
-def _copy_node(node: ir.Node, prefix: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
-    outputs = [
-        ir.Value(name=f"{prefix}/{value.name}", type=value.type, shape=value.shape) for value in node.outputs
-    ]
+def _append_product(
+    graph: ir.Graph,
+    node: ir.Node,
+    name: str,
+    inputs: Sequence[ir.Value | None],
+    linear: LinearValues,
+    output: ir.Value,
+) -> None:
+    """What a traced `MatMul(x, Transpose(w))`, `Gemm(x, w, bias)` or `Gather(w, ids)` gives, by a quantized w."""
+    scope = name.rpartition("/")[0]
+    if node.op_type == "Gather" and inputs[1] is not None:
+        rows(graph, scope, inputs[1], linear, output)
+        return
+    x, bias = inputs[0], inputs[2] if len(inputs) > 2 else None
+    assert node.op_type in {"MatMul", "Gemm"}, f"{name} reads the quantized {linear.linear.name}"
+    assert x is not None, f"{name} reads the quantized {linear.linear.name} as its input"
+    product(graph, scope, x, linear, output, bias)
+
+
+def _copy_value(value: ir.Value, prefix: str) -> ir.Value:
+    return ir.Value(name=f"{prefix}/{value.name}", type=value.type, shape=value.shape)
+
+
+def _copy_node(
+    node: ir.Node, prefix: str, inputs: Sequence[ir.Value | None], outputs: Sequence[ir.Value]
+) -> ir.Node:
     assert not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
     return ir.Node(
         node.domain,

@@ -1,12 +1,12 @@
 """Initializers of a graph: weights from their source, each made once, and the small tables that are computed."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from export.weights.source import WeightSource
+from export.weights.source import LinearValues, WeightSource
 
 IR_DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -27,23 +27,34 @@ class Weights:
         self._dtype = IR_DTYPES[dtype]
         self._names = source.shapes().keys()
         self._values: dict[str, ir.Value] = {}
+        self._linears: dict[str, LinearValues | None] = {}
 
-    def of_source(self, name: str, shape: ir.Shape) -> ir.Value:
+    def value(self, name: str, shape: ir.Shape) -> ir.Value:
         """The weight of that published name, in the graph's dtype. A tied `lm_head` is the token embedding.
 
         Args:
             name: e.g. `visual.merger.ln_q.weight`.
             shape: what the graph reads it as.
         """
-        if name == "lm_head.weight" and name not in self._names:
-            name = "model.embed_tokens.weight"
+        name = self._stored(name)
         if name not in self._values:
             self._values[name] = self._source.value(self._graph, name, shape, self._dtype)
         return self._values[name]
 
-    def under(self, prefix: str) -> Callable[[str, ir.Shape], ir.Value]:
+    def linear(self, name: str) -> LinearValues | None:
+        """The same as a quantized linear; None: its source has it as a plain tensor."""
+        name = self._stored(name)
+        if name not in self._linears:
+            self._linears[name] = self._source.linear(self._graph, name, self._dtype)
+        return self._linears[name]
+
+    def under(self, prefix: str) -> "WeightsUnder":
         """A look-up for the parameters of the module at `prefix`, e.g. `model.layers.3`, by their paths in it."""
-        return lambda path, shape: self.of_source(f"{prefix}.{path}", shape)
+        return WeightsUnder(self, prefix)
+
+    def _stored(self, name: str) -> str:
+        is_tied = name == "lm_head.weight" and name not in self._names
+        return "model.embed_tokens.weight" if is_tied else name
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """A small table that is computed, not stored in the checkpoint."""
@@ -53,3 +64,19 @@ class Weights:
         )
         self._graph.register_initializer(value)
         return value
+
+
+@dataclass(frozen=True)
+class WeightsUnder:
+    """The weights of one module, by their paths in it."""
+
+    weights: Weights
+    prefix: str
+
+    def value(self, path: str, shape: ir.Shape) -> ir.Value:
+        """See `Weights.value`."""
+        return self.weights.value(f"{self.prefix}.{path}", shape)
+
+    def linear(self, path: str) -> LinearValues | None:
+        """See `Weights.linear`."""
+        return self.weights.linear(f"{self.prefix}.{path}")

@@ -1,6 +1,6 @@
 """One quantized linear layer's weight: codes, scales, zero points, order of columns, and the numbers that they mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
@@ -11,6 +11,8 @@ Precision: TypeAlias = Literal["int4", "int8", "fp8"]
 Array: TypeAlias = npt.NDArray[Any]
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+LARGEST_BLOCK = 128
+"""Of 4-bit codes in a graph: TensorRT expands a weight whose scales are for whole outputs."""
 CODE_RANGE: dict[Precision, tuple[int, int]] = {"int4": (-8, 7), "int8": (-128, 127), "fp8": (-448, 448)}
 """The least and the greatest value of a code."""
 
@@ -67,6 +69,16 @@ class QuantizedLinear:
     def block(self) -> int:
         """How many inputs share a scale."""
         return self.shape[1] // self.num_blocks
+
+    def in_small_blocks(self) -> "QuantizedLinear":
+        """The same weight, its blocks divided until they are small enough: each part has its block's scale and zero."""
+        if self.block <= LARGEST_BLOCK:
+            return self
+        _, num_inputs = self.shape
+        block = next(size for size in range(LARGEST_BLOCK, 0, -1) if self.block % size == 0)
+        times = num_inputs // block // self.num_blocks
+        zeros = None if self.zeros is None else np.repeat(self.zeros, times, axis=1)
+        return replace(self, scales=np.repeat(self.scales, times, axis=1), zeros=zeros)
 
     def dequantized(self) -> Array:
         """The weight as float32 [N, K], its columns in x's order: each value is one subtraction and one product."""

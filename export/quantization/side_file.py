@@ -114,6 +114,8 @@ def write_quantized(path: Path, names: Iterable[str], linear_of: Callable[[str],
 
 
 def _stored_parts(linear: QuantizedLinear) -> Iterator[tuple[str, Array]]:
+    if linear.precision == "int4":
+        linear = linear.in_small_blocks()
     num_outputs, num_inputs = linear.shape
     if linear.precision == "int4":
         packed = packed_int4(np.ascontiguousarray(linear.codes.T))

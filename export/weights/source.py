@@ -24,13 +24,13 @@ class LinearValues:
     codes: ir.Value
     """INT4 [K, N], INT8 [K, N], or FLOAT8E4M3FN [N, K]."""
     scales: ir.Value
-    """[G, N] in the graph's dtype."""
-    zeros: ir.Value | None
-    """[G, N] in the graph's dtype: whole numbers; None: all are 0."""
+    """[G, N], or [N] of 8-bit codes with a scale for each output; in the graph's dtype."""
+    offsets: ir.Value | None
+    """[G, N], zero points times scales, in the graph's dtype; None: all are 0."""
     order: ir.Value | None
     """[K] int32; None: as they stand."""
     activation_scale: ir.Value | None
-    """[1] in the graph's dtype; None: x is not rounded, or each token by a scale of its own."""
+    """[] in the graph's dtype; None: x is not rounded, or each token by a scale of its own."""
 
 
 class WeightSource(Protocol):

@@ -1,7 +1,9 @@
 """A stored tensor as a value of a graph: (file, offset, length), so that no byte of it is read."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from export.weights.safetensors_file import StoredTensor
@@ -30,3 +32,15 @@ def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     output = ir.Value(name=f"{name}_output_0", type=ir.TensorType(dtype), shape=value.shape)
     graph.append(ir.node("Cast", [value], {"to": int(dtype)}, outputs=[output], name=name))
     return output
+
+
+def constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """A small initializer that is computed, not stored; made once under a name."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value

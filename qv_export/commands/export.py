@@ -42,6 +42,22 @@ if TYPE_CHECKING:
     help="A PEFT LoRA adapter of this checkpoint, merged into it.",
 )
 @click.option(
+    "--quantize",
+    type=click.Choice(["int4", "int8", "int8-weights", "fp8", "nvfp4"]),
+    help="The decoder's linear layers: weights in 4 bits (int4), weights and inputs in 8 (int8, fp8), or weights alone "
+    "in 8 (int8-weights). Default: as they are stored.",
+)
+@click.option(
+    "--quantize-vision",
+    type=click.Choice(["int4", "int8", "int8-weights", "fp8"]),
+    help="The vision encoder's linear layers. Fewer than 8 bits cost it dearly.",
+)
+@click.option(
+    "--quantize-head",
+    type=click.Choice(["int4", "int8-weights"]),
+    help="The token embedding and the projection to the vocabulary.",
+)
+@click.option(
     "--strict",
     is_flag=True,
     help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
@@ -53,6 +69,9 @@ def export(
     dtype: str | None,
     weights: "WeightsMode",
     adapter: Path | None,
+    quantize: str | None,
+    quantize_vision: str | None,
+    quantize_head: str | None,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +84,16 @@ def export(
     start = time.perf_counter()
     with phase_bar() as step:
         manifest = api.export(
-            checkpoint, output, dtype=dtype, weights=weights, adapter=adapter, strict=strict, progress=step
+            checkpoint,
+            output,
+            dtype=dtype,
+            weights=weights,
+            adapter=adapter,
+            quantize=quantize,
+            quantize_vision=quantize_vision,
+            quantize_head=quantize_head,
+            strict=strict,
+            progress=step,
         ).manifest
     seconds = time.perf_counter() - start
     if as_json:

@@ -20,6 +20,7 @@ from plugins.registry import OP_DOMAIN
 from plugins.rotary import onnx_functions as rotary
 
 _LOW_PRECISION = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
+_CODES = (TensorProto.INT4, TensorProto.INT8)
 
 
 def load_graph(path: Path, config: ModelConfig) -> onnx.ModelProto:
@@ -63,7 +64,35 @@ def compute_in_float32(model: onnx.ModelProto) -> None:
     for node in graph.node:
         for attribute in _low_precision_attributes(node):
             _raise_to_float32(attribute)
-    _drop_casts_of(graph, {weight.name for weight in graph.initializer if weight.data_type in _LOW_PRECISION})
+    for weight in graph.initializer:
+        if weight.data_type in _LOW_PRECISION and not weight.external_data:
+            _raise_tensor(weight)
+    low = {weight.name for weight in graph.initializer if weight.data_type in _LOW_PRECISION}
+    _drop_casts_of(graph, low - _cast_scales(graph, low))
+
+
+def _cast_scales(graph: onnx.GraphProto, low: set[str]) -> set[str]:
+    """Let a `Cast` stand before every scale of codes, and give the scales' names.
+
+    ONNX Runtime folds it before it looks for codes to compute with. Handed over as values, scales would be looked for
+    in the file.
+    """
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    scales = set()
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        scale = node.input[1]
+        if scale in low:
+            node.input[1] = f"{scale}/float32"
+            if scale not in scales:
+                cast = helper.make_node("Cast", [scale], [f"{scale}/float32"], to=TensorProto.FLOAT)
+                graph.node.insert(0, cast)
+        scales |= {scale, casts.get(scale, scale)} & low
+    return scales
+
+
+def has_quantized_weights(model: onnx.ModelProto) -> bool:
+    """Whether any product reads codes."""
+    return any(weight.data_type in _CODES for weight in model.graph.initializer if weight.external_data)
 
 
 def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
@@ -78,9 +107,13 @@ def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
 
 
 def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Read each bfloat16 or float16 weight of a graph as float32, and declare it so in the graph."""
+    """Read each bfloat16 or float16 weight of a graph as float32, and declare it so in the graph.
+
+    Not those that the graph itself casts: they are scales, few and small.
+    """
+    cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for weight in model.graph.initializer:
-        if weight.data_type in _LOW_PRECISION:
+        if weight.data_type in _LOW_PRECISION and weight.name not in cast:
             stored = {entry.key: entry.value for entry in weight.external_data}
             bits = np.memmap(
                 directory / stored["location"],
@@ -114,8 +147,12 @@ def _raise_to_float32(attribute: onnx.AttributeProto) -> None:
     if attribute.type == onnx.AttributeProto.INT:
         attribute.i = TensorProto.FLOAT
     else:
-        array = onnx.numpy_helper.to_array(attribute.t).astype("float32")
-        attribute.t.CopyFrom(onnx.numpy_helper.from_array(array, attribute.t.name))
+        _raise_tensor(attribute.t)
+
+
+def _raise_tensor(tensor: onnx.TensorProto) -> None:
+    array = onnx.numpy_helper.to_array(tensor).astype("float32")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
 
 
 def use_weights_as_stored(model: onnx.ModelProto) -> None:
