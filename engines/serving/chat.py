@@ -136,6 +136,7 @@ def model_inputs(
     limits: RequestLimits,
     timeout_seconds: float,
     make_reader: MakeReader | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> ModelInputs:
     """Decode what the messages show and write the prompt.
 
@@ -146,6 +147,7 @@ def model_inputs(
         limits: what one request may hold.
         timeout_seconds: what is left of the request's.
         make_reader: what decodes; None: this process.
+        template: what else the chat template is asked for, as `Processor.inputs_from_messages` takes it.
 
     Raises:
         UserError: malformed messages, a picture or video that cannot be used, or more than fits.
@@ -154,5 +156,5 @@ def model_inputs(
     reader = make_reader(local, timeout_seconds) if make_reader else local
     media.check_before_decoding(processor, limits, reader)
     return processor.inputs_from_messages(
-        messages, reader, max_tokens=limits.max_context, max_seconds=timeout_seconds
+        messages, reader, max_tokens=limits.max_context, max_seconds=timeout_seconds, **(template or {})
     )

@@ -17,6 +17,7 @@ from engines.serving.settings import ServerSettings
 from engines.serving.warm_up import warm_up
 from export.bundle import Bundle
 from export.inputs import ModelInputs
+from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.decode import LocalReader, MediaReader
 
 
@@ -73,6 +74,8 @@ class ServedModel:
         *,
         deadline: float,
         is_cancelled: Callable[[], bool],
+        budget: Budget = NO_BUDGET,
+        template: Mapping[str, Any] | None = None,
     ) -> ModelInputs:
         """Fetch and decode what bounded messages show, and write the prompt. For a thread: it takes its time.
 
@@ -80,6 +83,8 @@ class ServedModel:
             messages: as `bounded_messages` returned them.
             deadline: of the request, on the monotonic clock.
             is_cancelled: whether the client left; its media are no longer decoded then.
+            budget: of pictures and videos that have none of their own.
+            template: what else the chat template is asked for, as `Processor.inputs_from_messages` takes it.
 
         Raises:
             UserError: malformed messages, a picture or video that cannot be used, or more than fits.
@@ -88,10 +93,12 @@ class ServedModel:
         def make_reader(local: LocalReader, _seconds: float) -> MediaReader:
             return self._pool.reader(local, deadline, is_cancelled)
 
-        media = RequestMedia([], self.limits, self._fetcher, deadline=deadline, is_cancelled=is_cancelled)
+        media = RequestMedia(
+            [], self.limits, self._fetcher, deadline=deadline, is_cancelled=is_cancelled, budget=budget
+        )
         resolved = [media.resolved(dict(message)) for message in messages]
         left_seconds = max(deadline - time.monotonic(), 0.0)
-        return model_inputs(resolved, media, self.processor, self.limits, left_seconds, make_reader)
+        return model_inputs(resolved, media, self.processor, self.limits, left_seconds, make_reader, template)
 
     def drain(self) -> bool:
         """Take nothing new; True when all that was taken is answered, False when the settings' time is up before."""

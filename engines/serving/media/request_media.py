@@ -10,7 +10,7 @@ from typing import Any
 from engines.serving.limits import RequestLimits
 from engines.serving.media.fetching import Fetcher
 from export.errors import UserError
-from export.processor.media.budget import KEYS_OF, Budget, read_budget
+from export.processor.media.budget import KEYS_OF, NO_BUDGET, Budget, read_budget
 from export.processor.media.data_urls import (
     bytes_from_base64,
     bytes_from_data_url,
@@ -44,9 +44,10 @@ class RequestMedia:
         *,
         deadline: float | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        budget: Budget = NO_BUDGET,
     ) -> None:
         self._files, self._limits, self._fetcher = files, limits, fetcher
-        self._deadline, self._is_cancelled = deadline, is_cancelled
+        self._deadline, self._is_cancelled, self._budget = deadline, is_cancelled, budget
         self._unused = set(range(len(files)))
         self._counts = {"image": 0, "video": 0}
         self._num_frames = 0
@@ -83,6 +84,7 @@ class RequestMedia:
 
     def _medium(self, kind: str, reference: Any, budget: Budget) -> dict[str, Any]:
         most = self._limits.max_pictures if kind == "image" else self._limits.max_videos
+        budget = budget.beside(self._budget, kind)
         self._counts[kind] += 1
         if self._counts[kind] > most:
             raise UserError(f"A request holds at most {most} of type {kind}; this one has more.")

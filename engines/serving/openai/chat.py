@@ -23,6 +23,7 @@ from engines.serving.openai.forms import asked_form
 from engines.serving.openai.mailbox import Mailbox
 from engines.serving.openai.request_log import log_answer, request_id
 from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes, parse_body
+from engines.serving.openai.tools import ToolCallReader, ToolWish, tool_wish
 from engines.serving.openai.wire import ClientLeftError, EventStream, Presence, read_body, watching
 from engines.serving.openai.wishes import Wish, wish_from_request
 from engines.serving.served import ServedModel
@@ -44,6 +45,16 @@ class _Call:
 
     def head(self, kind: str, model: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.id}", "object": kind, "created": self.created, "model": model}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a body asks, ready for the engine."""
+
+    asked: ChatCompletionRequest
+    wish: Wish
+    tools: ToolWish | None
+    requests: list[Request]
 
 
 class ChatCompletions:
@@ -107,13 +118,12 @@ class ChatCompletions:
         body = await read_body(scope, receive, max_body_bytes(self._model.limits))
         async with watching(receive) as presence:
             loop = asyncio.get_running_loop()
-            asked, wish, requests = await loop.run_in_executor(
-                self._threads, self._prepare, body, call, presence
-            )
+            prepared = await loop.run_in_executor(self._threads, self._prepare, body, call, presence)
+            asked, wish, requests = prepared.asked, prepared.wish, prepared.requests
             del body
             if presence.has_left():
                 raise ClientLeftError
-            choices = [self._choice(index, asked, wish) for index in range(len(requests))]
+            choices = [self._choice(index, prepared) for index in range(len(requests))]
             queue, tickets = self._submit(requests, wish, call)
             presence.when_leaving(lambda: self._cancel(tickets))
             try:
@@ -136,9 +146,7 @@ class ChatCompletions:
                 self._cancel(tickets)  # changes nothing after the end
         log_answer(call.id, "answered", call.received, choices=choices)
 
-    def _prepare(
-        self, body: bytes, call: _Call, presence: Presence
-    ) -> tuple[ChatCompletionRequest, Wish, list[Request]]:
+    def _prepare(self, body: bytes, call: _Call, presence: Presence) -> "_Prepared":
         """In a thread: parse, fetch, decode, tokenize."""
         asked = parse_body(body, self._model.limits)
         if asked.model not in {None, self._model_name}:
@@ -149,12 +157,15 @@ class ChatCompletions:
                 "model_not_found",
             )
         wish = wish_from_request(asked, self._model.defaults, self._model.limits)
-        guides = self._guides(asked, len(wish.seeds))
+        tools = tool_wish(asked, self._model.processor.template)
+        guides = self._guides(asked, tools, len(wish.seeds))
         try:
             inputs = self._model.inputs(
                 wish.messages,
                 deadline=call.received + wish.timeout_seconds,
                 is_cancelled=presence.has_left,
+                budget=wish.budget,
+                template={"tools": tools.tools} if tools else {},
             )
         except UserError as error:
             if presence.has_left():
@@ -163,24 +174,31 @@ class ChatCompletions:
         requests = [
             Request(inputs, wish.config, seed, guide) for seed, guide in zip(wish.seeds, guides, strict=True)
         ]
-        return asked, wish, requests
+        return _Prepared(asked, wish, tools, requests)
 
-    def _guides(self, asked: ChatCompletionRequest, number: int) -> Sequence[Guide | None]:
-        form = asked_form(asked)
+    def _guides(
+        self, asked: ChatCompletionRequest, tools: ToolWish | None, number: int
+    ) -> Sequence[Guide | None]:
+        form = asked_form(asked, tools.form if tools else None)
         if form is None:
             return [None] * number
-        kind, content, param = form
         try:
-            return self._model.guides.guides(kind, content, number)
+            return self._model.guides.guides(form.form, form.content, number)
         except UserError as error:
-            raise api_error(error, param) from None
+            raise api_error(error, form.param) from None
 
-    def _choice(self, index: int, asked: ChatCompletionRequest, wish: Wish) -> Choice:
+    def _choice(self, index: int, prepared: "_Prepared") -> Choice:
+        asked, wish = prepared.asked, prepared.wish
         tokenizer = self._model.processor.tokenizer
         skip = asked.skip_special_tokens is not False
         stream = TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings)
         return Choice(
-            index, stream, tokenizer, with_logprobs=bool(asked.logprobs), ends=wish.config.eos_token_ids
+            index,
+            stream,
+            tokenizer,
+            with_logprobs=bool(asked.logprobs),
+            ends=wish.config.eos_token_ids,
+            tools=ToolCallReader(prepared.tools.max_calls) if prepared.tools else None,
         )
 
     def _submit(self, requests: Sequence[Request], wish: Wish, call: _Call) -> tuple[_Queue, list[Ticket]]:
@@ -233,7 +251,7 @@ class ChatCompletions:
             piece = choice.push(event)
             chunks = [] if index in opened else [choice.opening()]
             opened.add(index)
-            if piece.text or piece.logprobs:
+            if piece.text or piece.logprobs or piece.calls:
                 chunks.append(choice.chunk(piece))
             if piece.is_last:
                 self._cancel([tickets[index]])

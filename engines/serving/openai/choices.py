@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
 from engines.runtime.tokens.text_stream import TextStream, token_bytes
+from engines.serving.openai.tools import ToolCallReader
 
 _FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "capacity": "length"}
 """In OpenAI's words; what ends without an answer of its own has none."""
@@ -23,6 +24,8 @@ class Piece:
     text: str
     is_last: bool
     logprobs: tuple[dict[str, Any], ...] = ()
+    calls: tuple[dict[str, Any], ...] = ()
+    """Of tools, complete."""
 
 
 class Choice:
@@ -36,12 +39,15 @@ class Choice:
         *,
         with_logprobs: bool,
         ends: Collection[int],
+        tools: ToolCallReader | None = None,
     ) -> None:
         self.index = index
         self._stream, self._tokenizer, self._with_logprobs = stream, tokenizer, with_logprobs
-        self._ends = ends
+        self._ends, self._tools = ends, tools
         self._pieces: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._calls: list[dict[str, Any]] = []
+        self._num_calls_told = 0
         self.timings: Timings | None = None
         self.finish_reason: str | None = None
         """Once it is over."""
@@ -66,17 +72,32 @@ class Choice:
         if isinstance(event, TokenEvent) and event.token_id not in self._ends:
             text = self._stream.push(event.token_id)
             logprobs = self._told(event)
-        if self._stream.is_stopped:
+        calls: list[dict[str, Any]] = []
+        if self._tools:
+            text, calls = self._tools.push(text)
+        if self._stream.is_stopped or (self._tools and self._tools.is_full):
             self.finish_reason = "stop"
         elif event.finish_reason is not None:
             if event.finish_reason not in _FINISH_REASONS:
                 raise EndedError(event.finish_reason)
             self.finish_reason = _FINISH_REASONS[event.finish_reason]
         if self.is_over:
-            text += self._stream.finish()
+            text, calls = self._finished(text, calls)
         self._pieces.append(text)
         self._logprobs += logprobs
-        return Piece(text, self.is_over, logprobs)
+        self._calls += calls
+        if self._calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return Piece(text, self.is_over, logprobs, tuple(calls))
+
+    def _finished(self, text: str, calls: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+        """With what was held back."""
+        rest = self._stream.finish()
+        if not self._tools:
+            return text + rest, calls
+        words, further = self._tools.push(rest)
+        last_words, last_calls = self._tools.finish()
+        return text + words + last_words, [*calls, *further, *last_calls]
 
     def _told(self, event: TokenEvent) -> tuple[dict[str, Any], ...]:
         if event.logprobs is None:
@@ -94,9 +115,13 @@ class Choice:
 
     def content(self) -> dict[str, Any]:
         """Of a whole answer."""
+        text = "".join(self._pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._calls:
+            message |= {"content": text or None, "tool_calls": self._calls}
         return {
             "index": self.index,
-            "message": {"role": "assistant", "content": "".join(self._pieces), "refusal": None},
+            "message": message,
             "logprobs": {"content": self._logprobs, "refusal": None} if self._with_logprobs else None,
             "finish_reason": self.finish_reason,
         }
@@ -107,7 +132,12 @@ class Choice:
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """What a piece adds."""
-        chunk = self._chunk({"content": piece.text})
+        delta: dict[str, Any] = {"content": piece.text} if piece.text or not piece.calls else {}
+        if piece.calls:
+            first = self._num_calls_told
+            self._num_calls_told += len(piece.calls)
+            delta["tool_calls"] = [{"index": first + n, **call} for n, call in enumerate(piece.calls)]
+        chunk = self._chunk(delta)
         if self._with_logprobs:
             chunk["logprobs"] = {"content": list(piece.logprobs), "refusal": None}
         return chunk

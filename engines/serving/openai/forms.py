@@ -1,44 +1,49 @@
 """What form a request asks its answer to have, by any of the names that clients know."""
 
-import json
 from http import HTTPStatus
 from typing import Any
 
 from engines.runtime.tokens.guided import Form
-from engines.serving.openai.errors import ApiError
+from engines.serving.forms import ANY_OBJECT, AskedForm, one_form, schema_from_text
+from engines.serving.openai.errors import ApiError, api_error
 from engines.serving.openai.schema import ChatCompletionRequest
+from export.errors import UserError
 
-_ANY_OBJECT = {"type": "object"}
 
+def asked_form(asked: ChatCompletionRequest, *further: AskedForm | None) -> AskedForm | None:
+    """The form; None where the answer is free.
 
-def asked_form(asked: ChatCompletionRequest) -> tuple[Form, Any, str] | None:
-    """The form, its content, and the field that asks for it; None where the answer is free.
+    Args:
+        asked: the request.
+        further: what its other fields ask for.
 
     Raises:
         ApiError: several, a schema that is missing or no JSON.
     """
-    wishes = [*_openai(asked), *_vllm(asked)]
-    if len(wishes) > 1:
-        names = ", ".join(param for _, _, param in wishes)
-        raise _refusal(f"An answer has one form, asked for are {names}.", wishes[1][2])
-    return wishes[0] if wishes else None
+    wishes = [*_openai(asked), *_vllm(asked), *(wish for wish in further if wish)]
+    try:
+        return one_form(wishes)
+    except UserError as error:
+        raise api_error(error, wishes[1].param) from None
 
 
-def _openai(asked: ChatCompletionRequest) -> list[tuple[Form, Any, str]]:
+def _openai(asked: ChatCompletionRequest) -> list[AskedForm]:
     wish = asked.response_format
     if wish is None or wish.type == "text":
         return []
     if wish.type == "json_object":
-        return [("json", _ANY_OBJECT, "response_format")]
+        return [AskedForm("json", ANY_OBJECT, "response_format")]
     if wish.json_schema is None:
-        raise _refusal(
-            "A response_format of type json_schema needs json_schema.", "response_format.json_schema"
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST,
+            "A response_format of type json_schema needs json_schema.",
+            "response_format.json_schema",
+            "invalid_value",
         )
-    return [("json", wish.json_schema.schema_, "response_format")]
+    return [AskedForm("json", wish.json_schema.schema_, "response_format")]
 
 
-def _vllm(asked: ChatCompletionRequest) -> list[tuple[Form, Any, str]]:
-    found: list[tuple[Form, Any, str]] = []
+def _vllm(asked: ChatCompletionRequest) -> list[AskedForm]:
     outputs = asked.structured_outputs
     pairs: list[tuple[Form, Any, str]] = [
         ("json", asked.guided_json, "guided_json"),
@@ -49,26 +54,21 @@ def _vllm(asked: ChatCompletionRequest) -> list[tuple[Form, Any, str]]:
     if outputs is not None:
         pairs += [
             ("json", outputs.json_, "structured_outputs.json"),
-            ("json", _ANY_OBJECT if outputs.json_object else None, "structured_outputs.json_object"),
+            ("json", ANY_OBJECT if outputs.json_object else None, "structured_outputs.json_object"),
             ("regex", outputs.regex, "structured_outputs.regex"),
             ("choice", outputs.choice, "structured_outputs.choice"),
             ("grammar", outputs.grammar, "structured_outputs.grammar"),
         ]
-    for form, content, param in pairs:
-        if content is not None:
-            found.append((form, _object(content, param) if form == "json" else content, param))
-    return found
+    return [
+        AskedForm(form, _content(form, content, param), param)
+        for form, content, param in pairs
+        if content is not None
+    ]
 
 
-def _object(content: Any, param: str) -> Any:
+def _content(form: Form, content: Any, param: str) -> Any:
     """VLLM takes a schema as text, too."""
-    if not isinstance(content, str):
-        return content
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _refusal(f"{param} is not JSON: {error}.", param) from None
-
-
-def _refusal(message: str, param: str) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, message, param, "invalid_value")
+        return schema_from_text(content, param) if form == "json" else content
+    except UserError as error:
+        raise api_error(error, param) from None

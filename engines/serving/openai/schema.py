@@ -58,6 +58,47 @@ class StructuredOutputs(_Fields):
     json_object: Literal[True] | None = None
 
 
+class Function(_Fields):
+    """What a model may call, as OpenAI names it."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema of its arguments; None: it has none."""
+    strict: bool | None = None
+    """Whether arguments must follow the schema."""
+
+
+class Tool(_Fields):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Fields):
+    name: str
+
+
+class ToolChoice(_Fields):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class MediaOptions(_Fields):
+    """Budgets of all pictures and videos of a request, as vLLM names the field and qwen-vl-utils its keys."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    total_pixels: int | None = None
+
+
 class ChatCompletionRequest(_Fields):
     """What `POST /v1/chat/completions` takes. None means the checkpoint's own way, or the server's."""
 
@@ -97,6 +138,10 @@ class ChatCompletionRequest(_Fields):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     """vLLM's older names of `structured_outputs`."""
+    tools: list[Tool] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    mm_processor_kwargs: MediaOptions | None = None
     skip_special_tokens: bool | None = None
     timeout: float | None = Field(None, gt=0)
 

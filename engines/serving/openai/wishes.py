@@ -10,6 +10,7 @@ from engines.serving.openai.errors import api_error
 from engines.serving.openai.schema import ChatCompletionRequest
 from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
+from export.processor.media.budget import NO_BUDGET, Budget, read_budget
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Wish:
     """One for each answer."""
     stop_strings: tuple[str, ...]
     timeout_seconds: float
+    budget: Budget
+    """Of its pictures and videos that have none of their own."""
 
 
 def wish_from_request(
@@ -41,10 +44,18 @@ def wish_from_request(
         seconds = bounded_seconds(asked.timeout, "timeout", limits)
         param = "stop"
         stop_strings = bounded_stop_strings(asked.stop_texts, limits)
+        param = "mm_processor_kwargs"
+        options = asked.mm_processor_kwargs
+        budget = read_budget("video", options.model_dump(), param) if options else NO_BUDGET
     except UserError as error:
         raise api_error(error, param) from None
     return Wish(
-        messages, _generation_config(asked, defaults, max_tokens), _seeds(asked), stop_strings, seconds
+        messages,
+        _generation_config(asked, defaults, max_tokens),
+        _seeds(asked),
+        stop_strings,
+        seconds,
+        budget,
     )
 
 

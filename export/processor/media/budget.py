@@ -19,6 +19,7 @@ VIDEO_KEYS = PICTURE_KEYS | {
 }  # fmt: skip
 KEYS_OF = {"image": PICTURE_KEYS, "video": VIDEO_KEYS}
 """Keys of a part beside its picture or video."""
+_FRAME_KEYS = frozenset({"fps", "nframes", "min_frames", "max_frames"})
 _NUMBERS = frozenset({"fps", "video_start", "video_end"})
 LOW_DETAIL_PIXELS = 512 * 512
 """What OpenAI's `"detail": "low"` means here: the size at which its models see such a picture."""
@@ -49,6 +50,17 @@ class Budget:
     def asked(self) -> dict[str, Any]:
         """The keys that are asked for, as `read_budget` takes them."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def beside(self, general: "Budget", kind: str) -> "Budget":
+        """This part's budget where its request has a general one: of sizes, and of frames, its own hold alone.
+
+        Raises:
+            UserError: together they ask what cannot be followed.
+        """
+        own = self.asked
+        taken = {key for group in (PICTURE_KEYS, _FRAME_KEYS) if own.keys() & group for key in group}
+        given = {key: value for key, value in general.asked.items() if key in KEYS_OF[kind] - taken}
+        return read_budget(kind, given | own, f"A part of type {kind}") if given else self
 
     def image_settings(self, settings: ImageSettings, limits: MediaLimits) -> ImageSettings:
         """The checkpoint's settings with what is asked.

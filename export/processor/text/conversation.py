@@ -4,6 +4,7 @@ Hugging Face's chat format, OpenAI's Chat Completions and Responses, and what vL
 field is an absent one. What no template could follow is refused by its name.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,8 @@ def _message(message: Any, index: int, template_source: str) -> Message:
         raise UserError(f"{where} has no content: expected a string as text, or a list of parts.")
     content = given.get("content", "")
     fields = {key: given[key] for key in given if key in _TEMPLATE_FIELDS}
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"], where)
     if isinstance(content, str):
         return Message(role, _checked_text(content, where), fields)
     if not isinstance(content, list | tuple):
@@ -121,6 +124,30 @@ def _message(message: Any, index: int, template_source: str) -> Message:
     return Message(
         role, tuple(read_part(part, f"{where}, part {n}") for n, part in enumerate(content)), fields
     )
+
+
+def _tool_calls(calls: Any, where: str) -> Any:
+    """OpenAI writes a call's arguments as a text that is JSON; templates write them as the object that it is."""
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise UserError(f"{where}: tool_calls must be a list of objects, found {calls!r:.80}.")
+    return [_tool_call(call, where) for call in calls]
+
+
+def _tool_call(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return {**call, "function": _with_object(function, where)}
+    return _with_object(call, where)
+
+
+def _with_object(call: Mapping[str, Any], where: str) -> dict[str, Any]:
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return dict(call)
+    try:
+        return {**call, "arguments": json.loads(arguments or "{}")}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: the arguments of a tool call are no JSON: {error}.") from None
 
 
 def read_part(part: Any, where: str) -> str | Medium:

@@ -132,3 +132,44 @@ def test_a_field_out_of_range_or_without_its_partner_is_refused_by_name(client, 
     with pytest.raises(openai.BadRequestError) as caught:
         client.post("/chat/completions", body={"model": MODEL, "messages": HELLO, **fields}, cast_to=object)
     assert body_of(caught.value)["param"].startswith(param)
+
+
+PICTURE = messages_of(next(question for question in QUESTIONS if question.images))
+
+
+def test_budgets_of_a_request_are_those_of_its_pictures_that_have_none_of_their_own(client):
+    def tokens(messages, **options):
+        extra = {"mm_processor_kwargs": options} if options else {}
+        return ask(client, messages, max_tokens=1, extra_body=extra).usage.prompt_tokens
+
+    def with_own(**budget):
+        [message] = PICTURE
+        return [{**message, "content": [{**message["content"][0], **budget}, *message["content"][1:]]}]
+
+    free, small = tokens(PICTURE), tokens(PICTURE, max_pixels=28 * 28 * 2)
+    assert small < free
+    assert small == tokens(with_own(max_pixels=28 * 28 * 2))
+    assert tokens(with_own(resized_height=28, resized_width=28), max_pixels=28 * 28 * 9) == tokens(
+        with_own(resized_height=28, resized_width=28)
+    )
+    assert tokens(PICTURE, fps=1.0, max_pixels=28 * 28 * 2) == small  # of a video alone
+    video = messages_of(next(question for question in QUESTIONS if question.videos))
+    assert tokens(video, nframes=2) < tokens(video)
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "text"),
+    [
+        ({"size": {"shortest_edge": 1}}, "mm_processor_kwargs.size", "nothing here follows it"),
+        ({"max_pixels": 1 << 30}, "messages", "max_pixels"),
+        ({"max_pixels": "many"}, "mm_processor_kwargs.max_pixels", "integer"),
+        ({"fps": 1.0, "nframes": 4}, "mm_processor_kwargs", "exclude each other"),
+        ({"resized_height": 28}, "mm_processor_kwargs", "need each other"),
+    ],
+)
+def test_budgets_out_of_bounds_or_unknown_are_refused_by_name(client, options, param, text):
+    body = {"model": MODEL, "messages": PICTURE, "mm_processor_kwargs": options}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/chat/completions", body=body, cast_to=object)
+    assert body_of(caught.value)["param"] == param
+    assert text in body_of(caught.value)["message"]
