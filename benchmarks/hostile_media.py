@@ -1,7 +1,7 @@
 """Pictures and videos that cost far more than their size says, each made here in memory.
 
-None needs more than a few kilobytes to describe. A name says what the file attacks; what a server makes of it (an answer
-or an error) is not said here.
+None needs more than a few kilobytes to describe. A name says what the file attacks; what a server makes of it, an
+answer or an error, is not said here.
 """
 
 import base64

@@ -10,6 +10,7 @@ within its own time, and whether all slots came back; beside it how busy the mac
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import multiprocessing
@@ -106,10 +107,10 @@ def post(port: int, body: bytes) -> tuple[int, str]:
     """Status and answer of one request on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
-        try:
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # refused on the way: an answer stands there
             connection.request("POST", "/v1/chat/completions", body)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before all was sent; the answer may stand there
         response = connection.getresponse()
         return response.status, response.read(1000).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:

@@ -1,14 +1,21 @@
-"""How jobs and answers travel between a server and its media processes: a length, a header, then plain bytes.
+"""How jobs and answers travel between a server and its media processes: small headers over a socket, files and pixels
+in memory that both map.
 
 Jobs are pickled, for the server is trusted. Answers are JSON and pixels: what comes back was in the hands of a decoder
-that read a stranger's file.
+that read a stranger's file. The server makes all memory and fixes its size, so that nobody takes it away under it.
 """
 
+import contextlib
+import fcntl
 import json
+import math
+import mmap
+import os
 import pickle
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +27,7 @@ from export.processor.media.decode import LocalReader
 
 _MAX_HEADER_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
+_FIXED_SIZE = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 Receive = Callable[[memoryview], None]
 """Fills a buffer from the other side."""
@@ -33,7 +41,7 @@ class Job:
     """`sizes` of pictures, or the kind of medium to decode: `image` or `video`."""
     reader: LocalReader
     files: tuple[int, ...]
-    """Bytes of each file that follows."""
+    """Bytes of each file."""
     is_list: bool = False
     """Whether the files are one video's frames."""
     budget: Budget = NO_BUDGET
@@ -45,44 +53,90 @@ class Reply:
 
     header: dict[str, Any]
     frames: npt.NDArray[np.uint8] | None = None
-    """[T, H, W, 3]"""
+    """[T, H, W, 3], to be read alone"""
 
 
-def send_job(connection: socket.socket, job: Job, files: list[bytes]) -> None:
-    """Write one job."""
-    header = pickle.dumps(job)
-    connection.sendall(_LENGTH.pack(len(header)) + header)
-    for file in files:
-        connection.sendall(file)
+@contextmanager
+def shared_memory(num_bytes: int) -> Iterator[int]:
+    """Memory of this size that has no name, as a descriptor; only what is written of it takes room.
 
-
-def receive_job(connection: socket.socket) -> tuple[Job, list[bytes]] | None:
-    """The next job with its files; None when the server is gone."""
-
-    def fill(buffer: memoryview) -> None:
-        fill_from_socket(connection, buffer)
-
+    Whoever has mapped it keeps it after the context ends.
+    """
+    descriptor = os.memfd_create("media", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        job = pickle.loads(_read(fill, _number(fill)))  # from the server, see above
-        return job, [bytes(_read(fill, size)) for size in job.files]
-    except EOFError:
-        return None
+        os.ftruncate(descriptor, num_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _FIXED_SIZE)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def send_job(connection: socket.socket, job: Job, files: Sequence[bytes], frames: int) -> None:
+    """Write one job.
+
+    Args:
+        connection: to the media process.
+        job: what to do.
+        files: with what.
+        frames: shared memory that takes the answer's pixels.
+    """
+    header = pickle.dumps(job)
+    with shared_memory(sum(map(len, files))) as memory:
+        place = 0
+        for file in files:
+            place += os.pwrite(memory, file, place)
+        socket.send_fds(connection, [_LENGTH.pack(len(header))], [memory, frames])
+    connection.sendall(header)
+
+
+@contextmanager
+def received_job(connection: socket.socket) -> Iterator[tuple[Job, list[bytes], int] | None]:
+    """The next job with its files and the shared memory for its answer; None when the server is gone."""
+    with contextlib.ExitStack() as opened:
+        try:
+            length, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 2)
+            for descriptor in descriptors:
+                opened.callback(os.close, descriptor)
+            if len(length) != _LENGTH.size or len(descriptors) != 2:
+                raise EOFError
+            header = bytearray(_LENGTH.unpack(length)[0])
+            fill_from_socket(connection, memoryview(header))
+        except EOFError:
+            yield None
+            return
+        job = pickle.loads(header)  # from the server, see above
+        yield job, _files(descriptors[0], job.files), descriptors[1]
+
+
+def _files(memory: int, sizes: Sequence[int]) -> list[bytes]:
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + size)
+    return [os.pread(memory, size, place) for size, place in zip(sizes, places, strict=False)]
 
 
 def send_reply(
-    connection: socket.socket, header: dict[str, Any], frames: list[npt.NDArray[np.uint8]]
+    connection: socket.socket, header: dict[str, Any], frames: Sequence[npt.NDArray[np.uint8]], memory: int
 ) -> None:
-    """Write one answer: `header` must be JSON."""
+    """Write one answer: `header` must be JSON, `memory` is what the server sent for the pixels."""
     if frames:
         header = {**header, "shape": [len(frames), *frames[0].shape]}
+    place = 0
+    for frame in frames:
+        start = place // mmap.PAGESIZE * mmap.PAGESIZE
+        with mmap.mmap(memory, place - start + frame.nbytes, offset=start) as window:
+            window[place - start :] = np.ascontiguousarray(frame).data.cast("B")
+        place += frame.nbytes
     text = json.dumps(header).encode()
     connection.sendall(_LENGTH.pack(len(text)) + text)
-    for frame in frames:
-        connection.sendall(np.ascontiguousarray(frame).data)
 
 
-def receive_reply(fill: Receive, max_pixels: int) -> Reply:
+def receive_reply(fill: Receive, memory: int) -> Reply:
     """Read one answer, which may be anything.
+
+    Args:
+        fill: from the media process.
+        memory: what was sent for the pixels; it bounds them.
 
     Raises:
         ValueError: it is no answer.
@@ -98,11 +152,10 @@ def receive_reply(fill: Receive, max_pixels: int) -> Reply:
         return Reply(header)
     shape = header["shape"]
     is_sound = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and n > 0 for n in shape)
-    if not is_sound or shape[3] != 3 or shape[0] * shape[1] * shape[2] > max_pixels:
+    if not is_sound or shape[3] != 3 or math.prod(shape) > os.fstat(memory).st_size:
         raise ValueError(f"frames of shape {shape!r:.80}")
-    frames = np.empty(shape, np.uint8)
-    fill(frames.data.cast("B"))
-    return Reply(header, frames)
+    content = mmap.mmap(memory, math.prod(shape), prot=mmap.PROT_READ)
+    return Reply(header, np.frombuffer(content, np.uint8).reshape(shape))
 
 
 def fill_from_socket(connection: socket.socket, buffer: memoryview) -> None:

@@ -5,34 +5,31 @@ process; the next one is forked in a few milliseconds.
 """
 
 import contextlib
-import os
-import select
-import signal
-import socket
-import subprocess
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self
 
-from engines.serving.media.channel import Job, Reply, receive_reply, send_job
+from engines.serving.media.channel import Job, Reply
+from engines.serving.media.process import LargeJobError, Parent, Worker
 from engines.serving.media.turns import FILM, LARGE, SMALL, Cost, NoTurnError, Turns
 from export.errors import UserError
 from export.processor.images import describe
 from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.decode import LocalReader
 from export.processor.media.medium import DecodedMedium
-from plugins.child_python import interpreter, module_command
 
-_START_SECONDS = 30.0
-_POLL_MS = 100
+SMALL_SECONDS = 0.25
+"""Of computing, which a job that looks small may take: some that look so hold text, or scans without number."""
 _PIXELS_PER_SECOND = 30e6
-"""Of a picture, for the order of jobs alone."""
+"""Of a plain picture, for the order of jobs alone."""
 _VIDEO_COST = Cost(seconds=2.0, pixels=1 << 25, size=FILM)
 _SMALL_PIXELS = 1 << 22
-"""Of a picture that takes a moment, whatever is in it."""
+"""Of a picture that takes a moment."""
+_HEADER_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class MediaPool:
         self.settings = settings or MediaSettings()
         self._turns = Turns(self.settings.num_workers, self.settings.max_pixels)
         self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._parent: _Parent | None = None
+        self._idle: list[Worker] = []
+        self._parent: Parent | None = None
         self._is_closed = False
         self._idle = [self._new_worker() for _ in range(self.settings.num_workers)]
 
@@ -117,11 +114,28 @@ class MediaPool:
         is_cancelled: Callable[[], bool],
     ) -> Reply:
         """Run one job on a process of its turn; see `PooledReader` for the errors."""
+        try:
+            return self._run(job, files, cost, spent_seconds, deadline, is_cancelled)
+        except LargeJobError:  # not as small as it looked: from the start, among its like
+            large = replace(cost, seconds=self.settings.picture_seconds, size=LARGE)
+            return self._run(job, files, large, spent_seconds, deadline, is_cancelled)
+
+    def _run(
+        self,
+        job: Job,
+        files: list[bytes],
+        cost: Cost,
+        spent_seconds: float,
+        deadline: float,
+        is_cancelled: Callable[[], bool],
+    ) -> Reply:
         with self._turns.turn(cost, spent_seconds, deadline, is_cancelled):
             most = self.settings.video_seconds if cost.size == FILM else self.settings.picture_seconds
-            worker = self._take()
+            most_cpu_seconds = SMALL_SECONDS if cost.size == SMALL else math.inf
+            worker = self._take(is_slowed=cost.size != SMALL)
             try:
-                reply = worker.run(job, files, min(deadline, time.monotonic() + most), is_cancelled)
+                until = min(deadline, time.monotonic() + most)
+                reply = worker.run(job, files, until, is_cancelled, most_cpu_seconds)
             except BaseException:
                 self._replace(worker)
                 raise
@@ -132,39 +146,53 @@ class MediaPool:
                 self._put_back(worker)
             return reply
 
-    def _take(self) -> "_Worker":
+    def _take(self, *, is_slowed: bool) -> Worker:
+        """A process as is asked for; one that was slowed down stays so, which costs a fork in time."""
         with self._lock:
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.is_alive():
-                    return worker
-                worker.end()
-            return self._new_worker()
+            worker = self._idle_worker(is_slowed=is_slowed) or self._new_worker()
+        if is_slowed:
+            worker.slow_down()
+        return worker
 
-    def _put_back(self, worker: "_Worker") -> None:
+    def _idle_worker(self, *, is_slowed: bool) -> Worker | None:
+        """One that waits for work; where none is as it must be, one of them ends and makes room for that."""
+        self._idle.sort(
+            key=lambda worker: (worker.is_slowed <= is_slowed, worker.is_slowed)
+        )  # the best one last
+        while self._idle:
+            worker = self._idle.pop()
+            is_fit = worker.is_slowed <= is_slowed
+            if worker.is_alive() and is_fit:
+                return worker
+            worker.end()
+            if not is_fit:
+                break
+        return None
+
+    def _put_back(self, worker: Worker) -> None:
         with self._lock:
             if self._is_closed:
                 worker.end()
             else:
                 self._idle.append(worker)
 
-    def _replace(self, worker: "_Worker") -> None:
+    def _replace(self, worker: Worker) -> None:
         worker.end()
         with self._lock:
             if not self._is_closed:
                 with contextlib.suppress(OSError):  # tried again when the next job comes
                     self._idle.append(self._new_worker())
 
-    def _new_worker(self) -> "_Worker":
+    def _new_worker(self) -> Worker:
         if self._is_closed:
             raise OSError("the media processes are closed")
         try:
-            self._parent = self._parent or _Parent(self.settings.worker_memory_bytes)
+            self._parent = self._parent or Parent(self.settings.worker_memory_bytes)
             return self._parent.fork()
         except (OSError, EOFError):
             if self._parent is not None:
                 self._parent.end()
-            self._parent = _Parent(self.settings.worker_memory_bytes)
+            self._parent = Parent(self.settings.worker_memory_bytes)
             return self._parent.fork()
 
 
@@ -176,7 +204,7 @@ class PooledReader:
     ) -> None:
         self._pool, self._local, self._deadline, self._is_cancelled = pool, local, deadline, is_cancelled
         self._spent_seconds = 0.0
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._costs: dict[int, Cost] = {}
 
     def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
         """Width and height of each, as their headers say: bytes alone.
@@ -186,13 +214,14 @@ class PooledReader:
         """
         if not pictures:
             return []
-        reply = self._run("sizes", list(pictures), Cost(0.01, 0), "A picture", is_list=True)
+        cost = Cost(_HEADER_SECONDS * len(pictures), 0)
+        reply = self._run("sizes", list(pictures), cost, "A picture", is_list=True)
         sizes = reply.header.get("sizes")
         if not isinstance(sizes, list) or len(sizes) != len(pictures):
             raise UserError("The pictures cannot be read. Save them again.")
-        found = [(int(width), int(height)) for width, height in sizes]
-        self._sizes.update(zip(map(id, pictures), found, strict=True))
-        return found
+        for picture, (width, height, work) in zip(pictures, sizes, strict=True):
+            self._costs[id(picture)] = _cost(int(width) * int(height), int(work))
+        return [(int(width), int(height)) for width, height, _ in sizes]
 
     def decode(self, kind: str, source: Any, budget: Budget = NO_BUDGET) -> DecodedMedium:
         """One medium: bytes, or a list of bytes for a video of single frames.
@@ -201,7 +230,7 @@ class PooledReader:
             UserError: it cannot be used, takes too long or too much memory, or ends the process that decodes it.
         """
         is_list = isinstance(source, list | tuple)
-        cost = _VIDEO_COST if kind == "video" else self._cost_of_picture(source)
+        cost = _VIDEO_COST if kind == "video" else self._costs.get(id(source), _cost(_SMALL_PIXELS))
         name = describe(source).replace("picture", kind if kind == "video" else "picture")
         files = list(source) if is_list else [source]
         reply = self._run(kind, files, cost, name, is_list=is_list, budget=budget)
@@ -213,12 +242,6 @@ class PooledReader:
             tuple(float(second) for second in seconds),
             tuple(str(note)[:1000] for note in notes[:16]),
         )
-
-    def _cost_of_picture(self, source: Any) -> Cost:
-        width, height = self._sizes.get(id(source), (1 << 11, 1 << 11))
-        num_pixels = width * height
-        size = SMALL if num_pixels <= _SMALL_PIXELS else LARGE
-        return Cost(num_pixels / _PIXELS_PER_SECOND, num_pixels, size)
 
     def _run(
         self,
@@ -257,91 +280,9 @@ class PooledReader:
         return reply
 
 
-class _Parent:
-    """The process that forks workers."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                module_command("engines.serving.media.worker", str(theirs.fileno()), str(memory_bytes)),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # One thread, or forking is unsafe; few arenas, or the bound on memory counts what nobody uses.
-                env={
-                    **os.environ,
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "OMP_NUM_THREADS": "1",
-                    "MALLOC_ARENA_MAX": "2",
-                },
-            )
-        self._control = ours
-        self._control.settimeout(_START_SECONDS)
-        if self._control.recv(1) != b"r":
-            raise OSError(f"the media process did not start; tried {interpreter()}")
-
-    def fork(self) -> "_Worker":
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-        process = int.from_bytes(self._control.recv(4))
-        if not process:
-            ours.close()
-            raise OSError("the media process is gone")
-        return _Worker(ours, process)
-
-    def end(self) -> None:
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
-
-
-class _Worker:
-    """One process that decodes."""
-
-    def __init__(self, connection: socket.socket, process: int) -> None:
-        self._connection = connection
-        try:
-            self._process: int | None = os.pidfd_open(process)
-        except OSError:  # gone already
-            self._process = None
-
-    def is_alive(self) -> bool:
-        return self._process is not None and not select.select([self._connection], [], [], 0)[0]
-
-    def run(self, job: Job, files: list[bytes], deadline: float, is_cancelled: Callable[[], bool]) -> Reply:
-        """Run a job.
-
-        Raises:
-            TimeoutError: not done in time, or the client left.
-            EOFError, ValueError, ConnectionError: the process ended, or answered nonsense.
-        """
-        self._connection.settimeout(max(0.01, deadline - time.monotonic()))
-        send_job(self._connection, job, files)
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-
-        def fill(buffer: memoryview) -> None:
-            while buffer:
-                while not poll.poll(_POLL_MS):
-                    if is_cancelled() or time.monotonic() >= deadline:
-                        raise TimeoutError
-                count = self._connection.recv_into(buffer)
-                if count == 0:
-                    raise EOFError
-                buffer = buffer[count:]
-
-        factor = job.reader.image_settings.factor
-        return receive_reply(fill, 2 * job.reader.video_settings.max_tokens * factor**2 + (1 << 24))
-
-    def end(self) -> None:
-        self._connection.close()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            os.close(self._process)
-            self._process = None
+def _cost(num_pixels: int, work_pixels: int | None = None) -> Cost:
+    work = num_pixels if work_pixels is None else work_pixels
+    return Cost(work / _PIXELS_PER_SECOND, num_pixels, SMALL if work <= _SMALL_PIXELS else LARGE)
 
 
 def _never() -> bool:

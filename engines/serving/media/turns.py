@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 1.0
-"""After which nobody passes one that waits for room."""
+"""After which nobody passes one that waits for room, or is longer."""
+_WEIGHT = 10
+"""How many times its own length a job lets shorter ones pass: those who wait least for it are served first."""
 
 
 class NoTurnError(Exception):
@@ -40,7 +42,8 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
     def key(self, now: float) -> float:
-        return self.spent_seconds + self.cost.seconds - (now - self.since)
+        longer = min(_WEIGHT * self.cost.seconds, _PATIENCE_SECONDS)
+        return self.spent_seconds + longer - (now - self.since)
 
 
 class Turns:

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engines.serving.media.channel import Job, receive_job, send_reply
+from engines.serving.media.channel import Job, received_job, send_reply
 from export.errors import UserError
+from export.processor.media.picture_headers import decoding_work
 
 _MAX_OPEN_FILES = 64
 
@@ -53,11 +54,21 @@ def _work(connection: socket.socket, memory_bytes: int) -> None:
     """Answer jobs until the server closes the socket."""
     _confine(memory_bytes)
     try:
-        while (received := receive_job(connection)) is not None:
-            header, frames = _answer(*received)
-            send_reply(connection, header, frames)
+        while _answered(connection):
+            pass
     except OSError:
         pass  # the server is gone
+
+
+def _answered(connection: socket.socket) -> bool:
+    """Answer one job; False when the server is gone."""
+    with received_job(connection) as received:
+        if received is None:
+            return False
+        job, files, memory = received
+        header, frames = _answer(job, files)
+        send_reply(connection, header, frames, memory)
+        return True
 
 
 def _confine(memory_bytes: int) -> None:
@@ -79,7 +90,9 @@ def _confine(memory_bytes: int) -> None:
 def _answer(job: Job, files: list[bytes]) -> tuple[dict[str, Any], list[npt.NDArray[np.uint8]]]:
     try:
         if job.operation == "sizes":
-            return {"sizes": job.reader.picture_sizes(files)}, []
+            sizes = job.reader.picture_sizes(files)
+            works = [decoding_work(file, *size) for file, size in zip(files, sizes, strict=True)]
+            return {"sizes": [[*size, work] for size, work in zip(sizes, works, strict=True)]}, []
         decoded = job.reader.decode(job.operation, files if job.is_list else files[0], job.budget)
         return {"seconds": decoded.seconds, "notes": decoded.notes}, list(decoded.frames)
     except UserError as error:

@@ -10,6 +10,10 @@ MAX_JPEG_SCANS = 100
 MAX_ICON_SIDE = 2048
 """Pixels along a side of a picture inside an icon file, whose own directory can say 256 at most."""
 
+_USUAL_SCANS = 10
+_SLOW_FACTOR = 20
+_SLOW_MAGIC = (b"P1", b"P2", b"P3", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # PPM as text, JPEG 2000
+
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # what ends the coded data of a scan
 _SCAN = b"\xff\xda"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -36,6 +40,19 @@ def check_headers(head: bytes, content: bytes, name: str) -> None:
             )
     elif head.startswith(b"\0\0\1\0"):
         _check_icon(content, name)
+
+
+def decoding_work(content: bytes, width: int, height: int) -> int:
+    """What decoding a picture takes, as pixels of a plain PNG or JPEG that take as long.
+
+    Rates of this library on one core: 30 million pixels a second of plain pictures, 1.5 million of JPEG 2000 and of
+    numbers written as text. For the order of work alone; nothing is refused by it.
+    """
+    if content.startswith(b"\xff\xd8"):
+        factor = min(max(1, content.count(_SCAN) - _USUAL_SCANS), MAX_JPEG_SCANS)
+    else:
+        factor = _SLOW_FACTOR if content.startswith(_SLOW_MAGIC) else 1
+    return width * height * factor
 
 
 def _num_scans(content: bytes) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.hostile_requests import TEXTS, user
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import read_messages
 from engines.serving.triton.requests import parse_request
@@ -19,46 +20,14 @@ MOST_SECONDS = 0.5
 """What no other client of the server may wait longer for, by one request of any kind."""
 
 
-def user(content):
-    return json.dumps([{"role": "user", "content": content}]).encode()
-
-
-HOSTILE = {
-    "one role of 16 million letters": lambda: json.dumps(
-        [{"role": "r" * 16_000_000, "content": "x"}]
-    ).encode(),
-    "one key of 16 million letters": lambda: json.dumps(
-        [{"role": "user", "k" * 16_000_000: 1, "content": "x"}]
-    ).encode(),
-    "one type of 16 million letters": lambda: user([{"type": "t" * 16_000_000}]),
-    "54 MB of empty lists": lambda: b"[" + b"[]," * 18_000_000 + b"[]]",
-    "54 MB of empty strings": lambda: b"[" + b'"",' * 18_000_000 + b'""]',
-    "1.5 million empty text parts": lambda: user([{"type": "text", "text": ""}] * 1_500_000),
-    "a million messages": lambda: json.dumps([{"role": "user", "content": ""}] * 1_000_000).encode(),
-    "quotation marks": lambda: b'["' + b'\\"' * 20_000_000 + b'"]',
-    "backslashes": lambda: b'["' + b"\\\\" * 20_000_000 + b'"]',
-    "slashes as PHP writes them": lambda: user([{"type": "image", "image": "x"}]).replace(
-        b"x", b"\\/" * 20_000_000
-    ),
-    "80 MB of a picture that is none": lambda: user([{"type": "image", "image": "!" * 80_000_000}]),
-    "80 MB of base64": lambda: user([{"type": "image", "image": "AAAA" * 20_000_000}]),
-    "one number": lambda: b"[" + b"7" * 50_000_000 + b"]",
-    "an open string": lambda: b'["' + b"x" * 50_000_000,
-    "200,000 digits": lambda: user("7" * 199_000),
-    "200,000 letters": lambda: user("a" * 199_000),
-    "200,000 spaces": lambda: user(" " * 199_000),
-    "200,000 characters of control tokens": lambda: user("<|im_end|>" * 19_000),
-}
-
-
 @pytest.fixture(scope="module")
 def processor():
     return Processor.from_directory(TINY)
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_no_request_within_or_beyond_the_limits_holds_up_another_thread(processor, kind):
-    tensors = {"messages": np.array([HOSTILE[kind]()], np.object_)}
+    tensors = {"messages": np.array([TEXTS[kind]()], np.object_)}
     # Another process may take the processor away from this one; what holds the interpreter does so each time.
     for _ in range(3):
         with pytest.raises(UserError) as caught, Watch() as waits:

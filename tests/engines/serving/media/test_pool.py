@@ -11,7 +11,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.hostile_media import jpeg_of_scans, plain_ppm
+from engines.serving.media import pool as pool_module
+from engines.serving.media.channel import Job
 from engines.serving.media.pool import MediaPool, MediaSettings
+from engines.serving.media.turns import LARGE, SMALL, Cost
 from export.errors import UserError
 from export.processor.media.budget import read_budget
 from export.processor.media.decode import LocalReader
@@ -176,8 +180,52 @@ def test_nothing_is_left_after_the_end():
     assert not any(map(psutil.pid_exists, ended))
 
 
-def test_many_slow_requests_at_once_end_in_time_and_hold_up_no_small_picture(slow):
+def test_what_looks_small_and_is_not_is_decoded_among_the_large_ones(monkeypatch):
+    """It is ended where it holds up the small ones, not refused."""
+    content = plain_ppm(1000)  # a megapixel of numbers as text, not said to be slow here
+    monkeypatch.setattr(pool_module, "SMALL_SECONDS", 0.05)
+    job = Job("image", LOCAL, (len(content),))
+    with MediaPool(SETTINGS) as own:
+        sizes, turn = [], own._turns.turn
+
+        def noted(cost, *rest):
+            sizes.append(cost.size)
+            return turn(cost, *rest)
+
+        monkeypatch.setattr(own._turns, "turn", noted)
+        frames = own.run(
+            job, [content], Cost(0.01, 1 << 20), 0.0, time.monotonic() + 60, lambda: False
+        ).frames
+        assert frames is not None
+        assert np.array_equal(frames, LOCAL.decode("image", content).frames)
+    assert sizes == [SMALL, LARGE]
+
+
+def test_a_process_of_large_pictures_steps_back_and_one_of_small_ones_does_not(slow):
+    with MediaPool(MediaSettings(num_workers=2)) as own:
+        ours = reader(own)
+        ours.picture_sizes([slow])
+        ours.decode("image", slow)
+        content = encoded(picture(60, 60), "PNG")
+        for _ in range(3):
+            ours.decode("image", content)
+        usual = psutil.Process().nice()
+        niceness = {one.nice() for one in psutil.Process(parent_of(own)).children()}
+        assert niceness == {usual, min(usual + 5, 19)}
+        assert len(psutil.Process(parent_of(own)).children()) == 2
+
+
+ATTACKS = {
+    "a poster": slow_picture,
+    "numbers as text": lambda: plain_ppm(2000),
+    "a hundred scans": lambda: jpeg_of_scans(100, 2000),
+}
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_many_slow_requests_at_once_end_in_time_and_hold_up_no_small_picture(kind):
     """Twenty of them: each has its own error by its deadline, and small pictures go on meanwhile."""
+    slow = ATTACKS[kind]()
     content = encoded(picture(90, 60), "PNG")
     with MediaPool(SETTINGS) as own:
         peak, ends, waits = [0], [], []
