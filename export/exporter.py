@@ -17,8 +17,8 @@ from export.bundle import (
     require_place,
     writing_bundle,
 )
-from export.checkpoint.config import DTYPES
 from export.checkpoint.tensors import Checkpoint, open_checkpoint, weight_files_of
+from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
@@ -166,8 +166,8 @@ def _check_graph(graph: "ir.Model") -> None:
 
 
 def _check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
+    if dtype is not None and dtype not in GRAPH_DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(GRAPH_DTYPES)}.")
 
 
 def _bytes_to_copy(source: Checkpoint, directory: Path, mode: WeightsMode) -> int:

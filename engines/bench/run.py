@@ -21,9 +21,9 @@ from engines.runtime.scheduler import Scheduler
 from engines.runtime.service import SchedulerService
 from engines.serving.settings import ServerSettings
 from engines.session import Engine
-from engines.sizing.costs import ELEMENT_BYTES
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
+from export.dtypes import num_bytes
 from export.errors import UserError
 
 BenchProgress = Callable[[str, float], None]
@@ -164,7 +164,7 @@ def _bench(
         capacity=capacity,
         max_patches=built_for.get("max_patches", Limits.max_patches),
         max_prompt_tokens=min(built_for.get("max_prompt_tokens", capacity), capacity),
-        value_bytes=ELEMENT_BYTES[computed_in],
+        value_bytes=num_bytes(computed_in, 1),
         ceilings=ceilings,
         effort=effort,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
 
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PATCHES_PER_TOKEN = 4
 _SCRATCH_BYTES = 16_000_000
 """Added to what tensors take: workspace and alignment; small builds report 6 to 8 MB."""

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from export.files.json_object import read_json_object
-from export.models.configuration import DTYPES, DecoderConfig, ModelConfig, VisionConfig, YarnConfig
+from export.models.configuration import DecoderConfig, ModelConfig, VisionConfig, YarnConfig
 from export.models.families import family_of
 
 __all__ = [
-    "DTYPES",
     "DecoderConfig",
     "ModelConfig",
     "VisionConfig",

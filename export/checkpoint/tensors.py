@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint.config import DTYPES, DecoderConfig, ModelConfig, config_from_json
+from export.checkpoint.config import DecoderConfig, ModelConfig, config_from_json
+from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.models.families import family_of
@@ -255,9 +256,9 @@ def _problems(found: Mapping[str, StoredTensor], expected: Mapping[str, tuple[in
         if name in found and found[name].shape != shape
     ]
     wrong += [
-        f"{name}: dtype {found[name].dtype}, expected one of {', '.join(DTYPES)}"
+        f"{name}: dtype {found[name].dtype}, expected one of {', '.join(GRAPH_DTYPES)}"
         for name in expected
-        if name in found and found[name].dtype not in DTYPES
+        if name in found and found[name].dtype not in GRAPH_DTYPES
     ]
     return missing + unused + wrong
 

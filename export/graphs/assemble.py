@@ -4,24 +4,16 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import Tensor
 
 from export.contract import GraphContract, TensorSpec
-from export.graphs.trace import PieceInput
-from export.graphs.weights import IR_DTYPES, Weights
+from export.graphs.weights import Weights
+from export.models.pieces import PieceInput, torch_dtype
+from export.weights.stored import ir_dtype
 from plugins.registry import OP_DOMAIN, OPSET_VERSION
 
 IR_VERSION = 11
 """The newest that onnx.checker and ONNX Runtime 1.2x both take and that knows opset 24's types."""
-
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
 
 
 def graph_with_inputs(name: str, contract: GraphContract) -> tuple[ir.Graph, dict[str, ir.Value]]:
@@ -40,7 +32,7 @@ def graph_with_inputs(name: str, contract: GraphContract) -> tuple[ir.Graph, dic
 def _value(spec: TensorSpec) -> ir.Value:
     return ir.Value(
         name=spec.name,
-        type=ir.TensorType(IR_DTYPES[spec.dtype]),
+        type=ir.TensorType(ir_dtype(spec.dtype)),
         shape=ir.Shape(spec.shape),
         doc_string=spec.doc,
     )
@@ -49,7 +41,7 @@ def _value(spec: TensorSpec) -> ir.Value:
 def piece_inputs(contract: GraphContract, names: Iterable[str]) -> list[PieceInput]:
     """Graph inputs as inputs of a traced piece."""
     specs = [contract.input(name) for name in names]
-    return [PieceInput(spec.name, TORCH_DTYPES[spec.dtype], spec.shape) for spec in specs]
+    return [PieceInput(spec.name, torch_dtype(spec.dtype), spec.shape) for spec in specs]
 
 
 _TABLE_NAMES = ("frequencies", "axis_of")
@@ -74,7 +66,7 @@ def table_values(weights: Weights, prefix: str, tables: Sequence[Tensor]) -> dic
 def set_outputs(graph: ir.Graph, contract: GraphContract, values: Sequence[ir.Value]) -> None:
     """Make `values` the graph's outputs under the contract's names."""
     for value, spec in zip(values, contract.outputs, strict=True):
-        assert value.dtype == IR_DTYPES[spec.dtype], (spec.name, value.dtype)
+        assert value.dtype == ir_dtype(spec.dtype), (spec.name, value.dtype)
         value.name, value.doc_string, value.shape = spec.name, spec.doc, ir.Shape(spec.shape)
         graph.outputs.append(value)
 

@@ -7,7 +7,6 @@ import onnx_ir as ir
 from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name, decoder_contract
 from export.graphs.assemble import (
-    TORCH_DTYPES,
     graph_with_inputs,
     model_of,
     piece_inputs,
@@ -16,8 +15,9 @@ from export.graphs.assemble import (
     table_values,
 )
 from export.graphs.stamp import stamp
-from export.graphs.trace import PieceInput, trace_piece
+from export.graphs.trace import trace_piece
 from export.graphs.weights import Weights
+from export.models.pieces import PieceInput, torch_dtype
 from export.models.qwen2_vl.decoder import DecoderLayer, rotary_tables
 from export.models.qwen2_vl.model import Qwen2VL
 from export.weights.source import WeightSource
@@ -38,12 +38,12 @@ def decoder_graph(source: WeightSource, dtype: str) -> ir.Model:
         source: gives configuration and weights.
         dtype: what the graph computes in, and of the cache: "float32", "float16" or "bfloat16".
     """
-    model, config, torch_dtype = source.config, source.config.decoder, TORCH_DTYPES[dtype]
+    model, config, compute_dtype = source.config, source.config.decoder, torch_dtype(dtype)
     contract = decoder_contract(model, dtype)
     tables = rotary_tables(config)
-    hidden = PieceInput("x", torch_dtype, ("B", "S", config.hidden_size))
+    hidden = PieceInput("x", compute_dtype, ("B", "S", config.hidden_size))
     past = [
-        PieceInput(f"past_{part}", torch_dtype, contract.input("past_key.0").shape) for part in CACHE_PARTS
+        PieceInput(f"past_{part}", compute_dtype, contract.input("past_key.0").shape) for part in CACHE_PARTS
     ]
     layer_inputs = [
         hidden,
@@ -55,17 +55,17 @@ def decoder_graph(source: WeightSource, dtype: str) -> ir.Model:
         lambda: _without_layers(model),
         piece_inputs(contract, ("token_ids", "visual_embeds")),
         ["x"],
-        torch_dtype,
+        compute_dtype,
         method="embed",
     )
     layer = trace_piece(
-        lambda: DecoderLayer(config), layer_inputs, ["x", "present_key", "present_value"], torch_dtype
+        lambda: DecoderLayer(config), layer_inputs, ["x", "present_key", "present_value"], compute_dtype
     )
     project = trace_piece(
         lambda: _without_layers(model),
         [hidden, *piece_inputs(contract, ["logits_index"])],
         ["logits"],
-        torch_dtype,
+        compute_dtype,
         method="project",
     )
 

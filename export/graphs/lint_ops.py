@@ -11,11 +11,12 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto
 
+from export.dtypes import GRAPH_DTYPES, onnx_dtype
 from export.graphs.lint_calls import NATIVE_OPS, Findings, label, with_subgraphs
 from plugins.onnx.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
 
 _FUSED_HEAD_DIMS = range(16, 257)  # of TensorRT-RTX 1.7 for float16 and bfloat16
-_LOW_PRECISION: Mapping[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+_LOW_PRECISION = {onnx_dtype(name): name for name in GRAPH_DTYPES if name != "float32"}
 _CAPACITY = "L"  # the contract's letter: dynamic in a canonical graph, made constant for an engine
 
 ValueTypes = Mapping[str, onnx.TypeProto.Tensor]

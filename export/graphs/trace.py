@@ -10,7 +10,6 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -19,23 +18,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from export.contract import Dim
 from export.graphs.simplify import simplify_reshapes
+from export.models.pieces import PieceInput
 
 # The newest opset torch.onnx 2.13 translates to. Nothing in it that blocks use changed in 24 but accepted types.
 _TRANSLATION_OPSET = 23
 
 # Sizes by which dynamic dims are traced: distinct and above 1, so that none is specialised or taken for another.
 _EXAMPLE_SIZES = {"P": 24, "N + 1": 5, "M": 7, "V": 6, "B": 2, "S": 3, "L": 11, "Q": 13}
-
-
-@dataclass(frozen=True)
-class PieceInput:
-    """An input of a traced block: name, dtype, shape in the contract's letters."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[Dim, ...]
 
 
 class _Method(nn.Module):

@@ -4,7 +4,6 @@ import onnx_ir as ir
 
 from export.contract import vision_contract
 from export.graphs.assemble import (
-    TORCH_DTYPES,
     graph_with_inputs,
     model_of,
     piece_inputs,
@@ -13,8 +12,9 @@ from export.graphs.assemble import (
     table_values,
 )
 from export.graphs.stamp import stamp
-from export.graphs.trace import PieceInput, trace_piece
+from export.graphs.trace import trace_piece
 from export.graphs.weights import Weights
+from export.models.pieces import PieceInput, torch_dtype
 from export.models.qwen2_vl.vision import PatchEmbed, PatchMerger, VisionBlock, rotary_tables
 from export.weights.source import WeightSource
 from plugins.patch_attention import onnx_functions as patch_attention
@@ -30,14 +30,14 @@ def vision_graph(source: WeightSource, dtype: str) -> ir.Model:
         source: gives configuration and weights.
         dtype: what the graph computes in: "float32", "float16" or "bfloat16".
     """
-    config, torch_dtype = source.config.vision, TORCH_DTYPES[dtype]
+    config, compute_dtype = source.config.vision, torch_dtype(dtype)
     contract = vision_contract(source.config, dtype)
     tables = rotary_tables(config)
-    hidden = PieceInput("x", torch_dtype, ("P", config.embed_dim))
+    hidden = PieceInput("x", compute_dtype, ("P", config.embed_dim))
     block_inputs = [hidden, *piece_inputs(contract, _GEOMETRY), *table_inputs(tables)]
-    embed = trace_piece(lambda: PatchEmbed(config), piece_inputs(contract, ["patches"]), ["x"], torch_dtype)
-    block = trace_piece(lambda: VisionBlock(config), block_inputs, ["x"], torch_dtype)
-    merger = trace_piece(lambda: PatchMerger(config), [hidden], ["visual_embeds"], torch_dtype)
+    embed = trace_piece(lambda: PatchEmbed(config), piece_inputs(contract, ["patches"]), ["x"], compute_dtype)
+    block = trace_piece(lambda: VisionBlock(config), block_inputs, ["x"], compute_dtype)
+    merger = trace_piece(lambda: PatchMerger(config), [hidden], ["visual_embeds"], compute_dtype)
 
     graph, values = graph_with_inputs("vision", contract)
     weights = Weights(graph, source, dtype)

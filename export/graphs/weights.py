@@ -7,14 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from export.weights.source import LinearValues, WeightSource
-
-IR_DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32,
-    "int64": ir.DataType.INT64,
-}
+from export.weights.stored import ir_dtype
 
 
 class Weights:
@@ -24,7 +17,7 @@ class Weights:
         """Args: dtype: what the graph computes in."""
         self._graph = graph
         self._source = source
-        self._dtype = IR_DTYPES[dtype]
+        self._dtype = ir_dtype(dtype)
         self._names = source.shapes().keys()
         self._values: dict[str, ir.Value] = {}
         self._linears: dict[str, LinearValues | None] = {}

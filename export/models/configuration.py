@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 @dataclass(frozen=True)
 class VisionConfig:

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from export.dtypes import numpy_dtype
 from export.quantization.linear import FP8, Array, Precision, QuantizedLinear
-from export.weights.values import numpy_dtype
 
 BLOCKS = (128, 64, 32, 16)
 """Inputs that share a scale of a 4-bit weight, in the order of preference: what ONNX Runtime and TensorRT both fuse."""

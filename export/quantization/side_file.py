@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from export.dtypes import numpy_dtype
 from export.errors import UserError
 from export.quantization.linear import Array, Precision, QuantizedLinear
 from export.quantization.packing import packed_int4, unpacked_int4
 from export.weights.safetensors_file import StoredTensor
-from export.weights.values import numpy_dtype, read_values
+from export.weights.values import read_values
 from export.weights.writer import write_streamed
 
 PARTS = ("codes", "scales", "zeros", "order", "activation_scale")

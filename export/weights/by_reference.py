@@ -14,13 +14,7 @@ from export.checkpoint.tensors import Checkpoint
 from export.models.configuration import ModelConfig
 from export.weights.quantized import linear_values
 from export.weights.source import LinearValues
-from export.weights.stored import cast, stored_value
-
-_IR_DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
+from export.weights.stored import cast, ir_dtype, stored_value
 
 
 class ByReference:
@@ -48,5 +42,5 @@ class ByReference:
         stored = self._checkpoint.tensors[name]
         sizes = shape.numpy()
         assert math.prod(sizes) == math.prod(stored.shape), (name, sizes, stored.shape)
-        value = stored_value(graph, name, stored, sizes, _IR_DTYPES[stored.dtype])
+        value = stored_value(graph, name, stored, sizes, ir_dtype(stored.dtype))
         return value if value.dtype == dtype else cast(graph, value, dtype)

@@ -2,17 +2,12 @@
 
 from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from export.dtypes import numpy_dtype
 from export.weights.safetensors_file import StoredTensor
 
-_NUMPY_DTYPES = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
 BLOCK_VALUES = 1 << 21
 
 
@@ -26,7 +21,7 @@ def have_equal_values(first: StoredTensor, second: StoredTensor) -> bool:
     """
     if first.shape != second.shape:
         return False
-    num_values = first.length_bytes // _NUMPY_DTYPES[first.dtype].itemsize
+    num_values = first.length_bytes // numpy_dtype(first.dtype).itemsize
     with first.path.open("rb") as first_file, second.path.open("rb") as second_file:
         for start in range(0, num_values, BLOCK_VALUES):
             count = min(BLOCK_VALUES, num_values - start)
@@ -37,6 +32,6 @@ def have_equal_values(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _block(file: BinaryIO, tensor: StoredTensor, start: int, count: int) -> npt.NDArray[np.generic]:
-    dtype = _NUMPY_DTYPES[tensor.dtype]
+    dtype = numpy_dtype(tensor.dtype)
     file.seek(tensor.offset_bytes + start * dtype.itemsize)
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)

@@ -7,17 +7,11 @@ import onnx_ir as ir
 
 from export.quantization.side_file import StoredLinear
 from export.weights.source import LinearValues
-from export.weights.stored import cast, constant, stored_value
+from export.weights.stored import cast, constant, ir_dtype, stored_value
 from export.weights.values import read_values
 
-_CODE_DTYPES = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
-_IR_DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int8": ir.DataType.INT8,
-    "int32": ir.DataType.INT32,
-}
+_CODE_DTYPES = {"int4": "int4", "int8": "int8", "fp8": "float8_e4m3fn"}
+"""By precision."""
 
 
 def linear_values(graph: ir.Graph, linear: StoredLinear, dtype: ir.DataType) -> LinearValues:
@@ -28,7 +22,7 @@ def linear_values(graph: ir.Graph, linear: StoredLinear, dtype: ir.DataType) -> 
         f"{linear.name}.codes",
         linear.parts["codes"],
         linear.shape if linear.precision == "fp8" else (num_inputs, num_outputs),
-        _CODE_DTYPES[linear.precision],
+        ir_dtype(_CODE_DTYPES[linear.precision]),
     )
     is_whole = linear.precision != "int4" and linear.num_blocks == 1
     scales = _part(graph, linear, "scales", (num_outputs,) if is_whole else (linear.num_blocks, num_outputs))
@@ -46,7 +40,7 @@ def linear_values(graph: ir.Graph, linear: StoredLinear, dtype: ir.DataType) -> 
 
 def _part(graph: ir.Graph, linear: StoredLinear, part: str, sizes: Sequence[int]) -> ir.Value:
     stored = linear.parts[part]
-    return stored_value(graph, f"{linear.name}.{part}", stored, sizes, _IR_DTYPES[stored.dtype])
+    return stored_value(graph, f"{linear.name}.{part}", stored, sizes, ir_dtype(stored.dtype))
 
 
 def _in_dtype(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -62,7 +56,7 @@ def _offsets(graph: ir.Graph, linear: StoredLinear, dtype: ir.DataType) -> ir.Va
     sizes = (linear.num_blocks, linear.shape[0])
     zeros = _part(graph, linear, "zeros", sizes)
     scales = linear.parts["scales"]
-    again = stored_value(graph, f"{linear.name}.zero_scales", scales, sizes, _IR_DTYPES[scales.dtype])
+    again = stored_value(graph, f"{linear.name}.zero_scales", scales, sizes, ir_dtype(scales.dtype))
     if zeros.dtype == ir.DataType.INT8:
         one = constant(graph, "quantization.one", np.ones((), dtype.numpy()))
         raised = _node(graph, "DequantizeLinear", [zeros, one], zeros, dtype)

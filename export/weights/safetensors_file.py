@@ -12,26 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from export.dtypes import FROM_SAFETENSORS, num_bytes
 from export.errors import UserError
 from export.files.json_object import json_object_from_bytes
 from export.files.untrusted import open_regular
-
-DTYPE_NAMES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "I8": "int8",
-    "U8": "uint8",
-    "I32": "int32",
-    "I64": "int64",
-}
-"""The format's name of each dtype that weights are stored in, quantized ones among them, and ours."""
-
-DTYPE_BITS = {
-    "float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "int8": 8, "uint8": 8, "int32": 32, "int64": 64,
-}  # fmt: skip
-"""Bits of one value."""
 
 # The format allows 100 MB, which take 3 GB when they are parsed; that of the 72B model's largest file has 10 kB.
 _MAX_HEADER_BYTES = 16 << 20
@@ -99,15 +83,17 @@ def _stored_tensor(path: Path, name: str, entry: Mapping[str, object], data_star
     shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
     if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise ValueError(f"{name!r:.200} has shape {shape!r:.100} at {offsets!r:.100}")
-    if not isinstance(dtype, str) or dtype not in DTYPE_NAMES:
-        raise ValueError(f"{name!r:.200} has dtype {dtype!r:.100}, expected one of {', '.join(DTYPE_NAMES)}")
+    if not isinstance(dtype, str) or dtype not in FROM_SAFETENSORS:
+        raise ValueError(
+            f"{name!r:.200} has dtype {dtype!r:.100}, expected one of {', '.join(FROM_SAFETENSORS)}"
+        )
     length = offsets[1] - offsets[0]
-    if length * 8 != math.prod(shape) * DTYPE_BITS[DTYPE_NAMES[dtype]]:
+    if length != num_bytes(FROM_SAFETENSORS[dtype], math.prod(shape)):
         raise ValueError(f"{name!r:.200} of shape {shape} and dtype {dtype} cannot fill {length} bytes")
     return StoredTensor(
         name=name,
         path=path,
-        dtype=DTYPE_NAMES[dtype],
+        dtype=FROM_SAFETENSORS[dtype],
         shape=tuple(shape),
         offset_bytes=data_start + offsets[0],
         length_bytes=length,

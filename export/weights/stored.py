@@ -6,7 +6,13 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from export.dtypes import DTYPES
 from export.weights.safetensors_file import StoredTensor
+
+
+def ir_dtype(dtype: str) -> ir.DataType:
+    """A dtype of `export.dtypes` as ONNX IR's."""
+    return ir.DataType[DTYPES[dtype].onnx]
 
 
 def stored_value(

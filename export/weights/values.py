@@ -2,18 +2,11 @@
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from export.dtypes import numpy_dtype
 from export.weights.safetensors_file import StoredTensor
-
-_FROM_ML_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
-
-
-def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The little-endian NumPy dtype of a stored tensor's."""
-    return np.dtype(_FROM_ML_DTYPES[dtype]) if dtype in _FROM_ML_DTYPES else np.dtype(dtype).newbyteorder("<")
 
 
 def read_values(stored: StoredTensor) -> npt.NDArray[Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.weights.safetensors_file import DTYPE_BITS, DTYPE_NAMES, read_safetensors_header
+from export.dtypes import DTYPES, num_bytes
+from export.weights.safetensors_file import read_safetensors_header
 
-_FORMAT_NAMES = {name: stored for stored, name in DTYPE_NAMES.items()}
 _ENTRY_BYTES = 200
 """Of a header's entry beside its name: two places of 20 digits, a dtype and a shape."""
 INDEX_FILE = "model.safetensors.index.json"
@@ -24,12 +24,12 @@ class NewTensor:
 
     name: str
     dtype: str
-    """A value of `DTYPE_NAMES`."""
+    """One of `export.dtypes` that the format has."""
     shape: tuple[int, ...]
 
     @property
     def length_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+        return num_bytes(self.dtype, math.prod(self.shape))
 
 
 def write_safetensors(path: Path, tensors: Sequence[NewTensor], bytes_of: Callable[[str], bytes]) -> None:
@@ -83,7 +83,7 @@ def write_streamed(
 
 
 def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:
-    return {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    return {"dtype": DTYPES[dtype].safetensors, "shape": list(shape), "data_offsets": [start, end]}
 
 
 def _header(header: Mapping[str, object], size_bytes: int) -> bytes:

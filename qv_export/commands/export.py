@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from export.dtypes import GRAPH_DTYPES
 from export.wording import command_line, size_text
 from qv_export.parameters import CheckpointPath
 from qv_export.show.console import note, phase_bar, print_json
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(GRAPH_DTYPES),
     help="Weights and activations of the graphs. Default: the checkpoint's own.",
 )
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.wording import command_line, size_text
 from qv_export.parameters import TargetChoice, default_target
@@ -42,7 +43,7 @@ GATE_FAILED = 1
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(GRAPH_DTYPES),
     help="What a torch target computes in. Default: the graphs' dtype. Other targets have only one.",
 )
 @click.option(

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.dtypes import DTYPES
 from export.errors import UserError
 from export.files.untrusted import read_bounded_bytes
 from export.weights.external_data import MAX_GRAPH_BYTES
@@ -153,7 +154,7 @@ def _weight_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[WeightFac
             _dtype_name(dtype),
             num_tensors[dtype],
             num_values[dtype],
-            num_values[dtype] * _item_bytes(dtype),
+            num_values[dtype] * _bits(dtype) // 8,
         )
         for dtype in num_tensors
     )
@@ -166,14 +167,16 @@ def _module_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[ModuleFac
     for tensor in initializers:
         module = tensor.name.rpartition(".")[0] or tensor.name
         num_values[module] += prod(tensor.dims)
-        num_bytes[module] += prod(tensor.dims) * _item_bytes(tensor.data_type)
+        num_bytes[module] += prod(tensor.dims) * _bits(tensor.data_type) // 8
     return tuple(ModuleFacts(name, num_values[name], num_bytes[name]) for name in num_values)
 
 
-def _item_bytes(element_type: int) -> int:
+def _bits(element_type: int) -> int:
+    """Of one value as a file holds it: values of 4 bits lie packed, while NumPy gives each a byte."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    return int(tensor_dtype_to_np_dtype(element_type).itemsize)
+    dtype = tensor_dtype_to_np_dtype(element_type)
+    return DTYPES[dtype.name].bits if dtype.name in DTYPES else 8 * int(dtype.itemsize)
 
 
 def _external_files(initializers: Iterable["onnx.TensorProto"]) -> set[str]:

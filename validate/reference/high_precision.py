@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from export.inputs import DecoderInputs, ModelInputs
+from export.models.pieces import torch_dtype
 from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
 from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
@@ -31,12 +32,6 @@ from validate.reference.probes import (
     probed_modules,
 )
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 SMALL_MODEL_PARAMETERS = 50_000_000
 """Below this one thread is faster: PyTorch's threads would wait for each other at each small product. Measured on two
 busy cores: level standard of a model of 0.7 million parameters took 321 s with two threads and 19 s with one."""
@@ -50,7 +45,7 @@ def jittered(prompt: ModelInputs, dtype: str, seed: int) -> ModelInputs:
     """The prompt, its patches changed within their rounding, so that all that follows rounds anew; seed 0: itself."""
     if seed == 0:
         return prompt
-    half_step = torch.finfo(DTYPES[dtype]).eps / 2
+    half_step = torch.finfo(torch_dtype(dtype)).eps / 2
     factors = 1 + half_step * np.random.default_rng(seed).uniform(-1, 1, prompt.patches.shape)
     return replace(prompt, patches=(prompt.patches * factors).astype(np.float32))
 
@@ -116,10 +111,10 @@ class HighPrecisionReference:
             prompt: with its pictures, which are encoded first.
             continuation: [T] forced tokens.
             prompt_index: [K'] prompt tokens to project.
-            dtype: a key of DTYPES.
+            dtype: "float64" or one that graphs compute in.
         """
         with self._computing_in(dtype):
-            visual_embeds = self._encode(prompt, DTYPES[dtype])
+            visual_embeds = self._encode(prompt, torch_dtype(dtype))
             index = np.concatenate([prompt_index, len(prompt.token_ids) + np.arange(len(continuation))])
             logits, _ = self._forward(prompt, continuation, visual_embeds, index, dtype)
         cut = len(prompt_index)
@@ -128,8 +123,8 @@ class HighPrecisionReference:
     def vision_probes(self, prompt: ModelInputs, references: Collection[str], dtype: str) -> Captured:
         """Values [P or V, C] while pictures are encoded. Args: references: see `Probe.reference`."""
         with self._computing_in(dtype), capturing(self.model, probed_modules(references)) as probes:
-            self._encode(prompt, DTYPES[dtype])
-        add_patch_rotations(probes, self.model, prompt.positions, DTYPES[dtype])
+            self._encode(prompt, torch_dtype(dtype))
+        add_patch_rotations(probes, self.model, prompt.positions, torch_dtype(dtype))
         return probes
 
     def decoder_probes(
@@ -143,11 +138,11 @@ class HighPrecisionReference:
         """The same for the decoder, [tokens, C] over the whole of prompt and continuation; caches as `add_caches`."""
         length = len(prompt.token_ids) + len(continuation)
         with self._computing_in(dtype), capturing(self.model, probed_modules(references)) as probes:
-            embeds = torch.from_numpy(visual_embeds).to(DTYPES[dtype])
+            embeds = torch.from_numpy(visual_embeds).to(torch_dtype(dtype))
             _, present = self._forward(prompt, continuation, embeds, np.arange(length), dtype)
         probes = {name: array.reshape(length, -1) for name, array in probes.items()}
         position_ids = extended(prompt, continuation).position_ids
-        add_token_rotations(probes, self.model, position_ids, DTYPES[dtype])
+        add_token_rotations(probes, self.model, position_ids, torch_dtype(dtype))
         add_caches(probes, present)
         return probes
 
@@ -169,10 +164,10 @@ class HighPrecisionReference:
     ) -> tuple[npt.NDArray[np.float32], KvCache]:
         whole = extended(prompt, continuation)
         call = prefill_call([whole], [np.zeros((0, 0), np.float32)], self.config, [index])
-        tensors = self._tensors(call, DTYPES[dtype])
+        tensors = self._tensors(call, torch_dtype(dtype))
         tensors["visual_embeds"] = visual_embeds
         cache = self.model.new_cache(1, len(whole.token_ids))
-        cache = KvCache(*([part.to(DTYPES[dtype]) for part in parts] for parts in cache))
+        cache = KvCache(*([part.to(torch_dtype(dtype)) for part in parts] for parts in cache))
         logits, present = self.model.decode(**tensors, cache=cache)
         return logits[0].cpu().numpy(), present
 
@@ -193,7 +188,7 @@ class HighPrecisionReference:
             for module in stage.modules():
                 for name, parameter in module._parameters.items():  # noqa: SLF001
                     if parameter is not None:
-                        converted = nn.Parameter(parameter.to(DTYPES[dtype]), requires_grad=False)
+                        converted = nn.Parameter(parameter.to(torch_dtype(dtype)), requires_grad=False)
                         module._parameters[name] = converted  # noqa: SLF001
 
         def restore(stage: nn.Module, _inputs: Any, _outputs: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from export.bundle import Bundle
-from export.checkpoint.config import DTYPES
+from export.dtypes import GRAPH_DTYPES
 from export.install import install_command, missing_modules
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class ReferenceTarget:
 
     name: str
     device: str
-    dtypes: tuple[str, ...] = DTYPES
+    dtypes: tuple[str, ...] = GRAPH_DTYPES
 
     def missing(self) -> str | None:
         """Why it cannot run here, with what would help; None where it can."""

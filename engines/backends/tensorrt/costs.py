@@ -5,9 +5,10 @@ counts once; mapped weights are given back as they are read. For TensorRT itself
 """
 
 from engines.backends.tensorrt.attention import attention_bodies
-from engines.sizing.costs import ELEMENT_BYTES, ModelCosts, model_costs
+from engines.sizing.costs import ModelCosts, model_costs
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
+from export.dtypes import num_bytes
 from plugins.registry import AttentionBody
 
 _RAM_BASE_BYTES = 400_000_000
@@ -21,7 +22,7 @@ _ENGINE_OVERHEAD_BYTES = 20_000_000
 
 def engine_costs(config: ModelConfig, dtype: str, limits: Limits) -> ModelCosts:
     """Both engines, in the graphs' dtype."""
-    value_bytes = ELEMENT_BYTES[dtype]
+    value_bytes = num_bytes(dtype, 1)
 
     def build_costs(graph: str, weights_bytes: int) -> tuple[int, int]:
         if graph == "vision":

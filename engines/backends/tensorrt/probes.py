@@ -24,7 +24,6 @@ from engines.backends.tensorrt.run.execution import (
     Execution,
     WorkingMemory,
     engine_tensors,
-    numpy_dtype,
 )
 from engines.backends.tensorrt.run.session import is_step, upload_feeds
 from engines.session import Probe, Values, cache_rows
@@ -32,6 +31,7 @@ from engines.sizing.limits import PATCHES_PER_TOKEN, Limits
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, GraphName, cache_name
+from export.dtypes import numpy_dtype
 from export.inputs import DecoderInputs, VisionInputs
 from export.records.engine_record import EngineRecord
 

@@ -7,8 +7,9 @@ Transformers 5 writes it, `in_chans` or `in_channels`, `rope_scaling` typed "mro
 from collections.abc import Mapping
 from typing import Any
 
+from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
-from export.models.configuration import DTYPES, DecoderConfig, ModelConfig, VisionConfig
+from export.models.configuration import DecoderConfig, ModelConfig, VisionConfig
 from export.models.keys import refuse_unread
 from export.models.qwen2_vl.rope import read_rope
 from export.models.section import Section
@@ -90,8 +91,8 @@ def _dtype(top: Section, nested: Section) -> str | None:
     if stated is None or stated == "auto":
         return None
     dtype = str(stated).removeprefix("torch.")
-    if dtype not in DTYPES:
-        top.problem(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype not in GRAPH_DTYPES:
+        top.problem(f"dtype is {dtype!r}, expected one of {', '.join(GRAPH_DTYPES)}")
     return dtype
 
 

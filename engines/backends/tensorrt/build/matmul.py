@@ -2,28 +2,24 @@
 
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from engines.backends.tensorrt.api import Bindings
 from engines.backends.tensorrt.build.configuration import apply_options, write_engine
 from engines.backends.tensorrt.build.network import MappedWeights, parse_network
 from engines.backends.tensorrt.log import BuildLog, make_logger
 from engines.backends.tensorrt.options import BuildOptions
+from export.dtypes import onnx_dtype
 
 SIDE = 8192
 """Rows and columns: large enough to fill a card of the largest kind."""
-_ONNX_DTYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
 _OPSET, _IR_VERSION = 24, 13
 
 
 def matmul_graph(dtype: str, side: int = SIDE) -> ModelProto:
     """`a` and `b` [side, side] to their product `y`."""
     [a, b, y] = [
-        helper.make_tensor_value_info(name, _ONNX_DTYPES[dtype], [side, side]) for name in ("a", "b", "y")
+        helper.make_tensor_value_info(name, onnx_dtype(dtype), [side, side]) for name in ("a", "b", "y")
     ]
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["a", "b"], ["y"], name="product")], "matmul", [a, b], [y]

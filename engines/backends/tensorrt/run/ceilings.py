@@ -7,7 +7,8 @@ import numpy as np
 from engines.backends.ceilings import Ceiling, ceiling
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.run.cuda import Device
-from engines.backends.tensorrt.run.execution import Execution, WorkingMemory, engine_tensors, numpy_dtype
+from engines.backends.tensorrt.run.execution import Execution, WorkingMemory, engine_tensors
+from export.dtypes import numpy_dtype
 
 COPY_BYTES = 1 << 30
 """Larger than any cache of a GPU."""

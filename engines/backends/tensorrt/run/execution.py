@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
-import ml_dtypes
 import numpy as np
 
 from engines.backends.facts import ShapeRange, TensorFacts
@@ -14,18 +13,12 @@ from engines.backends.tensorrt.flavour import is_rtx
 from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.session import EngineError
-
-_NUMPY_DTYPES: Mapping[str, np.dtype] = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+from export.dtypes import numpy_dtype
 
 _LOGGER = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Addresses = Mapping[str, int]
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """Of the contract's name; NumPy has no bfloat16 of its own."""
-    return _NUMPY_DTYPES.get(name) or np.dtype(name)
 
 
 def engine_tensors(engine: ICudaEngine) -> tuple[dict[str, TensorFacts], dict[str, TensorFacts]]:

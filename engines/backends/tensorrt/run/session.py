@@ -17,13 +17,13 @@ from engines.backends.tensorrt.run.execution import (
     Shapes,
     WorkingMemory,
     engine_tensors,
-    numpy_dtype,
 )
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
 from engines.backends.tensorrt.run.steps import MAX_STEP_CONTEXTS, StepExecutions
 from engines.session import require_slots
 from export.checkpoint.config import ModelConfig
 from export.contract import CACHE_PARTS, cache_name
+from export.dtypes import numpy_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs
 
