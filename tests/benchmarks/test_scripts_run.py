@@ -36,3 +36,12 @@ def test_quick_run_ends_with_its_table(tmp_path, script, options, expected):
     assert finished.stdout.rstrip().splitlines()[-1].startswith("| "), "the table comes last"
     for words in expected:
         assert words in finished.stdout
+
+
+def test_the_step_without_its_engine_ends_with_its_table():
+    command = [sys.executable, "-m", "benchmarks.step_host", "--quick"]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    rows = [line for line in finished.stdout.splitlines() if line.startswith("| 1 ")]
+    assert len(rows) == 7
+    assert all(row.count(" ms ") == 2 for row in rows), "whole logits and candidates"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from engines.runtime.tokens.adjust import adjusted_heads
 from engines.runtime.tokens.chooser import Chooser
 from engines.runtime.tokens.heads import Heads
 from engines.runtime.tokens.sampling import Chance, Drawn, next_token
@@ -20,6 +21,8 @@ Scores = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
+_MOST_TOKENS = 1 << 20  # no vocabulary is larger
+_NO_ID = np.iinfo(np.int64).max
 MARGIN = 1e-5
 """How near a sum of probabilities may come to what it is compared with. `sampling` rounds them to float32: exponentials
 by 1.2e-7 of themselves, their arguments by 6e-8 of up to 20, and sums of 151,936 in pairs by 2e-6; an engine's
@@ -45,8 +48,8 @@ def choose_from_heads(
         allowed: see `Chooser.allowed`.
     """
     draws = np.array([0.0 if chooser.is_greedy else chooser.generator.random() for chooser in choosers])
-    scores, bound = _adjusted(choosers, heads, allowed)
-    tokens, is_decided = _decided(choosers, heads, scores, bound, draws)
+    scores, bound = adjusted_heads(choosers, heads, allowed)
+    tokens, is_decided = _decided(choosers, heads, scores, bound, draws, allowed)
     outcomes: list[Outcome] = tokens.tolist()
     for row in np.flatnonzero(~is_decided).tolist():
         outcomes[row] = choose_from_logits(choosers[row], whole(row), Drawn(draws[row]), allowed[row])
@@ -61,32 +64,33 @@ def choose_from_logits(chooser: Chooser, logits: Logits, chance: Chance, allowed
         return error
 
 
-def _adjusted(
-    choosers: Sequence[Chooser], heads: Heads, allowed: Sequence[Mask | None]
-) -> tuple[Scores, Scores]:
-    """Scores [R, n] before the temperature, and bounds [R] on those of other tokens."""
-    scores, bound = heads.logits, heads.edge
-    changed = [r for r, chooser in enumerate(choosers) if chooser.is_adjusted]
-    if changed:
-        scores, bound = scores.copy(), bound.copy()
-    for r in changed:
-        scores[r], bound[r] = choosers[r].adjust(heads.logits[r], heads.ids[r], heads.edge[r], allowed[r])
-    return scores, bound
+def _num_possible(chooser: Chooser, allowed: Mask | None) -> int:
+    return len(chooser.seen) if allowed is None else int(np.count_nonzero(allowed))
 
 
 def _decided(
-    choosers: Sequence[Chooser], heads: Heads, scores: Scores, bound: Scores, draws: Weights
+    choosers: Sequence[Chooser],
+    heads: Heads,
+    scores: Scores,
+    bound: Scores,
+    draws: Weights,
+    allowed: Sequence[Mask | None],
 ) -> tuple[npt.NDArray[np.int64], Mask]:
     """A token for each row [R], and for which rows it is the one. Not where a logit is no finite number."""
     largest = scores.max(axis=1)
-    is_sound = np.isfinite(heads.logits.max(axis=1)) & np.isfinite(largest)
-    is_decided = is_sound & (largest > bound)
-    # Of equals the lowest id, wherever an engine put it.
-    best = np.where(scores == largest[:, None], heads.ids, np.iinfo(np.int64).max).min(axis=1)
+    is_decided = np.isfinite(heads.logits.max(axis=1)) & np.isfinite(largest) & (largest > bound)
     is_drawn = np.array([not chooser.is_greedy for chooser in choosers])
+    best = np.zeros(len(choosers), np.int64)
+    if not is_drawn.all():
+        # Of equals the lowest id, wherever an engine put it.
+        best = np.where(scores == largest[:, None], heads.ids, _NO_ID).min(axis=1)
     rows = np.flatnonzero(is_drawn & is_decided)
     if len(rows):
-        drawing = _Draw([choosers[r] for r in rows.tolist()], heads, rows, scores[rows], bound[rows])
+        if len(rows) < len(choosers):
+            heads, scores, bound = heads.rows(rows), scores[rows], bound[rows]
+        drawing = _Draw(
+            [choosers[r] for r in rows.tolist()], heads, scores, bound, [allowed[r] for r in rows.tolist()]
+        )
         best[rows], is_decided[rows] = drawing.tokens(draws[rows])
     return best, is_decided
 
@@ -101,35 +105,35 @@ class _Draw:
         self,
         choosers: Sequence[Chooser],
         heads: Heads,
-        rows: npt.NDArray[np.int64],
         scores: Scores,
         bound: Scores,
+        allowed: Sequence[Mask | None],
     ) -> None:
         configs = [chooser.config for chooser in choosers]
         temperature = np.array([config.temperature for config in configs], np.float32)
         self._top_k = np.array([config.top_k for config in configs])
         self._top_p = np.array([config.top_p for config in configs])
         self._min_p = np.array([config.min_p for config in configs], np.float32).astype(np.float64)
-        self._ids, self._is_first = heads.ids[rows], heads.is_first[rows]
+        self._is_top_k = np.array([chooser.is_top_k for chooser in choosers])
+        self._ids, self._num_top = heads.ids, heads.num_top
         with np.errstate(over="ignore", invalid="ignore"):
             self._scores = scores / temperature[:, None]
             self._bound = bound / temperature
             largest = self._scores.max(axis=1)
             self.is_decided = np.isfinite(largest) & (largest > self._bound)
-            self._weights: Weights = np.exp((self._scores - largest[:, None]).astype(np.float64))
-            self._bound_weight: Weights = np.exp((self._bound - largest).astype(np.float64))
-        self._weights[~self.is_decided] = 0.0
-        self._largest = largest.astype(np.float64)
-        needs_sum = np.array([chooser.needs_sum for chooser in choosers])
-        self._is_top_k = np.array([chooser.is_top_k for chooser in choosers])
-        raised = bound > heads.edge[rows]
-        lowered = np.array([chooser.is_adjusted for chooser in choosers])
-        self._low, self._high = _others(
-            heads, rows, temperature.astype(np.float64), self._largest, needs_sum & ~raised
-        )
-        self._low[lowered] = 0.0
+            self._weights: Weights = np.exp(self._scores - largest[:, None], dtype=np.float64)
+            self._bound_weight: Weights = np.exp(self._bound - largest, dtype=np.float64)
+            if not self.is_decided.all():
+                self._weights[~self.is_decided] = 0.0
+            is_summed = np.array([chooser.needs_sum for chooser in choosers]) & ~(bound > heads.edge)
+            self._low, self._high = _others(heads, temperature, largest.astype(np.float64), is_summed)
+            self._low[[chooser.may_lower for chooser in choosers]] = 0.0
+            # Each weighs no more than the bound: a grammar that allows few tokens leaves little to the others.
+            num_others = np.array([_num_possible(*pair) for pair in zip(choosers, allowed, strict=True)])
+            self._high = np.minimum(self._high, num_others * self._bound_weight)
+            self._low = np.minimum(self._low, self._high)
         self._is_whole = self._bound == -np.inf  # nothing but the candidates is possible
-        self._low[self._is_whole] = self._high[self._is_whole] = 0.0
+        self._leave_others_out(self._is_whole)
 
     def tokens(self, draws: Weights) -> tuple[npt.NDArray[np.int64], Mask]:
         """A token for each row [R], and for which rows it is the one that whole logits give."""
@@ -160,26 +164,24 @@ class _Draw:
     def _apply_top_p(self) -> None:
         """The smallest set of likeliest tokens that holds the mass: known where both bounds of it give one number."""
         is_filtered = self._top_p < 1.0
-        order = np.argsort(-self._weights, axis=1, kind="stable")
-        ordered = np.take_along_axis(self._weights, order, axis=1)
+        ordered = np.sort(self._weights, axis=1)[:, ::-1]
         upto = np.cumsum(ordered, axis=1)
-        known = upto[:, -1]
-        # One place more, for the likeliest of the others: nobody knows it, but it may have to stay.
-        before = np.concatenate([np.zeros((len(upto), 1)), upto], axis=1)
-        removed = (1.0 - self._top_p)[:, None]
+        known, width = upto[:, -1], ordered.shape[1]
+        # A token stays where those before it weigh less than the share, the first one always.
         with np.errstate(over="ignore", invalid="ignore"):
-            fewest = _count(1.0 - before / (known + self._low)[:, None] > removed + MARGIN).clip(min=1)
-            most = _count(1.0 - before / (known + self._high)[:, None] > removed - MARGIN).clip(min=1)
-        is_beyond = fewest > ordered.shape[1]
+            fewest = 1 + _leading(upto < ((known + self._low) * (self._top_p - MARGIN))[:, None])
+            most = 1 + _leading(upto < ((known + self._high) * (self._top_p + MARGIN))[:, None])
+        # Beyond all that are known: the likeliest of the others has to stay too, and nobody knows it.
+        is_beyond = fewest > width
         edge = ordered[np.arange(len(ordered)), np.where(is_beyond, 1, fewest) - 1]
         # The bound itself may be another token's score.
         is_known = (fewest == most) & ~is_beyond & ((edge > self._bound_weight) | (self._high == 0.0))
-        kept = self._weights > edge[:, None]
-        num_equal = fewest - kept.sum(axis=1)
-        equals = (self._weights == edge[:, None]) & (edge > 0)[:, None]
-        for r in np.flatnonzero(is_filtered & is_known):
-            (places,) = np.nonzero(equals[r])
-            kept[r, places[np.argsort(self._ids[r, places])[: num_equal[r]]]] = True
+        kept = (self._weights >= edge[:, None]) & (edge > 0)[:, None]
+        num_surplus = np.where(is_filtered & is_known, kept.sum(axis=1) - fewest, 0)
+        for r in np.flatnonzero(num_surplus > 0):
+            # Of equals at the edge the lowest ids stay.
+            (places,) = np.nonzero(self._weights[r] == edge[r])
+            kept[r, places[np.argsort(-self._ids[r, places])[: num_surplus[r]]]] = False
         self.is_decided &= is_known | ~is_filtered
         self._keep(kept | ~is_filtered[:, None])
         self._leave_others_out(is_filtered & is_known)
@@ -194,52 +196,51 @@ class _Draw:
         self._leave_others_out(is_filtered & (self._bound_weight < self._min_p * (1 - MARGIN)))
 
     def _drawn(self, draws: Weights) -> tuple[npt.NDArray[np.int64], Mask]:
-        order = np.argsort(self._ids + np.where(self._is_first, 0, 1 << 40), axis=1)
-        cumulative = np.cumsum(np.take_along_axis(self._weights, order, axis=1), axis=1)
-        known = cumulative[:, -1]
-        # Where others are left, they come after the head, and between those that were asked for.
-        num_ordered = np.where(self._high == 0.0, order.shape[1], self._is_first.sum(axis=1))
-        with np.errstate(over="ignore", invalid="ignore"):
-            low = draws * (known + self._low) - MARGIN * (known + self._low)
-            high = draws * (known + self._high) + MARGIN * (known + self._high)
-            place = _count(cumulative <= low[:, None])
-            is_known = (_count(cumulative <= high[:, None]) == place) & (place < num_ordered)
-        place = np.minimum(place, order.shape[1] - 1)
+        # A number's lower bits say where it came from: values are sorted faster than places are.
+        width = self._ids.shape[1]
+        bits = width.bit_length()
+        keys = (self._ids << bits) + np.arange(width)
+        keys[:, self._num_top :] += 1 << 60  # what was asked for comes behind the head
+        keys.sort(axis=1)
+        order = keys & ((1 << bits) - 1)
         rows = np.arange(len(order))
-        return self._ids[rows, order[rows, place]], self.is_decided & is_known
+        cumulative = np.cumsum(self._weights.ravel().take(order + (rows * width)[:, None]), axis=1)
+        known = cumulative[:, -1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = known + self._low, known + self._high
+            first = _leading(cumulative <= (low * (draws - MARGIN))[:, None])
+            last = _leading(cumulative <= (high * (draws + MARGIN))[:, None])
+        place = order[rows, np.minimum(first, width - 1)]
+        # Where others are left, they come after the head, and between those that were asked for.
+        is_known = (first == last) & (first < width) & ((self._high == 0.0) | (place < self._num_top))
+        return self._ids[rows, place], self.is_decided & is_known
 
 
-def _count(found: Mask) -> npt.NDArray[np.int64]:
-    """True ones of each row."""
-    counts: npt.NDArray[np.int64] = found.sum(axis=1, dtype=np.int64)
+def _leading(found: Mask) -> npt.NDArray[np.int64]:
+    """How many true ones each row begins with; all others are false."""
+    counts: npt.NDArray[np.int64] = np.where(found[:, -1], found.shape[1], found.argmin(axis=1))
     return counts
 
 
-def _others(
-    heads: Heads, rows: npt.NDArray[np.int64], temperature: Weights, largest: Weights, is_known: Mask
-) -> tuple[Weights, Weights]:
+def _others(heads: Heads, temperature: Scores, largest: Weights, is_known: Mask) -> tuple[Weights, Weights]:
     """Bounds on what the tokens outside of [R, n] weigh together at a temperature, relative to the likeliest score.
 
     Their sum at temperature 1, t, is the whole less the known ones. A power p = 1/T of each: at most the edge's to
     p - 1 times t for p above 1, and at most N^(1-p) t^p below (Hölder); at least the other of the two.
     """
-    low, high = np.zeros(len(rows)), np.full(len(rows), np.inf)
+    low, high = np.zeros(len(largest)), np.full(len(largest), np.inf)
     if not is_known.any():
         return low, high
-    rows, at = rows[is_known], np.flatnonzero(is_known)
-    logits, p = heads.logits[rows].astype(np.float64), 1.0 / temperature[is_known]
-    top = logits.max(axis=1)
-    known = np.exp(logits - top[:, None]).sum(axis=1)
-    whole = np.exp(heads.log_sum_exp[rows] - top)
-    edge = np.exp(heads.edge[rows].astype(np.float64) - top)
-    num_others = 1 << 20  # no vocabulary is larger
+    top, p = heads.logits.max(axis=1), 1.0 / temperature.astype(np.float64)
+    known = np.exp(heads.logits - top[:, None], dtype=np.float64).sum(axis=1)
+    whole, edge = np.exp(heads.log_sum_exp - top), np.exp(heads.edge - top, dtype=np.float64)
+    least, most = np.maximum((whole - known) + np.array([[-MARGIN], [MARGIN]]) * whole, 0.0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore"):
-        bounds = []
-        for t in (whole - known - MARGIN * whole, whole - known + MARGIN * whole):
-            mass = np.maximum(t, 0.0)
-            bounds.append((edge ** (p - 1.0) * mass, num_others ** (1.0 - p) * mass**p))
-        (low_edge, low_power), (high_edge, high_power) = bounds
-        shift = np.exp(top * p - largest[is_known])
-        low[at] = np.nan_to_num(np.minimum(low_edge, low_power) * shift, nan=0.0, posinf=0.0)
-        high[at] = np.nan_to_num(np.maximum(high_edge, high_power) * shift, nan=np.inf, posinf=np.inf)
+        edge_power, number_power = edge ** (p - 1.0), float(_MOST_TOKENS) ** (1.0 - p)
+        shift = np.exp(top * p - largest)
+        least = np.minimum(edge_power * least, number_power * least**p) * shift
+        most = np.maximum(edge_power * most, number_power * most**p) * shift
+    # What is no number bounds nothing.
+    low[is_known] = np.where(np.isfinite(least), least, 0.0)[is_known]
+    high[is_known] = np.where(np.isnan(most), np.inf, most)[is_known]
     return low, high

@@ -1,13 +1,13 @@
 """What one answer's tokens are chosen by: its settings, made ready once, and what it holds so far."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.tokens.penalties import Written, looks_back, repeating_tokens
-from engines.runtime.tokens.sampling import apply_repetition_penalty
 from export.checkpoint.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ class Chooser:
         self.seen[prompt] = True
         self.is_greedy = config.is_greedy
         self.looks_back = looks_back(config)
-        self._suppressed = np.zeros(vocab_size, np.bool_)
-        self._suppressed[[token_id for token_id in config.suppress_tokens if token_id < vocab_size]] = True
-        self._has_suppressed = bool(self._suppressed.any())
+        self.suppressed = _mask_of(config.suppress_tokens, vocab_size) if config.suppress_tokens else None
+        """[vocab] true where a token is never chosen, one for all that suppress the same; None: none is."""
         self.is_plain = (
             self.is_greedy
             and not self.looks_back
@@ -67,82 +66,71 @@ class Chooser:
         self._biased = np.array(sorted(biased), np.int64)
         self._bias = np.array([biased[int(token_id)] for token_id in self._biased], np.float32)
         self.asked_ids = self._biased if len(self._biased) <= MAX_ASKED else _NONE
-        self._counts = (
+        self.counts = (
             np.zeros(vocab_size, np.int32) if config.presence_penalty or config.frequency_penalty else None
         )
-        self._most_often = 0
+        """[vocab] how often the answer holds each token; None: nobody asks."""
+        self.most_often = 0
         self.is_top_k = 0 < config.top_k < vocab_size
         self.needs_sum = not self.is_greedy and not self.is_top_k
         """Whether a choice looks at the probability of tokens that are not among the likeliest."""
-        self.is_adjusted = bool(
-            self._has_suppressed or self.looks_back or config.repetition_penalty != 1.0 or guide is not None
+        self.names_tokens = bool(config.no_repeat_ngram_size or len(self._biased) or config.min_new_tokens)
+        """Whether `adjust_named` does anything."""
+        self.may_lower = (
+            self.looks_back
+            or config.repetition_penalty != 1.0
+            or self.suppressed is not None
+            or guide is not None
         )
-        """Whether `adjust` does anything, as lower the score of a token that nobody named."""
+        """Whether the score of a token that nobody named may be lowered."""
 
     def allowed(self) -> Mask | None:
         """[vocab], of which one must come; None: any may."""
         return None if self.guide is None else self.guide.allowed()
 
     def is_suppressed(self, token_id: int) -> bool:
-        return bool(self._suppressed[token_id])
+        """Whether a token is never chosen."""
+        return self.suppressed is not None and bool(self.suppressed[token_id])
 
     def note(self, token_id: int) -> None:
         """A token was chosen."""
         self.seen[token_id] = True
-        if self._counts is not None:
-            self._counts[token_id] += 1
-            self._most_often = max(self._most_often, int(self._counts[token_id]))
+        if self.counts is not None:
+            self.counts[token_id] += 1
+            self.most_often = max(self.most_often, int(self.counts[token_id]))
 
-    def adjust(
-        self, scores: Scores, ids: TokenIds, edge: float, allowed: Mask | None
-    ) -> tuple[Scores, np.float32]:
-        """What `sampling.next_token` makes of logits before the temperature, for some tokens of a row.
+    def adjust_named(self, scores: Scores, ids: TokenIds, bound: np.float32) -> np.float32:
+        """Rule out what repeats or ends too early, and add biases: what is done to tokens that are named one by one.
 
         Args:
-            scores: [n] their logits; -inf where there is none. Left unchanged.
+            scores: [n] of tokens; changed in place.
             ids: [n]
-            edge: no other token's logit is larger.
-            allowed: see `allowed`.
+            bound: on the scores of all other tokens.
 
         Returns:
-            [n] their scores, and a bound on the score of every other token. Each adjustment grows with the logit and
-            float32 rounds alike for all, so what it makes of the edge, at its most favourable, bounds the others.
+            The bound, raised by the largest bias on a token that is not among `ids`.
         """
-        config, bound = self.config, np.array([edge], np.float32)
-        if config.repetition_penalty != 1.0:
-            scores = apply_repetition_penalty(scores, self.seen[ids], config.repetition_penalty)
-            bound = np.maximum(
-                bound, apply_repetition_penalty(bound, np.ones(1, np.bool_), config.repetition_penalty)
-            )
-        if self.looks_back:
-            scores, bound = self._looked_back(scores.copy(), ids, bound)
-        if self._has_suppressed:
-            scores = np.where(self._suppressed[ids], np.float32(-np.inf), scores)
-        if allowed is not None:
-            scores = np.where(allowed[ids], scores, np.float32(-np.inf))
-        return scores, bound[0]
-
-    def _looked_back(self, scores: Scores, ids: TokenIds, bound: Scores) -> tuple[Scores, Scores]:
         config = self.config
         if (
             not self._is_bias_sound
         ):  # an id with two biases: added one after the other, which this does not do
-            return scores, np.array([np.inf], np.float32)
+            return np.float32(np.inf)
         if config.no_repeat_ngram_size:
             scores[np.isin(ids, repeating_tokens(self.written, config.no_repeat_ngram_size))] = -np.inf
-        if self._counts is not None:
-            counts = self._counts[ids]
-            taken = config.presence_penalty + config.frequency_penalty * counts
-            scores -= np.where(counts > 0, taken, 0.0).astype(np.float32)
-            extremes = config.presence_penalty + config.frequency_penalty * np.array([1, self._most_often])
-            bound = bound - np.float32(min(0.0, *extremes))
         if len(self._biased):
             place = np.searchsorted(self._biased, ids).clip(max=len(self._biased) - 1)
-            is_biased = (self._biased[place] == ids) & (scores > -np.inf)
-            scores[is_biased] += self._bias[place[is_biased]]
+            at = np.flatnonzero((self._biased[place] == ids) & (scores > -np.inf))
+            scores[at] += self._bias[place[at]]
             unknown = np.ones(len(self._biased), np.bool_)
-            unknown[place[is_biased]] = False
-            bound = bound + np.float32(max(0.0, self._bias[unknown].max(initial=0.0)))
+            unknown[place[at]] = False
+            bound = np.float32(bound + np.float32(max(0.0, self._bias[unknown].max(initial=0.0))))
         if len(self.written.answer) < config.min_new_tokens:
             scores[np.isin(ids, config.eos_token_ids)] = -np.inf
-        return scores, bound
+        return bound
+
+
+@lru_cache(maxsize=8)
+def _mask_of(token_ids: tuple[int, ...], vocab_size: int) -> Mask:
+    mask = np.zeros(vocab_size, np.bool_)
+    mask[[token_id for token_id in token_ids if token_id < vocab_size]] = True
+    return mask

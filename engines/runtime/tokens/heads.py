@@ -29,10 +29,16 @@ class Heads:
     """[R, n] as the engine gave them; -inf for a place that holds no token."""
     edge: Logits
     """[R] no other token's logit is larger; -inf: every other one is impossible."""
-    is_first: npt.NDArray[np.bool_]
-    """[R, n] tokens of the head; the rest was asked for by id."""
+    num_top: int
+    """Columns of the head; those behind them were asked for by id."""
     log_sum_exp: npt.NDArray[np.float64]
     """[R] over all tokens; NaN where nobody asked."""
+
+    def rows(self, chosen: npt.NDArray[np.int64]) -> "Heads":
+        """Some of the rows."""
+        return Heads(
+            self.ids[chosen], self.logits[chosen], self.edge[chosen], self.num_top, self.log_sum_exp[chosen]
+        )
 
 
 def head_edge(logits: Logits) -> np.float32:
@@ -54,16 +60,16 @@ def heads_of(
         needs_sum: whether the log-sum-exp is, which costs a pass over all logits.
     """
     found = [_head(row) for row in rows]
-    width = max(len(ids) + len(more) for (ids, _), more in zip(found, asked, strict=True))
-    ids = np.zeros((len(rows), max(width, 1)), np.int64)
+    num_top = max(1, *(len(ids) for ids, _ in found))
+    ids = np.zeros((len(rows), num_top + max(map(len, asked))), np.int64)
     logits = np.full(ids.shape, -np.inf, np.float32)
-    is_first = np.zeros(ids.shape, np.bool_)
     for r, ((head_ids, edge), more, row) in enumerate(zip(found, asked, rows, strict=True)):
-        both = np.concatenate([head_ids, more[row[more] <= edge]])
-        ids[r, : len(both)], logits[r, : len(both)] = both, row[both]
-        is_first[r, : len(head_ids)] = True
+        ids[r, : len(head_ids)], logits[r, : len(head_ids)] = head_ids, row[head_ids]
+        unknown = more[row[more] <= edge]
+        behind = slice(num_top, num_top + len(unknown))
+        ids[r, behind], logits[r, behind] = unknown, row[unknown]
     sums = [log_sum_exp(row) if is_needed else np.nan for row, is_needed in zip(rows, needs_sum, strict=True)]
-    return Heads(ids, logits, np.array([edge for _, edge in found], np.float32), is_first, np.array(sums))
+    return Heads(ids, logits, np.array([edge for _, edge in found], np.float32), num_top, np.array(sums))
 
 
 def log_sum_exp(logits: Logits) -> float:
@@ -88,19 +94,17 @@ def heads_of_candidates(
         asked_logits, asked_ids: [R, A]; an id below 0 asks for nothing.
         vocab_size: how many tokens there are.
     """
-    is_all = top_ids.shape[1] == vocab_size
+    num_top = top_ids.shape[1]
+    edge = np.full(len(top_ids), -np.inf, np.float32) if num_top == vocab_size else top_logits[:, -1]
     # A largest of values with a NaN among them may be any of them, their sum is none: such a row tells nothing.
-    top_logits = np.where(np.isfinite(log_sum_exps)[:, None], top_logits, np.float32(-np.inf))
-    edge = np.full(len(top_ids), -np.inf, np.float32) if is_all else top_logits[:, -1]
-    is_head = top_logits > edge[:, None]
-    # An id that was asked for and belongs to the head is known already; equals at the edge are, if asked for, here.
-    is_more = (asked_ids >= 0) & (asked_logits <= edge[:, None])
-    logits = np.concatenate(
-        [np.where(is_head, top_logits, -np.inf), np.where(is_more, asked_logits, -np.inf)], axis=1
-    ).astype(np.float32, copy=False)
-    ids = np.concatenate([top_ids, np.where(is_more, asked_ids, 0)], axis=1)
-    is_first = np.concatenate([is_head, np.zeros_like(is_more)], axis=1)
-    return Heads(ids, logits, edge, is_first, log_sum_exps.astype(np.float64))
+    is_head = (top_logits > edge[:, None]) & np.isfinite(log_sum_exps)[:, None]
+    logits, ids = np.where(is_head, top_logits, np.float32(-np.inf)), top_ids
+    if (asked_ids >= 0).any():
+        # An id that was asked for and belongs to the head is known already; equals at the edge are, if asked for, here.
+        is_more = (asked_ids >= 0) & (asked_logits <= edge[:, None])
+        logits = np.concatenate([logits, np.where(is_more, asked_logits, np.float32(-np.inf))], axis=1)
+        ids = np.concatenate([ids, np.where(is_more, asked_ids, 0)], axis=1)
+    return Heads(ids, logits, edge, num_top, log_sum_exps.astype(np.float64))
 
 
 def _head(logits: Logits) -> tuple[npt.NDArray[np.int64], np.float32]:

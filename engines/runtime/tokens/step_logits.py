@@ -142,13 +142,14 @@ class CandidateLogits:
         ]
 
     def _heads(self, rows: Sequence[int], vocab_size: int) -> Heads:
-        found = self._candidates
+        found, asked_ids = self._candidates, self._asked_ids
+        some = slice(None) if len(rows) == len(asked_ids) else list(rows)
         return heads_of_candidates(
-            found.top_logits[rows, 0],
-            found.top_ids[rows, 0],
-            found.log_sum_exp[rows, 0],
-            found.asked_logits[rows, 0],
-            self._asked_ids[rows],
+            found.top_logits[:, 0][some],
+            found.top_ids[:, 0][some],
+            found.log_sum_exp[:, 0][some],
+            found.asked_logits[:, 0][some],
+            asked_ids[some],
             vocab_size,
         )
 

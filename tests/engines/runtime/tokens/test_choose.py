@@ -192,7 +192,7 @@ def test_a_head_is_what_lies_above_the_256th_largest(seed, vocab):
     heads = heads_of([logits], [np.zeros(0, np.int64)], [True])
     edge = np.sort(logits)[-NUM_CANDIDATES] if vocab > NUM_CANDIDATES else -np.inf
     assert head_edge(logits) == heads.edge[0] == edge
-    assert heads.ids[0, heads.is_first[0]].tolist() == np.flatnonzero(logits > edge).tolist()
+    assert heads.ids[0, heads.logits[0] > -np.inf].tolist() == np.flatnonzero(logits > edge).tolist()
     assert heads.log_sum_exp[0] == pytest.approx(log_sum_exp(logits.astype(np.float64)), abs=2e-6)
 
 
