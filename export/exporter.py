@@ -119,6 +119,11 @@ def export_checkpoint(
         source, processor = opened or _with_processor(
             write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict
         )
+        if source.packed:
+            raise UserError(
+                f"{source.directory} holds quantized weights ({source.config.quantization}), which are read into the "
+                "reference alone. Start from the unquantized checkpoint."
+            )
         dtype = dtype or source.dtype
         if schemes:
             is_copy = weights == "copy"

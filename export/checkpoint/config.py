@@ -32,6 +32,6 @@ def config_from_json(content: Mapping[str, Any], source: str = "config.json") ->
     """Build the typed configuration from a parsed `config.json`.
 
     Raises:
-        UserError: an architecture other than Qwen2-VL, quantized weights, missing, unfitting or unknown values.
+        UserError: another architecture than Qwen2-VL, unread quantization, missing, unfitting or unknown values.
     """
     return family_of(content.get("model_type"), source).read_config(content, source)

@@ -16,6 +16,7 @@ from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.models.families import family_of
+from export.quantization.packed import CODE_SUFFIXES, PackedLinear, take_packed
 from export.quantization.side_file import StoredLinear, stored_linears
 from export.weights.compare import have_equal_values
 from export.weights.names import (
@@ -48,7 +49,10 @@ class Checkpoint:
     among them."""
 
     linears: Mapping[str, StoredLinear]
-    """Quantized linear layers, by the published name of the weight."""
+    """Quantized linear layers as a bundle stores them, by the published name of the weight."""
+
+    packed: Mapping[str, PackedLinear]
+    """Those that are stored only as the tool that quantized them did: an export makes the former of them."""
 
     weight_files: tuple[Path, ...]
     """All of them, as the index names them, also one that holds nothing but an untied copy of a tied head."""
@@ -68,6 +72,10 @@ class Checkpoint:
         for tensor in self.tensors.values():
             sizes[tensor.dtype] += tensor.length_bytes
         return sizes.most_common(1)[0][0]
+
+    def quantized(self) -> list[StoredLinear | PackedLinear]:
+        """Every quantized linear layer, however it is stored."""
+        return [*self.linears.values(), *self.packed.values()]
 
     def names_by_file(self) -> dict[Path, list[str]]:
         """Published names of the tensors in each weight file."""
@@ -95,17 +103,22 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
     found, wrappers, problems = _found_tensors([path for path in weight_files if path.name != QUANTIZED_FILE])
     notes = [*_architecture_notes(content, family.architecture), *_wrapper_notes(wrappers)]
     parts = _quantized_parts(weight_files)
-    quantized = {part.name.rpartition(".")[0] for part in parts}
+    quantized = {part.name.rpartition(".")[0] for part in parts} | _modules_of_codes(found)
     decoder, changes = _follow_weights(found, quantized, config.decoder, notes)
     config = replace(config, decoder=decoder)
     expected = family.weight_shapes(config)
     linears = stored_linears(parts, expected)
     expected = {name: shape for name, shape in expected.items() if name not in linears}
-    found = {
-        name: tensor for name, tensor in found.items() if name in expected or not _is_replaced(name, linears)
-    }
+    for name in [name for name in found if name not in expected and _is_replaced(name, linears)]:
+        del found[name]
+    packed = take_packed(found, expected, config.quantization, problems) if config.quantization else {}
+    expected = {name: shape for name, shape in expected.items() if name not in packed}
     outside = [name for name in found if name not in expected and not is_inside_model(name)]
     problems += _problems(found, expected)
+    if config.quantization is None and (codes := [name for name in found if name.endswith(CODE_SUFFIXES)]):
+        problems.insert(
+            0, f"{codes[0]}: quantized, but {directory / 'config.json'} has no quantization_config"
+        )
     if problems:
         problems += [f"{name}: not part of Qwen2-VL (in {found[name].path.name})" for name in outside]
         raise UserError(_problem_list(directory, problems))
@@ -115,12 +128,21 @@ def open_checkpoint(directory: Path, weight_files: Sequence[Path] | None = None)
         )
         notes.append(f"{len(outside)} stored tensors are not part of Qwen2-VL and are left out: {shown}.")
     tensors = {name: found[name] for name in expected}
-    return Checkpoint(directory, config, tensors, linears, weight_files, changes, tuple(notes))
+    return Checkpoint(directory, config, tensors, linears, packed, weight_files, changes, tuple(notes))
 
 
 def _quantized_parts(weight_files: Sequence[Path]) -> list[StoredTensor]:
     paths = [path for path in weight_files if path.name == QUANTIZED_FILE]
     return [tensor for path in paths for tensor in read_safetensors_header(path)]
+
+
+def _modules_of_codes(found: Mapping[str, StoredTensor]) -> set[str]:
+    """Names of weights that are stored as codes, in whatever layout."""
+    return {
+        f"{name.rpartition('.')[0]}.weight"
+        for name, tensor in found.items()
+        if tensor.dtype not in GRAPH_DTYPES
+    }
 
 
 def _is_replaced(name: str, linears: Mapping[str, StoredLinear]) -> bool:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from export.quantization.scheme import Scheme
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -87,5 +89,7 @@ class ModelConfig:
     vision_end_token_id: int
     dtype: str | None
     """As `config.json` says; None: it leaves that to the weights."""
+    quantization: Scheme | None = None
+    """How the linear layers of a quantized checkpoint are stored; None: in floating point, or as a bundle has them."""
     model_type: str = "qwen2_vl"
     """Of the family that it belongs to."""

@@ -16,6 +16,19 @@ def nibbles(packed: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return flat
 
 
+def unsigned_codes(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes of 4 or 8 bits in words [..., M], lowest bits first: [..., 32 M / bits] of 0 to 2^bits - 1."""
+    return nibbles(words) if bits == 4 else np.ascontiguousarray(words).view(np.uint8)
+
+
+def signed_codes(words: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int8]:
+    """As `unsigned_codes`, less the middle code 2^(bits - 1)."""
+    middle = 1 << (bits - 1)
+    # Flipping the middle's bit subtracts it from 8 bits; of 4 bits it leaves the sign to be spread.
+    flipped = (unsigned_codes(words, bits) ^ np.uint8(middle)).view(np.int8)
+    return flipped if bits == 8 else (flipped ^ np.int8(8)) - np.int8(8)
+
+
 def packed_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Pack int8 values of -8 to 7, of any shape: flat bytes, half as many, rounded up."""
     flat = values.reshape(-1).view(np.uint8)

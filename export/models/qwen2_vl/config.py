@@ -13,6 +13,7 @@ from export.models.configuration import DecoderConfig, ModelConfig, VisionConfig
 from export.models.keys import refuse_unread
 from export.models.qwen2_vl.rope import read_rope
 from export.models.section import Section
+from export.quantization.read_scheme import read_scheme
 
 # Defaults of Transformers' Qwen2VLVisionConfig: a re-saved config.json may drop all values that equal them.
 _VISION_DEFAULTS = {
@@ -40,16 +41,11 @@ def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
     """Build the typed configuration from a parsed `config.json` whose `model_type` is "qwen2_vl".
 
     Raises:
-        UserError: quantized weights; or all values that are missing, do not fit or are not computed.
+        UserError: quantization that is not read; or all values that are missing, do not fit or are not computed.
     """
     problems: list[str] = []
     top = Section(content, problems)
-    quantization = top.section("quantization_config").content
-    if quantization:
-        raise UserError(
-            f"{source}: the weights are quantized (quant_method {quantization.get('quant_method', 'unknown')!r}). "
-            "Start from the unquantized checkpoint."
-        )
+    quantization = read_scheme(top.section("quantization_config"), source)
     nested = top.section("text_config")
     text = Section({**top.content, **nested.content}, problems)
     decoder = _decoder_config(text, ties=(top, nested))
@@ -63,6 +59,7 @@ def read_config(content: Mapping[str, Any], source: str) -> ModelConfig:
         video_token_id=token_ids["video_token_id"],
         vision_start_token_id=token_ids["vision_start_token_id"],
         vision_end_token_id=token_ids["vision_end_token_id"],
+        quantization=quantization,
     )
     _refuse_contradictions(top, nested, text)
     refuse_unread(top, inert=text.asked())  # a flat file holds the decoder's keys beside its own

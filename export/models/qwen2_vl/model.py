@@ -105,8 +105,8 @@ def load_reference(
 
 def _read_tensors(checkpoint: Checkpoint, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
     """Every weight; quantized ones by what their numbers mean, each value rounded once to float32."""
-    for name, linear in checkpoint.linears.items():
-        yield name, torch.from_numpy(linear.read().dequantized()).to(device)
+    for linear in checkpoint.quantized():
+        yield linear.name, torch.from_numpy(linear.read().dequantized()).to(device)
     for path, names in checkpoint.names_by_file().items():
         with safe_open(path, framework="pt", device=str(device)) as file:
             for name in names:

@@ -107,8 +107,8 @@ def test_another_architecture_is_named(model_type):
     )
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_quantized_weights_are_refused_with_their_method(method):
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "mxfp4", "gguf", "exl3"])
+def test_quantized_weights_that_are_not_read_are_refused_with_their_method(method):
     message = problems_of(published(quantization_config={"quant_method": method, "bits": 4}))
     assert f"quant_method '{method}'" in message
     assert "unquantized" in message

@@ -1,0 +1,1 @@
+"""The tensors of one quantized layer in each tool's layout, and what they mean."""
