@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 
 from export.checkpoint.config import ModelConfig, load_config
 from export.checkpoint.generation_config import GenerationConfig, checkpoint_generation_config
-from export.contract import GraphName
+from export.contract import (
+    DecoderStage,
+    GraphContract,
+    GraphName,
+    decoder_stages,
+    stage_contract,
+    vision_contract,
+)
 from export.errors import UserError
 from export.files.directory_swap import DirectoryKind, replacing_directory
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
@@ -69,6 +76,40 @@ class Bundle:
     def graph(self, name: GraphName) -> Path:
         """A graph's file."""
         return self.directory / self.manifest.graphs[name].name
+
+    @property
+    def graph_names(self) -> tuple[GraphName, ...]:
+        """The vision encoder, then the decoder's stages in order."""
+        return ("vision", *(stage.graph for stage in self.stages))
+
+    @cached_property
+    def stages(self) -> tuple[DecoderStage, ...]:
+        """The decoder's graphs in order: one, unless it was cut.
+
+        Raises:
+            UserError: the manifest's stages are not of as many layers as the model has.
+        """
+        num_layers = self.config.decoder.num_hidden_layers
+        layers = self.manifest.stages or (num_layers,)
+        if sum(layers) != num_layers:
+            raise UserError(
+                f"{self.directory}: its decoder's stages have {sum(layers)} layers, config.json says {num_layers}.",
+                "Export the checkpoint again.",
+            )
+        return decoder_stages(layers)
+
+    def contract(self, name: GraphName, dtype: str | None = None) -> GraphContract:
+        """What a graph takes and gives.
+
+        Args:
+            name: of `graph_names`.
+            dtype: what it computes in; None: as it was exported.
+        """
+        dtype = dtype or self.manifest.dtype
+        if name == "vision":
+            return vision_contract(self.config, dtype)
+        stage = next(stage for stage in self.stages if stage.graph == name)
+        return stage_contract(self.config, dtype, stage)
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What goes into the two graphs and what comes out: names, shapes and dtypes, declared once.
+"""What goes into a bundle's graphs and what comes out: names, shapes and dtypes, declared once.
 
 ONNX inputs, engine profiles, the validator's feeds and the Triton configuration all read this. No torch.
 
@@ -6,13 +6,14 @@ Letters: P patches, N segments, M longest segment, V visual tokens, B batch, S q
 Q query tokens to project. Numbers come from the model's configuration.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import accumulate, pairwise
 
 from export.checkpoint.config import ModelConfig
 
-GraphName = Literal["vision", "decoder"]
-GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
+GraphName = str
+"""`vision`, and `decoder`; or `decoder.0`, `decoder.1` ... for a decoder that is cut into stages."""
 
 Dim = int | str
 """A fixed size, or the letter of a dynamic one."""
@@ -96,6 +97,83 @@ def decoder_contract(config: ModelConfig, dtype: str) -> GraphContract:
                 for part in CACHE_PARTS
             ),
         ),
+    )
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """Neighbouring layers of the decoder that are one graph: all of them, unless the decoder is cut."""
+
+    graph: GraphName
+    layers: range
+    is_first: bool
+    """Embeds the tokens, too."""
+    is_last: bool
+    """Projects onto the vocabulary, too."""
+
+    @property
+    def border(self) -> str:
+        """Name of what it takes from the stage before: [B, S, C]."""
+        return border_name(self.layers.start)
+
+    @property
+    def next_border(self) -> str:
+        """Name of what it gives to the stage after: [B, S, C]."""
+        return border_name(self.layers.stop)
+
+
+def border_name(layer: int) -> str:
+    """Name of the hidden state that goes into a layer where the decoder is cut before it, e.g. `hidden.14`."""
+    return f"hidden.{layer}"
+
+
+def decoder_stages(layers: Sequence[int]) -> tuple[DecoderStage, ...]:
+    """The stages of a decoder.
+
+    Args:
+        layers: how many each has, in order.
+    """
+    borders = [0, *accumulate(layers)]
+    return tuple(
+        DecoderStage(
+            "decoder" if len(layers) == 1 else f"decoder.{i}",
+            range(start, stop),
+            is_first=i == 0,
+            is_last=i == len(layers) - 1,
+        )
+        for i, (start, stop) in enumerate(pairwise(borders))
+    )
+
+
+_EMBEDDED = ("token_ids", "visual_embeds")
+_EVERYWHERE = ("position_ids", "write_index", "kv_lengths")
+
+
+def stage_contract(config: ModelConfig, dtype: str, stage: DecoderStage) -> GraphContract:
+    """One stage's part of `decoder_contract`: the caches of its layers, and hidden states at its borders."""
+    whole = decoder_contract(config, dtype)
+    caches = {
+        cache_name(time, part, i)
+        for time in ("past", "present")
+        for part in CACHE_PARTS
+        for i in stage.layers
+    }
+    any_cache = tuple(f"{time}_{part}." for time in ("past", "present") for part in CACHE_PARTS)
+
+    def is_taken(spec: TensorSpec) -> bool:
+        if spec.name.startswith(any_cache):
+            return spec.name in caches
+        if spec.name in _EVERYWHERE:
+            return True
+        return stage.is_first if spec.name in _EMBEDDED else stage.is_last
+
+    def hidden(name: str, doc: str) -> TensorSpec:
+        return TensorSpec(name, dtype, ("B", "S", config.decoder.hidden_size), doc)
+
+    before = () if stage.is_first else (hidden(stage.border, "the stage before gave it"),)
+    after = () if stage.is_last else (hidden(stage.next_border, "for the stage after"),)
+    return GraphContract(
+        inputs=(*before, *filter(is_taken, whole.inputs)), outputs=(*after, *filter(is_taken, whole.outputs))
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,12 @@ from export.bundle import (
     writing_bundle,
 )
 from export.checkpoint.tensors import Checkpoint, open_checkpoint, weight_files_of
+from export.contract import DecoderStage, decoder_stages, stage_contract
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
+from export.parallel import balanced_layers
 from export.processor.processor import Processor
 from export.quantization.make import Part, check_schemes, quantize_checkpoint
 from export.records.manifest import Source, sha256_of
@@ -85,6 +87,7 @@ def export_checkpoint(
     adapter: Path | None = None,
     quantize: Mapping[Part, str | None] | None = None,
     strict: bool = False,
+    pipeline_stages: int = 1,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle of a Qwen2-VL checkpoint.
@@ -98,6 +101,7 @@ def export_checkpoint(
         quantize: by part of the model ("decoder", "vision", "head"), what becomes of its linear layers: a name of
             `export.quantization.make.SCHEMES`; None: they stay as they are.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
+        pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         progress: told each phase, and the fraction that is done; None: nobody listens.
 
     Raises:
@@ -125,16 +129,19 @@ def export_checkpoint(
                 "reference alone. Start from the unquantized checkpoint."
             )
         dtype = dtype or source.dtype
+        stages = decoder_stages(balanced_layers(source.config, pipeline_stages))
         if schemes:
             is_copy = weights == "copy"
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
-        graphs = {}
+        graphs: dict[str, ir.Model] = {}
         for index, (name, make_graph) in enumerate(_GRAPH_MAKERS.items()):
             traced_bytes = _TRACING_BYTES * index / len(_GRAPH_MAKERS)
             report(f"tracing the {name} graph", traced_bytes / work_bytes)
-            graphs[name] = make_graph(source, dtype)
-            _check_graph(graphs[name])
+            made = make_graph(source, dtype)
+            graphs |= {name: made} if name == "vision" else _cut(made, source, dtype, stages)
+        for graph in graphs.values():
+            _check_graph(graph)
 
         def placed(placed_bytes: int) -> None:
             report("placing the weights", (_TRACING_BYTES + placed_bytes) / work_bytes)
@@ -144,7 +151,22 @@ def export_checkpoint(
         report("writing the bundle", 1.0)
         _copy_companions(source, processor, directory)
         name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
-        return _write_files(source, name, directory, graphs, weight_records, dtype, weights)
+        layers = tuple(len(stage.layers) for stage in stages) if len(stages) > 1 else ()
+        return _write_files(source, name, directory, graphs, weight_records, dtype, weights, layers)
+
+
+def _cut(
+    decoder: "ir.Model", source: Checkpoint, dtype: str, stages: Sequence[DecoderStage]
+) -> "dict[str, ir.Model]":
+    from export.graphs.stages import stage_model  # noqa: PLC0415 - onnx_ir
+
+    if len(stages) == 1:
+        return {stages[0].graph: decoder}
+    contracts = [stage_contract(source.config, dtype, stage) for stage in stages]
+    return {
+        stage.graph: stage_model(decoder, stage, contract)
+        for stage, contract in zip(stages, contracts, strict=True)
+    }
 
 
 def _with_processor(source: Checkpoint, *, strict: bool) -> tuple[Checkpoint, Processor]:
@@ -203,6 +225,7 @@ def _write_files(
     weights: list[FileRecord],
     dtype: str,
     weights_mode: WeightsMode,
+    stages: tuple[int, ...],
 ) -> Manifest:
     import onnx_ir as ir  # noqa: PLC0415 - see above
 
@@ -221,6 +244,7 @@ def _write_files(
         weights=tuple(weights),
         files=tuple(FileRecord.from_file(directory / name) for name in companions),
         key=_key(graph_records, weights),
+        stages=stages,
     )
     manifest.write(directory)
     return manifest

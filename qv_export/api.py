@@ -50,6 +50,7 @@ def export(
     quantize_vision: str | None = None,
     quantize_head: str | None = None,
     strict: bool = False,
+    pipeline_stages: int = 1,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write the bundle of a checkpoint, and open it.
@@ -64,6 +65,7 @@ def export(
         quantize_vision: the same of the vision encoder's.
         quantize_head: "int4" or "int8-weights", of the token embedding and the projection to the vocabulary.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
+        pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         progress: told each phase, and the fraction that is done.
 
     Raises:
@@ -84,6 +86,7 @@ def export(
         adapter=None if adapter is None else Path(adapter),
         quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
         strict=strict,
+        pipeline_stages=pipeline_stages,
         progress=progress,
     )
     return Bundle(Path(output), manifest)

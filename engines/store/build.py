@@ -12,7 +12,7 @@ from typing import Any
 from engines.gpus import GpuFacts
 from engines.store.cache import EngineRequest, cached_engine, key_inputs, writing_engine
 from export.bundle import Bundle
-from export.contract import GRAPH_NAMES, GraphName
+from export.contract import GraphName
 from export.errors import UserError
 from export.records.engine_record import RECORD_NAME, EngineRecord
 from export.records.manifest import FileRecord, content_key
@@ -97,8 +97,8 @@ def build_engine_directory(
 def _build_graphs(
     bundle: Bundle, request: EngineRequest, scratch: Path, jobs: int, progress: Progress
 ) -> dict[str, Facts]:
-    """Both graphs, as many at once as there are jobs. When one fails, the other ends at its next sign of life."""
-    fractions = dict.fromkeys(GRAPH_NAMES, 0.0)
+    """Every graph, as many at once as there are jobs. When one fails, the others end at their next sign of life."""
+    fractions = dict.fromkeys(bundle.graph_names, 0.0)
     is_stopped = Event()
 
     def report(graph: GraphName, phase: str, fraction: float) -> None:
@@ -108,10 +108,11 @@ def _build_graphs(
         progress(f"{graph}: {phase}", sum(fractions.values()) / len(fractions))
 
     if jobs == 1:  # in this thread, which signals reach
-        return {graph: _build_graph(bundle, graph, request, scratch, report) for graph in GRAPH_NAMES}
+        return {graph: _build_graph(bundle, graph, request, scratch, report) for graph in bundle.graph_names}
     with ThreadPoolExecutor(jobs) as pool:
         pending = {
-            graph: pool.submit(_build_graph, bundle, graph, request, scratch, report) for graph in GRAPH_NAMES
+            graph: pool.submit(_build_graph, bundle, graph, request, scratch, report)
+            for graph in bundle.graph_names
         }
         try:
             return {graph: future.result() for graph, future in pending.items()}

@@ -5,6 +5,7 @@ loading read: no engine has to be deserialized, which a machine without a GPU co
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -43,7 +44,7 @@ class EngineRecord:
     seconds: float
     files: tuple[FileRecord, ...]
     facts: Mapping[str, Any]
-    """By graph, "vision" and "decoder": what the builder reported."""
+    """By graph, "vision" and "decoder" or its stages: what the builder reported."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -108,9 +109,6 @@ class EngineRecord:
                 yield f"{record.name} changed since it was built"
 
 
-_GRAPHS = ("vision", "decoder")
-
-
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
     """What is not of its type in a parsed record."""
     names = {field.name for field in fields(EngineRecord)}
@@ -133,7 +131,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         ),
         "facts": (
             lambda value: (
-                _is_object_of(value, lambda facts: isinstance(facts, dict)) and set(value) <= {*_GRAPHS}
+                _is_object_of(value, lambda facts: isinstance(facts, dict)) and all(map(_is_graph, value))
             ),
             "an object by graph",
         ),
@@ -145,6 +143,10 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_graph(value: Any) -> bool:
+    return _is_text(value) and re.fullmatch(r"vision|decoder(\.\d{1,4})?", value, re.ASCII) is not None
 
 
 def _is_count(value: Any) -> bool:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from export.contract import decoder_stages
 from export.errors import UserError
 from export.files.atomic import replace_text
 from export.files.json_object import json_object_from_bytes, parse_json_object
@@ -59,12 +60,14 @@ class Manifest:
     dtype: str
     weights_mode: str
     graphs: Mapping[str, FileRecord]
-    """By role: "vision" and "decoder"."""
+    """By role: "vision", and "decoder" or its stages "decoder.0", "decoder.1" ..., in order."""
     weights: tuple[FileRecord, ...]
     files: tuple[FileRecord, ...]
     """Configuration, tokenizer and processor files."""
     key: str
     """`content_key` of everything that could change what the graphs compute."""
+    stages: tuple[int, ...] = ()
+    """How many layers each stage of the decoder has; empty for a decoder in one graph."""
     format_version: int = FORMAT_VERSION
 
     def records(self) -> tuple[FileRecord, ...]:
@@ -125,6 +128,7 @@ class _ManifestReader:
         self.problems: list[str] = []
 
     def manifest(self, content: dict[str, Any]) -> Manifest:
+        content = {"stages": [], **content}  # absent in bundles from before there were stages
         self.keys(content, Manifest, "manifest")
         graphs = self.mapping(content.get("graphs"), "graphs")
         tools = self.mapping(content.get("tools"), "tools")
@@ -141,9 +145,11 @@ class _ManifestReader:
             weights=self.file_records(content.get("weights"), "weights"),
             files=self.file_records(content.get("files"), "files"),
             key=self.text(content, "key"),
+            stages=self.counts(content.get("stages"), "stages"),
         )
         self.require(manifest.weights_mode in {"copy", "link"}, "weights_mode must be copy or link")
-        self.require({"vision", "decoder"} == set(graphs), "graphs must hold vision and decoder")
+        expected = ["vision", *(stage.graph for stage in decoder_stages(manifest.stages or (1,)))]
+        self.require(set(expected) == set(graphs), f"graphs must hold {_joined(expected)}")
         self.digests(manifest)
         self.names([record.name for record in manifest.records()])
         if self.problems:
@@ -167,6 +173,13 @@ class _ManifestReader:
         value = content.get(key)
         self.require(isinstance(value, str), f"{key} must be a string, found {value!r}")
         return str(value)
+
+    def counts(self, value: Any, where: str) -> tuple[int, ...]:
+        is_sound = isinstance(value, list) and all(type(count) is int and count > 0 for count in value)
+        self.require(
+            is_sound and len(value) != 1, f"{where} must be a list of numbers of layers, found {value!r}"
+        )
+        return tuple(value) if is_sound else ()
 
     def file_records(self, value: Any, where: str) -> tuple[FileRecord, ...]:
         self.require(isinstance(value, list), f"{where} must be a list, found {value!r}")
@@ -224,6 +237,10 @@ def _is_inside(name: Any) -> bool:
         return False
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+
+
+def _joined(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _listed(names: Iterable[str]) -> str:

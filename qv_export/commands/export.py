@@ -63,6 +63,14 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
 )
+@click.option(
+    "--pipeline-stages",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Cut the decoder into N graphs of neighbouring layers, for models that no single GPU holds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def export(
     checkpoint: Path,
@@ -74,6 +82,7 @@ def export(
     quantize_vision: str | None,
     quantize_head: str | None,
     strict: bool,
+    pipeline_stages: int,
     as_json: bool,
 ) -> None:
     """Turn a Qwen2-VL CHECKPOINT into a bundle: two ONNX graphs, weights, tokenizer.
@@ -94,6 +103,7 @@ def export(
             quantize_vision=quantize_vision,
             quantize_head=quantize_head,
             strict=strict,
+            pipeline_stages=pipeline_stages,
             progress=step,
         ).manifest
     seconds = time.perf_counter() - start

@@ -82,11 +82,10 @@ def _inspect_engine(directory: Path) -> Inspection:
 
 def _inspect_bundle(directory: Path) -> Inspection:
     from export.bundle import open_bundle
-    from export.contract import GRAPH_NAMES
     from export.records.engine_record import EngineRecord, engine_records
 
     bundle = open_bundle(directory)
-    graphs = tuple(graph_facts_from_file(bundle.graph(name)) for name in GRAPH_NAMES)
+    graphs = tuple(graph_facts_from_file(bundle.graph(name)) for name in bundle.graph_names)
     engines = tuple(
         shown_engine(bundle.engine_directory(name))
         for name, record in engine_records(directory).items()

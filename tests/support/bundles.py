@@ -23,23 +23,32 @@ def shared_bundle(
     dtype: str | None = None,
     weights: WeightsMode = "copy",
     quantize: Mapping[Part, str] | None = None,
+    pipeline_stages: int = 1,
 ) -> Path:
     """The bundle of a random checkpoint, which lies beside it as `checkpoint`. Read it; copy it to change it.
 
     Args:
         tmp_path_factory: pytest's; its root is one for all workers of a run.
         checkpoint: arguments of `write_checkpoint`.
-        dtype, weights, quantize: of `export_checkpoint`.
+        dtype, weights, quantize, pipeline_stages: of `export_checkpoint`.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    asked = json.dumps([dtype, weights, dict(quantize or {}), dict(checkpoint)], sort_keys=True)
+    options = [dtype, weights, dict(quantize or {}), pipeline_stages, dict(checkpoint)]
+    asked = json.dumps(options, sort_keys=True)
     directory = root / f"shared-bundle-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     directory.mkdir(exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / "bundle").exists():  # an export is whole or not there
             source = write_checkpoint(directory / "checkpoint", **checkpoint)
-            export_checkpoint(source, directory / "bundle", dtype=dtype, weights=weights, quantize=quantize)
+            export_checkpoint(
+                source,
+                directory / "bundle",
+                dtype=dtype,
+                weights=weights,
+                quantize=quantize,
+                pipeline_stages=pipeline_stages,
+            )
     return directory / "bundle"

@@ -11,7 +11,7 @@ import onnx
 from engines.session import Probe
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
-from export.contract import GRAPH_NAMES, GraphName
+from export.contract import GraphName
 
 _MOVES_ONLY = {"Reshape", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Identity", "Transpose"}
 """Ops that compute nothing: a wrong value that they give was made by the op before them."""
@@ -131,5 +131,11 @@ def _decoder_layer_probes(probes: GraphProbes, layer: str) -> list[Probe]:
 
 
 def canonical_graphs(bundle: Bundle) -> Mapping[GraphName, onnx.GraphProto]:
-    """Both graphs of a bundle, without their weights."""
-    return {name: onnx.load(bundle.graph(name), load_external_data=False).graph for name in GRAPH_NAMES}
+    """Vision encoder and decoder of a bundle without their weights; the stages of a decoder as one graph again."""
+    graphs = {
+        name: onnx.load(bundle.graph(name), load_external_data=False).graph for name in bundle.graph_names
+    }
+    decoder = onnx.GraphProto()
+    for stage in bundle.stages:
+        decoder.MergeFrom(graphs[stage.graph])
+    return {"vision": graphs["vision"], "decoder": decoder}

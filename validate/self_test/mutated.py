@@ -25,12 +25,19 @@ def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
     target.mkdir()
     for record in bundle.manifest.records():
         link_or_copy(directory / record.name, target / record.name)
-    path = target / bundle.manifest.graphs[mutation.graph].name
-    model = onnx.load(path, load_external_data=False)
-    mutation.edit(model.graph)
-    path.unlink()  # a hard link: writing into it would change the bundle itself
-    onnx.save(model, path)
-    graphs = {**bundle.manifest.graphs, mutation.graph: FileRecord.from_file(path)}
+    graphs = dict(bundle.manifest.graphs)
+    parts = [mutation.graph] if mutation.graph in graphs else [stage.graph for stage in bundle.stages]
+    for name in parts:
+        path = target / graphs[name].name
+        model = onnx.load(path, load_external_data=False)
+        try:
+            mutation.edit(model.graph)
+        except StopIteration:  # what is edited stands in another stage
+            continue
+        path.unlink()  # a hard link: writing into it would change the bundle itself
+        onnx.save(model, path)
+        graphs[name] = FileRecord.from_file(path)
+    assert graphs != bundle.manifest.graphs, f"{mutation.name} changes nothing"
     replace(bundle.manifest, graphs=graphs).write(target)
     return target
 

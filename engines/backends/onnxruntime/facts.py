@@ -14,11 +14,10 @@ import onnxruntime as ort
 
 from engines.backends.facts import EngineFacts, Implementation, LayerFacts, TensorFacts
 from engines.backends.onnxruntime.graph import load_graph
-from engines.backends.onnxruntime.session import OnnxRuntimeDecoder, OnnxRuntimeVision
+from engines.backends.onnxruntime.session import OnnxRuntimeStage, OnnxRuntimeVision
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
-from export.checkpoint.config import ModelConfig
-from export.contract import GraphContract, GraphName, TensorSpec, decoder_contract, vision_contract
+from export.contract import GraphName, TensorSpec
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.registry import OP_DOMAIN
 
@@ -33,10 +32,11 @@ def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts
     if graph == "vision":
         OnnxRuntimeVision(bundle)
     else:
-        OnnxRuntimeDecoder(bundle, num_slots=limits.max_batch, capacity=limits.max_context)
+        stage = next(stage for stage in bundle.stages if stage.graph == graph)
+        OnnxRuntimeStage(bundle, stage, num_slots=limits.max_batch, capacity=limits.max_context)
     seconds = time.perf_counter() - start
     model = load_graph(bundle.graph(graph), bundle.config)
-    contract = _contract(graph, bundle.config)
+    contract = bundle.contract(graph, "float32")  # what ONNX Runtime computes in on CPU
     return EngineFacts(
         graph=graph,
         target="onnxruntime",
@@ -51,11 +51,6 @@ def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         engine_bytes=0,
     )
-
-
-def _contract(graph: GraphName, config: ModelConfig) -> GraphContract:
-    contract = vision_contract if graph == "vision" else decoder_contract
-    return contract(config, "float32")  # what ONNX Runtime computes in on CPU
 
 
 def _tensor(spec: TensorSpec) -> TensorFacts:

@@ -35,12 +35,16 @@ class OnnxRuntimeProbes:
         cache = {cache_name("past", *part): np.zeros(shape, np.float32) for part in parts}
         present = [cache_name("present", *part) for part in parts]
         joined: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
-        session, _weights = self._open("decoder", names)
+        sessions = [self._open(stage.graph, names) for stage in self._bundle.stages]
         for call in calls:
-            values = session.run([*names, *present], {**vars(call), **cache})
-            cache = dict(zip(cache, values[len(names) :], strict=True))
-            for name, value in zip(names, values, strict=False):
-                joined[name].append(value.reshape(call.token_ids.shape[1], -1))
+            values = {**vars(call), **cache}
+            for session, _weights in sessions:
+                taken = {value.name: values[value.name] for value in session.get_inputs()}
+                given = [value.name for value in session.get_outputs()]
+                values |= dict(zip(given, session.run(given, taken), strict=True))
+            cache = {past: values[name] for past, name in zip(cache, present, strict=True)}
+            for name in names:
+                joined[name].append(values[name].reshape(call.token_ids.shape[1], -1))
         result = {name: np.concatenate(pieces) for name, pieces in joined.items()}
         for name, value in zip(present, cache.values(), strict=True):
             result[name] = cache_rows(value)

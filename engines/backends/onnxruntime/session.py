@@ -1,7 +1,7 @@
 """A bundle's graphs on ONNX Runtime on the CPU, with the cache updated in place."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import has_quantized_weights, load_graph, raised_weights
 from engines.session import Engine, EngineError, require_slots
 from export.bundle import Bundle
-from export.contract import CACHE_PARTS, GraphName, cache_name, decoder_contract, vision_contract
+from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name
 from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
@@ -58,10 +58,7 @@ class OnnxRuntimeVision:
 
 
 class OnnxRuntimeDecoder:
-    """The decoder graph on CPU with its KV slots: a `DecoderSession`.
-
-    A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
-    """
+    """The decoder's graphs on CPU with their KV slots: a `DecoderSession`."""
 
     def __init__(
         self,
@@ -75,18 +72,11 @@ class OnnxRuntimeDecoder:
         """Args: rounds_inputs: see `create_session`."""
         self.num_slots = num_slots
         self.capacity = capacity
-        self._config = config = bundle.config
-        self._session, self._weights = create_session(
-            bundle, "decoder", num_threads, may_pack=False, rounds_inputs=rounds_inputs
-        )
-        # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
-        shape = (num_slots, config.decoder.num_key_value_heads, capacity, config.decoder.head_dim)
-        self._caches = {
-            (part, layer): np.zeros(shape, np.float32)
-            for layer in range(config.decoder.num_hidden_layers)
-            for part in CACHE_PARTS
-        }
-        self._calls: dict[tuple[int, int], _BoundCall] = {}
+        self._config = bundle.config
+        self._stages = [
+            OnnxRuntimeStage(bundle, stage, num_slots, capacity, num_threads, rounds_inputs=rounds_inputs)
+            for stage in bundle.stages
+        ]
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`."""
@@ -98,13 +88,68 @@ class OnnxRuntimeDecoder:
         return self._run(first_slot, inputs)
 
     def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
-        call = self._call(first_slot, len(inputs.token_ids))
-        for name in _FEED_NAMES:
-            call.set_input(name, getattr(inputs, name))
-        logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
-        _bind_output(call.binding, "logits", logits)
+        values: dict[str, npt.NDArray[Any]] = {name: getattr(inputs, name) for name in _FEED_NAMES}
+        for stage in self._stages:
+            values.update(stage.run(first_slot, values))
+        return values["logits"]
+
+
+class OnnxRuntimeStage:
+    """A decoder's graph on CPU, the whole decoder or a stage of it, with the KV slots of its layers.
+
+    A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        stage: DecoderStage,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        *,
+        rounds_inputs: bool = True,
+    ) -> None:
+        decoder = bundle.config.decoder
+        self._session, self._weights = create_session(
+            bundle, stage.graph, num_threads, may_pack=False, rounds_inputs=rounds_inputs
+        )
+        # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
+        shape = (num_slots, decoder.num_key_value_heads, capacity, decoder.head_dim)
+        self._caches = {
+            (part, layer): np.zeros(shape, np.float32) for layer in stage.layers for part in CACHE_PARTS
+        }
+        contract = bundle.contract(stage.graph)
+        cached = {cache_name(time, *key) for key in self._caches for time in ("past", "present")}
+        self._inputs = [spec for spec in contract.inputs if spec.name not in cached]
+        self._outputs = [spec for spec in contract.outputs if spec.name not in cached]
+        self._calls: dict[tuple[int, int], _BoundCall] = {}
+
+    def run(
+        self, first_slot: int, values: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run on the slots from `first_slot`.
+
+        Args:
+            first_slot: of the first row.
+            values: the graph's inputs by name, caches left out; others are ignored.
+
+        Returns:
+            Its outputs by name, caches left out.
+        """
+        call = self._call(first_slot, len(values["write_index"]))
+        sizes: dict[Any, int] = {}
+        for spec in self._inputs:
+            array = values[spec.name]
+            sizes |= dict(zip(spec.shape, array.shape, strict=True))
+            call.set_input(spec.name, array)
+        outputs = {}
+        for spec in self._outputs:
+            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
+            outputs[spec.name] = np.empty(shape, np.float32)
+            _bind_output(call.binding, spec.name, outputs[spec.name])
         self._session.run_with_iobinding(call.binding)
-        return logits
+        return outputs
 
     def _call(self, first_slot: int, batch: int) -> "_BoundCall":
         key = (first_slot, batch)
@@ -186,7 +231,7 @@ def create_session(
             wait for every weight to be copied first.
         rounds_inputs: let products with 4-bit weights round their inputs to 8 bits in blocks, which is what makes them
             fast; without, they give what the weights mean to float32's precision.
-        outputs: values inside the graph to give as well.
+        outputs: values to give as well, those of them that are inside this graph.
 
     Raises:
         UserError: the graph is not the one that its name and the configuration say.
@@ -206,11 +251,11 @@ def create_session(
     level = _ROUNDED_INPUTS if rounds_inputs else _FLOAT32_INPUTS
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     model = load_graph(graph, config)
-    contract = vision_contract if name == "vision" else decoder_contract
-    require_interface(model, contract(config, bundle.manifest.dtype), graph)
-    known = {output.name for output in model.graph.output}
+    require_interface(model, bundle.contract(name), graph)
+    inside = {name for node in model.graph.node for name in node.output}
+    inside -= {output.name for output in model.graph.output}
     model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name not in known
+        onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name in inside
     )
     weights = []
     for weight, array in raised_weights(model, graph.parent):

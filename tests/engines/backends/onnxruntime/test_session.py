@@ -30,9 +30,14 @@ def reference_decoder(engine, num_slots: int = 1) -> ReferenceDecoder:
     return ReferenceDecoder(engine.reference, num_slots, engine.decoder.capacity)
 
 
+def caches_of(decoder):
+    (whole,) = decoder._stages
+    return whole._caches
+
+
 def stale(decoder) -> None:
     """Leave in every slot what an earlier conversation would: nothing may depend on it."""
-    for cache in decoder._caches.values():
+    for cache in caches_of(decoder).values():
         cache[...] = np.random.default_rng(7).standard_normal(cache.shape) * 50
 
 
@@ -114,10 +119,12 @@ def test_slots_do_not_disturb_each_other(copied):
     stale(decoder)
     tokens = [decoder.forward(1, first.prefill(first_embeds))[0, -1].argmax()]
     for step in range(5):
-        kept = {key: cache[[0, 1, 3, 4]].copy() for key, cache in decoder._caches.items()}
+        kept = {key: cache[[0, 1, 3, 4]].copy() for key, cache in caches_of(decoder).items()}
         # Slot 2 is filled anew and stepped between any two steps of slot 1.
         greedy_tokens(decoder, second, second_embeds, 2, slot=2)
-        assert all(np.array_equal(decoder._caches[key][[0, 1, 3, 4]], value) for key, value in kept.items())
+        assert all(
+            np.array_equal(caches_of(decoder)[key][[0, 1, 3, 4]], value) for key, value in kept.items()
+        )
         write_index = first.lengths + step
         inputs = decode_step(np.array([tokens[-1]]), write_index, first.deltas, width_of(copied))
         tokens.append(decoder.forward(1, inputs)[0, 0].argmax())
@@ -128,9 +135,9 @@ def test_decode_writes_one_cache_position_and_no_other(copied):
     batch = make_batch(CASE["text"], copied.reference.config)
     decoder = copied.decoder
     decoder.forward(0, batch.prefill(np.zeros((0, width_of(copied)), np.float32)))
-    before = {key: cache.copy() for key, cache in decoder._caches.items()}
+    before = {key: cache.copy() for key, cache in caches_of(decoder).items()}
     decoder.forward(0, decode_step(np.array([5]), batch.lengths, batch.deltas, width_of(copied)))
-    for key, cache in decoder._caches.items():
+    for key, cache in caches_of(decoder).items():
         changed = (cache != before[key]).any(axis=(1, 3))  # [slots, capacity]
         assert np.argwhere(changed).tolist() == [[0, int(batch.lengths[0])]]
 
