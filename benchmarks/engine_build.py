@@ -50,10 +50,11 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
 
     from engines.backends.tensorrt.attention import attention_bodies
     from engines.backends.tensorrt.build.network import load_graph
-    from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
+    from engines.backends.tensorrt.build.profiles import graph_profiles, shape_ranges
     from engines.sizing.limits import Limits
     from export.bundle import open_bundle
     from export.checkpoint.config import load_config
+    from export.contract import graph_contract
 
     opened, limits = open_bundle(Path(bundle)), Limits()
     config, dtype = load_config(opened.directory), opened.manifest.dtype

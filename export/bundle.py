@@ -22,8 +22,7 @@ from export.contract import (
     GraphContract,
     GraphName,
     decoder_stages,
-    stage_contract,
-    vision_contract,
+    graph_contract,
 )
 from export.errors import UserError
 from export.files.directory_swap import DirectoryKind, replacing_directory
@@ -105,11 +104,7 @@ class Bundle:
             name: of `graph_names`.
             dtype: what it computes in; None: as it was exported.
         """
-        dtype = dtype or self.manifest.dtype
-        if name == "vision":
-            return vision_contract(self.config, dtype)
-        stage = next(stage for stage in self.stages if stage.graph == name)
-        return stage_contract(self.config, dtype, stage)
+        return graph_contract(name, self.config, dtype or self.manifest.dtype, self.stages)
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -100,6 +100,23 @@ def decoder_contract(config: ModelConfig, dtype: str) -> GraphContract:
     )
 
 
+def graph_contract(
+    name: GraphName, config: ModelConfig, dtype: str, stages: "Sequence[DecoderStage]" = ()
+) -> GraphContract:
+    """What the graph of a name takes and gives.
+
+    Args:
+        name: "vision", "decoder", or a stage's.
+        config: the model's sizes.
+        dtype: what it computes in.
+        stages: of a decoder that is cut.
+    """
+    if name == "vision":
+        return vision_contract(config, dtype)
+    stage = next((stage for stage in stages if stage.graph == name), None)
+    return decoder_contract(config, dtype) if stage is None else stage_contract(config, dtype, stage)
+
+
 @dataclass(frozen=True)
 class DecoderStage:
     """Neighbouring layers of the decoder that are one graph: all of them, unless the decoder is cut."""
@@ -122,9 +139,12 @@ class DecoderStage:
         return border_name(self.layers.stop)
 
 
+BORDER_PREFIX = "hidden."
+
+
 def border_name(layer: int) -> str:
     """Name of the hidden state that goes into a layer where the decoder is cut before it, e.g. `hidden.14`."""
-    return f"hidden.{layer}"
+    return f"{BORDER_PREFIX}{layer}"
 
 
 def decoder_stages(layers: Sequence[int]) -> tuple[DecoderStage, ...]:
@@ -153,15 +173,11 @@ def stage_contract(config: ModelConfig, dtype: str, stage: DecoderStage) -> Grap
     """One stage's part of `decoder_contract`: the caches of its layers, and hidden states at its borders."""
     whole = decoder_contract(config, dtype)
     caches = {
-        cache_name(time, part, i)
-        for time in ("past", "present")
-        for part in CACHE_PARTS
-        for i in stage.layers
+        cache_name(time, part, i) for time in (PAST, PRESENT) for part in CACHE_PARTS for i in stage.layers
     }
-    any_cache = tuple(f"{time}_{part}." for time in ("past", "present") for part in CACHE_PARTS)
 
     def is_taken(spec: TensorSpec) -> bool:
-        if spec.name.startswith(any_cache):
+        if is_cache_name(spec.name):
             return spec.name in caches
         if spec.name in _EVERYWHERE:
             return True
@@ -180,6 +196,21 @@ def stage_contract(config: ModelConfig, dtype: str, stage: DecoderStage) -> Grap
 CACHE_PARTS = ("key", "value")
 
 
+PAST, PRESENT = "past", "present"
+
+
 def cache_name(time: str, part: str, layer: int) -> str:
-    """Name of a cache tensor, e.g. `past_key.3`; `time` is "past" for the input, "present" for the output."""
+    """Name of a cache tensor, e.g. `past_key.3`; `time` is PAST for the input, PRESENT for the output."""
     return f"{time}_{part}.{layer}"
+
+
+def is_cache_name(name: str, *times: str) -> bool:
+    """True for the name of a cache tensor of one of those times; without any, of either."""
+    return name.startswith(
+        tuple(f"{time}_{part}." for time in times or (PAST, PRESENT) for part in CACHE_PARTS)
+    )
+
+
+def present_of(past: str) -> str:
+    """Name of the output that is the same memory as a cache input."""
+    return PRESENT + past.removeprefix(PAST)

@@ -18,7 +18,6 @@ Row = tuple[str, ...]
 Facts = Mapping[str, Any]
 
 _TENSOR_COLUMNS = ("", "name", "dtype", "profile", "shape, or smallest .. typical .. largest")
-PROFILE_NAMES = {"vision": ("vision",), "decoder": ("prefill", "decode")}
 _IMPLEMENTATIONS = {
     "plugin": "plugin",
     "native": "native layer of the library",
@@ -149,13 +148,18 @@ def tensor_rows(graph: str, facts: Facts) -> list[Row]:
             shapes = [_range_text(profile) for profile in tensor["profiles"]] or [
                 _shape_text(tensor["shape"])
             ]
-            profiles = PROFILE_NAMES[graph] if tensor["profiles"] else ("",)
+            profiles = profile_names(graph) if tensor["profiles"] else ("",)
             first = (direction, name, tensor["dtype"])
             rows += [
                 (*(first if not i else ("", "", "")), profile, shape)
                 for i, (profile, shape) in enumerate(zip(profiles, shapes, strict=True))
             ]
     return rows
+
+
+def profile_names(graph: str) -> tuple[str, ...]:
+    """Of a graph's optimization profiles, in the engine's order."""
+    return ("vision",) if graph == "vision" else ("prefill", "decode")
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:
@@ -195,7 +199,7 @@ def memory_text(facts: Facts) -> str:
     if facts.get("activation_bytes"):
         sizes = ", ".join(
             f"{profile} {size_text(size)}"
-            for profile, size in zip(PROFILE_NAMES[facts["graph"]], facts["activation_bytes"], strict=False)
+            for profile, size in zip(profile_names(facts["graph"]), facts["activation_bytes"], strict=False)
         )
         parts.append(f"activations {sizes}")
     return "; ".join(parts)

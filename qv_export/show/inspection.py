@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from export.records.manifest import Manifest
     from export.records.verdicts import Verdict
 
-_ENGINE_FILES = ("engine.json", "vision.engine", "decoder.engine")
-
 
 @dataclass(frozen=True)
 class Inspection:
@@ -63,7 +61,11 @@ def inspect_path(path: Path) -> Inspection:
     Raises:
         UserError: it is none of them, or differs from what was recorded of it.
     """
-    if path.name in _ENGINE_FILES or (path.name == MANIFEST_NAME and path.is_file()):
+    if (
+        path.name == "engine.json"
+        or path.suffix == ".engine"
+        or (path.name == MANIFEST_NAME and path.is_file())
+    ):
         path = path.parent
     if (path / "engine.json").is_file():
         return _inspect_engine(path)

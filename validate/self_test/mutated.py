@@ -1,6 +1,6 @@
 """Puts a mutation into an engine: into its bundle's graph, or between the validator and its sessions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from export.checkpoint.config import ModelConfig
 from export.files.atomic import link_or_copy
 from export.inputs import DecoderInputs, VisionInputs
 from validate.execution import EngineUnderTest
-from validate.self_test.mutations import Mutation
+from validate.self_test.mutations import Edit, Mutation, NoSuchNodeError
 
 
 def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
@@ -27,19 +27,31 @@ def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
         link_or_copy(directory / record.name, target / record.name)
     graphs = dict(bundle.manifest.graphs)
     parts = [mutation.graph] if mutation.graph in graphs else [stage.graph for stage in bundle.stages]
-    for name in parts:
-        path = target / graphs[name].name
-        model = onnx.load(path, load_external_data=False)
+    models = {name: onnx.load(target / graphs[name].name, load_external_data=False) for name in parts}
+    weights = {weight.name: weight for model in models.values() for weight in model.graph.initializer}
+    for name, model in models.items():
         try:
-            mutation.edit(model.graph)
-        except StopIteration:  # what is edited stands in another stage
+            _edit(model.graph, mutation.edit, weights)
+        except NoSuchNodeError:
             continue
+        path = target / graphs[name].name
         path.unlink()  # a hard link: writing into it would change the bundle itself
         onnx.save(model, path)
         graphs[name] = FileRecord.from_file(path)
     assert graphs != bundle.manifest.graphs, f"{mutation.name} changes nothing"
     replace(bundle.manifest, graphs=graphs).write(target)
     return target
+
+
+def _edit(graph: onnx.GraphProto, edit: Edit, weights: Mapping[str, onnx.TensorProto]) -> None:
+    """Edit one stage, which may take weights of all stages; what it does not read goes again."""
+    own = {weight.name for weight in graph.initializer}
+    graph.initializer.extend(weight for name, weight in weights.items() if name not in own)
+    edit(graph)
+    read = {name for node in graph.node for name in node.input}
+    kept = [weight for weight in graph.initializer if weight.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def mutate_engine(engine: EngineUnderTest, mutation: Mutation, config: ModelConfig) -> EngineUnderTest:

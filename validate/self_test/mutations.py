@@ -42,8 +42,14 @@ class Mutation:
 # --- edits of a graph -----------------------------------------------------------------------------
 
 
+class NoSuchNodeError(LookupError):
+    """What a mutation edits is not in this graph; it may be in another stage of the decoder."""
+
+
 def _node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
-    found: onnx.NodeProto = next(node for node in graph.node if node.name == name)
+    found: onnx.NodeProto | None = next((node for node in graph.node if node.name == name), None)
+    if found is None:
+        raise NoSuchNodeError(name)
     return found
 
 
@@ -104,8 +110,8 @@ def _round_to_float16(node: str) -> Edit:
     """
 
     def edit(graph: onnx.GraphProto) -> None:
-        nodes = list(graph.node)
-        position = [item.name for item in nodes].index(node)
+        nodes, target = list(graph.node), _node(graph, node)
+        position = nodes.index(target)
         x, factor = nodes[position].input[0], f"{node}/factor"
         graph.initializer.append(numpy_helper.from_array(np.array(8193, np.float32), factor))
         steps = (

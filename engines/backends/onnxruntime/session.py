@@ -14,7 +14,7 @@ from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import has_quantized_weights, load_graph, raised_weights
 from engines.session import Engine, EngineError, require_slots
 from export.bundle import Bundle
-from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name
+from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
 from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
@@ -120,9 +120,8 @@ class OnnxRuntimeStage:
             (part, layer): np.zeros(shape, np.float32) for layer in stage.layers for part in CACHE_PARTS
         }
         contract = bundle.contract(stage.graph)
-        cached = {cache_name(time, *key) for key in self._caches for time in ("past", "present")}
-        self._inputs = [spec for spec in contract.inputs if spec.name not in cached]
-        self._outputs = [spec for spec in contract.outputs if spec.name not in cached]
+        self._inputs = [spec for spec in contract.inputs if not is_cache_name(spec.name)]
+        self._outputs = [spec for spec in contract.outputs if not is_cache_name(spec.name)]
         self._calls: dict[tuple[int, int], _BoundCall] = {}
 
     def run(

@@ -15,7 +15,9 @@ It holds one score a cached token, beside 256 bytes, in 48 KB of shared memory; 
 (float16), and their sum too. Seen in the kernels of TensorRT-RTX 1.7 for SM80 to SM121; a test asks it again.
 """
 
-_OPS: dict[GraphName, OpSignature] = {"vision": PATCH_ATTENTION, "decoder": CACHED_ATTENTION}
+
+def _op(graph: GraphName) -> OpSignature:
+    return PATCH_ATTENTION if graph == "vision" else CACHED_ATTENTION
 
 
 def attention_bodies(
@@ -24,7 +26,7 @@ def attention_bodies(
     """What to try, best first.
 
     Args:
-        graph: vision or decoder.
+        graph: vision, decoder or a stage of it.
         dtype: what it computes in.
         capacity: tokens of the KV cache.
         config: the model's sizes.
@@ -54,7 +56,7 @@ def attention_notes(
     layers: Sequence[LayerFacts],
 ) -> tuple[str, ...]:
     """What is unusual about how an engine computes its attention, as sentences for the user."""
-    op = _OPS[graph].name
+    op = _op(graph).name
     if ops_of(layers).get(op) == "plugin":
         return ()
     notes = []
@@ -63,7 +65,7 @@ def attention_notes(
             f"{op}: TensorRT adds the products of float16 in float16; those of a bfloat16 bundle in float32"
         )
     if body in _WHAT:
-        is_long = graph == "decoder" and capacity > MOST_FLOAT32_TOKENS and dtype != "float32"
+        is_long = graph != "vision" and capacity > MOST_FLOAT32_TOKENS and dtype != "float32"
         shape = _shape_text(graph, config)
         reason = (
             f"beyond {MOST_FLOAT32_TOKENS:,} tokens of context the plain decode kernel adds scores in {dtype}"

@@ -33,9 +33,7 @@ def engine_costs(config: ModelConfig, dtype: str, limits: Limits) -> ModelCosts:
         return weights_bytes + _ENGINE_OVERHEAD_BYTES, ram_bytes + _RAM_BASE_BYTES
 
     def attention_bytes(graph: str) -> int:
-        body = attention_bodies(
-            "vision" if graph == "vision" else "decoder", dtype, limits.max_context, config
-        )[0]
+        body = attention_bodies(graph, dtype, limits.max_context, config)[0]
         if graph == "vision":
             return _vision_attention_bytes(config, limits, body)
         return _decoder_attention_bytes(config, limits, value_bytes, body)

@@ -22,7 +22,7 @@ from engines.backends.tensorrt.build.configuration import (
 )
 from engines.backends.tensorrt.build.judged_warnings import judged
 from engines.backends.tensorrt.build.network import MappedWeights, load_graph, parse_network
-from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, require_small_padding
+from engines.backends.tensorrt.build.profiles import graph_profiles, require_small_padding
 from engines.backends.tensorrt.build.registration import register_plugins
 from engines.backends.tensorrt.description import describe_layers, describe_tensors, ops_of
 from engines.backends.tensorrt.flavour import load_bindings, tool_versions
@@ -59,7 +59,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     logger = make_logger(trt, log)
     build = partial(_build, trt, logger, log, bundle, request, progress)
     bodies = attention_bodies(request.graph, dtype, capacity, bundle.config)
-    if request.graph == "decoder" and request.options.cached_attention == "plugin":
+    if request.graph != "vision" and request.options.cached_attention == "plugin":
         bodies = ("plugin",)
     body, compiled = _first_with_kernels(bodies, build)
     return EngineFacts(
@@ -120,7 +120,7 @@ def _build(
         request.probes,
         has_plugins=request.options.flavour == "tensorrt",
     )
-    contract = graph_contract(request.graph, bundle.config, bundle.manifest.dtype)
+    contract = bundle.contract(request.graph)
     require_interface(model, contract, bundle.graph(request.graph))
     weights = MappedWeights(model, bundle.directory)
     builder = trt.Builder(logger)

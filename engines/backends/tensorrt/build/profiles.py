@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from engines.backends.facts import ShapeRange
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
-from export.contract import GraphContract, GraphName, TensorSpec, decoder_contract, vision_contract
+from export.contract import GraphContract, GraphName, TensorSpec
 from export.errors import UserError
 
 Sizes = tuple[int, int, int]
@@ -24,10 +24,6 @@ PREFILL, DECODE = 0, 1
 
 _TYPICAL_PATCHES = 4096  # a picture of 0.8 megapixels
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
-
-
-def graph_contract(graph: GraphName, config: ModelConfig, dtype: str) -> GraphContract:
-    return (vision_contract if graph == "vision" else decoder_contract)(config, dtype)
 
 
 def graph_profiles(graph: GraphName, config: ModelConfig, limits: Limits) -> tuple[Profile, ...]:

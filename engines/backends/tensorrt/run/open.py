@@ -19,7 +19,7 @@ from export.records.engine_record import EngineRecord
 
 
 def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num_slots: int = 1) -> Engine:
-    """Load both engines of a bundle.
+    """Load the engines of a bundle.
 
     Args:
         bundle: opened.
@@ -33,10 +33,10 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
     """
     directory = bundle.engine_directory(record.key)
     trt, device = load_bindings(flavour), CudaDevice()
-    vision, decoder = (load_engine(trt, directory / f"{graph}.engine") for graph in ("vision", "decoder"))
+    vision, *stages = (load_engine(trt, directory / f"{graph}.engine") for graph in bundle.graph_names)
     return Engine(
         TensorRtVision(trt, vision, device, bundle.config),
-        TensorRtDecoder(trt, decoder, device, bundle.config, num_slots),
+        TensorRtDecoder(trt, stages, device, bundle.config, num_slots),
     )
 
 

@@ -1,6 +1,6 @@
 """TensorRT engines behind the sessions' interface, with the cache on the device and updated in place."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -9,8 +9,7 @@ import numpy.typing as npt
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL, fits
-from engines.backends.tensorrt.flavour import is_rtx
-from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
+from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.backends.tensorrt.run.execution import (
     Buffers,
     Execution,
@@ -19,10 +18,10 @@ from engines.backends.tensorrt.run.execution import (
     engine_tensors,
 )
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
-from engines.backends.tensorrt.run.steps import MAX_STEP_CONTEXTS, StepExecutions
+from engines.backends.tensorrt.run.stage import StageRunner
 from engines.session import require_slots
 from export.checkpoint.config import ModelConfig
-from export.contract import CACHE_PARTS, cache_name
+from export.contract import BORDER_PREFIX, cache_name
 from export.dtypes import numpy_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs
@@ -71,16 +70,21 @@ class TensorRtVision:
 
 
 class TensorRtDecoder:
-    """The decoder's engine with its KV slots on the device: a `DecoderSession`.
+    """The decoder's engines with their KV slots on the device: a `DecoderSession`.
 
-    A slot's keys and values are bound as both past and present. Prefill and decode are two profiles, each with
-    contexts of its own, so neither is set up anew when they take turns. Decode steps run as CUDA graphs.
+    One engine, or those of a decoder's stages in order, which run one after another on one stream.
     """
 
     def __init__(
-        self, trt: Bindings, engine: ICudaEngine, device: Device, config: ModelConfig, num_slots: int
+        self,
+        trt: Bindings,
+        engines: Sequence[ICudaEngine],
+        device: Device,
+        config: ModelConfig,
+        num_slots: int,
     ) -> None:
-        inputs, outputs = engine_tensors(engine)
+        tensors = [engine_tensors(engine) for engine in engines]
+        inputs = {name: spec for taken, _ in tensors for name, spec in taken.items()}
         largest = inputs["token_ids"].profiles[PREFILL].maximum
         if num_slots > largest[0]:
             raise UserError(
@@ -89,36 +93,20 @@ class TensorRtDecoder:
             )
         self.num_slots = num_slots
         self.capacity = inputs[cache_name("past", "key", 0)].shape[2]
-        self._device, self._config = device, config
+        self._config = config
         self._max_tokens = largest[1]
         self._max_logits_tokens = inputs["logits_index"].profiles[PREFILL].maximum[1]
         self._inputs = {name: inputs[name] for name in _FEED_NAMES}
+        self._borders = [name for name in inputs if name.startswith(BORDER_PREFIX)]
         self._buffers = Buffers(device)
-        for spec in self._inputs.values():
-            self._buffers.allocate(spec.name, spec.profiles[PREFILL].maximum, spec.dtype)
+        for name in (*_FEED_NAMES, *self._borders):
+            self._buffers.allocate(name, inputs[name].profiles[PREFILL].maximum, inputs[name].dtype)
         rows = (largest[0], self._max_logits_tokens, config.decoder.vocab_size)
-        self._buffers.allocate("logits", rows, outputs["logits"].dtype)
-        self._caches = self._allocate_caches(inputs)
+        self._buffers.allocate("logits", rows, tensors[-1][1]["logits"].dtype)
         memory = WorkingMemory(device)
-        self._prefill = Execution(trt, engine, device, PREFILL, memory)
-        # Each context of RTX compiles its kernels anew, which takes seconds: one there, which takes turns.
-        self._steps = StepExecutions(
-            lambda: Execution(trt, engine, device, DECODE, memory), 1 if is_rtx(trt) else MAX_STEP_CONTEXTS
-        )
-
-    def _allocate_caches(self, inputs: dict[str, TensorFacts]) -> dict[tuple[str, int], tuple[int, int]]:
-        """Address and bytes of one slot, of each layer's keys and values."""
-        require_aligned_slots(inputs[cache_name("past", "key", 0)], self.num_slots)
-        caches = {}
-        for layer in range(self._config.decoder.num_hidden_layers):
-            for part in CACHE_PARTS:
-                spec = inputs[cache_name("past", part, layer)]
-                slot_bytes = int(np.prod(spec.shape[1:])) * numpy_dtype(spec.dtype).itemsize
-                address = self._device.allocate(self.num_slots * slot_bytes)
-                # What attention masks still goes through its products: it must be finite.
-                self._device.clear(address, self.num_slots * slot_bytes)
-                caches[part, layer] = (address, slot_bytes)
-        return caches
+        self._stages = [
+            StageRunner(trt, engine, device, self._buffers, memory, num_slots) for engine in engines
+        ]
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`; what exceeds the engine's prompt tokens or logits goes through it in chunks."""
@@ -134,53 +122,15 @@ class TensorRtDecoder:
 
     def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         feeds = {name: getattr(inputs, name) for name in _FEED_NAMES}
-        shapes = upload_feeds(self._buffers, self._inputs, feeds)
-        if is_step(shapes, self._inputs):
-            self._run_step(first_slot, shapes)
-        else:
-            self._prepare(self._prefill, first_slot, shapes)
-            self._prefill.run()
+        shapes = dict(upload_feeds(self._buffers, self._inputs, feeds))
+        step = is_step(shapes, self._inputs)
+        hidden = (*inputs.token_ids.shape, self._config.decoder.hidden_size)
+        shapes |= dict.fromkeys(self._borders, hidden)
+        for stage in self._stages:
+            stage.run(first_slot, shapes, is_step=step)
         logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
         self._buffers.download("logits", logits)
         return logits
-
-    def _run_step(self, first_slot: int, shapes: Shapes) -> None:
-        """One token a row. Slots and rows say all of what such a call is set up for."""
-        execution = self._steps.of((first_slot, shapes["token_ids"][0]))
-        if not execution.is_ready():
-            self._prepare(execution, first_slot, shapes)
-        execution.run_repeatedly()
-
-    def _prepare(self, execution: Execution, first_slot: int, shapes: Shapes) -> None:
-        batch = shapes["token_ids"][0]
-        addresses, cache_shapes = dict(self._buffers.addresses), {}
-        for (part, layer), (address, slot_bytes) in self._caches.items():
-            past, present = (cache_name(time, part, layer) for time in ("past", "present"))
-            addresses[past] = addresses[present] = address + first_slot * slot_bytes
-            heads, head_dim = self._config.decoder.num_key_value_heads, self._config.decoder.head_dim
-            cache_shapes[past] = (batch, heads, self.capacity, head_dim)
-        execution.prepare({**shapes, **cache_shapes}, addresses)
-
-
-def require_aligned_slots(cache: TensorFacts, num_slots: int) -> None:
-    """A call's rows lie side by side in the cache, so a slot begins where the one before ends.
-
-    Args:
-        cache: of one layer, [B, K, L, D].
-        num_slots: that are to be opened.
-
-    Raises:
-        UserError: it would begin at an address that TensorRT does not take.
-    """
-    _, heads, capacity, head_dim = cache.shape
-    token_bytes = heads * head_dim * numpy_dtype(cache.dtype).itemsize
-    step = ALIGNMENT // math.gcd(ALIGNMENT, token_bytes)
-    if num_slots > 1 and capacity % step:
-        raise UserError(
-            f"{num_slots} slots asked, each of {capacity} tokens of {token_bytes} bytes: the second would not begin "
-            f"at a multiple of {ALIGNMENT} bytes, which TensorRT needs. "
-            f"Build with --max-context {-(-capacity // step) * step}, or ask for one slot."
-        )
 
 
 def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:

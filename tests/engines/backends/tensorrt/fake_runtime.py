@@ -21,13 +21,13 @@ import onnxruntime as ort
 
 from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
-from engines.backends.tensorrt.build.profiles import graph_contract, graph_profiles, shape_ranges
+from engines.backends.tensorrt.build.profiles import graph_profiles, shape_ranges
 from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
-from export.contract import GraphName, TensorSpec
+from export.contract import DecoderStage, GraphName, TensorSpec, graph_contract
 
 _DTYPES = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}
 _NOT_A_NUMBER = 0xFF
@@ -139,12 +139,13 @@ class FakeEngine:
         limits: Limits,
         dtype: str,
         probes: Sequence[str] = (),
+        stages: Sequence[DecoderStage] = (),
     ) -> None:
-        """`probes` are outputs that the file's graph has beside those of the contract."""
+        """`probes` are outputs that the file's graph has beside those of the contract; `stages` of a cut decoder."""
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         self.device, self.ort = device, ort.InferenceSession(str(path), options)
-        contract = graph_contract(graph, config, dtype)
+        contract = graph_contract(graph, config, dtype, stages)
         capacity = {"L": limits.max_context}
         probed = [TensorSpec(name, dtype, ("any", "number"), "inside") for name in probes]
         outputs = (*contract.outputs, *probed)

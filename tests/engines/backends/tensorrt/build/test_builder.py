@@ -18,13 +18,13 @@ import pytest
 from engines.backends.facts import EngineFacts, ShapeRange
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
 from engines.backends.tensorrt.build.network import load_graph
-from engines.backends.tensorrt.build.profiles import graph_contract
 from engines.backends.tensorrt.description import source_of
 from engines.backends.tensorrt.options import require_attention
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
 from export.checkpoint.config import load_config
+from export.contract import graph_contract
 from export.errors import UserError
 from tests.engines.backends.tensorrt.conftest import ARCHITECTURES, LIMITS
 

@@ -6,7 +6,8 @@ import pytest
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.build.profiles import PREFILL
 from engines.backends.tensorrt.run.execution import Execution, WorkingMemory
-from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision, require_aligned_slots
+from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
+from engines.backends.tensorrt.run.stage import require_aligned_slots
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
@@ -35,7 +36,7 @@ class Parts:
         return TensorRtVision(self.trt, self.engine, self.device, self.config)
 
     def decoder(self, num_slots=4):
-        return TensorRtDecoder(self.trt, self.engine, self.device, self.config, num_slots)
+        return TensorRtDecoder(self.trt, [self.engine], self.device, self.config, num_slots)
 
     def execution(self):
         return Execution(self.trt, self.engine, self.device, PREFILL, WorkingMemory(self.device))
@@ -178,7 +179,7 @@ def test_slots_that_take_turns_keep_their_graphs_where_a_context_is_cheap(
 
 
 def test_more_sets_of_slots_than_contexts_take_them_from_one_another(decoder_parts, monkeypatch):
-    monkeypatch.setattr("engines.backends.tensorrt.run.session.MAX_STEP_CONTEXTS", 2)
+    monkeypatch.setattr("engines.backends.tensorrt.run.stage.MAX_STEP_CONTEXTS", 2)
     decoder = decoder_parts.decoder()
     alone = steps(decoder_parts, decoder_parts.decoder(), [0])[0]
     answers = steps(decoder_parts, decoder, [0, 0, 1, 1, 0, 2, 2, 2, 1, 1, 0, 0])
@@ -216,7 +217,7 @@ def test_slots_that_would_not_be_aligned_are_refused_with_the_capacity_that_is(
 
 
 def test_the_decoder_opens_no_slots_that_are_not_aligned(decoder_parts, monkeypatch):
-    monkeypatch.setattr("engines.backends.tensorrt.run.session.ALIGNMENT", 2**20)
+    monkeypatch.setattr("engines.backends.tensorrt.run.stage.ALIGNMENT", 2**20)
     with pytest.raises(UserError, match="4 slots asked"):
         decoder_parts.decoder()
     assert decoder_parts.decoder(num_slots=1).num_slots == 1

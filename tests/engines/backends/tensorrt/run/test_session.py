@@ -13,6 +13,7 @@ from export.bundle import open_bundle
 from export.checkpoint.config import load_config
 from export.errors import UserError
 from tests.engines.backends.tensorrt.fake_runtime import FakeEngine, HostDevice, fake_bindings
+from tests.support.bundles import shared_bundle
 from tests.support.cases import CASES, decode_step, make_batch
 from tests.support.sessions import encode, greedy_tokens, relative_error
 
@@ -48,7 +49,7 @@ def open_runner(bundle, dtype: str) -> Runner:
     return Runner(
         device,
         TensorRtVision(trt, vision, device, config),
-        TensorRtDecoder(trt, decoder, device, config, NUM_SLOTS),
+        TensorRtDecoder(trt, [decoder], device, config, NUM_SLOTS),
         decoder,
         *open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context),
         config,
@@ -124,7 +125,7 @@ def test_a_row_of_a_batch_reads_its_own_slot(exact):
 
 def test_what_no_engine_can_take_is_refused_with_the_remedy(exact):
     with pytest.raises(UserError, match=r"5 slots asked, .* has 4 rows.*--max-batch 5"):
-        TensorRtDecoder(fake_bindings(), exact.decoder_engine, exact.device, exact.config, 5)
+        TensorRtDecoder(fake_bindings(), [exact.decoder_engine], exact.device, exact.config, 5)
     batch = make_batch(CASE["image_150_to_1"], exact.config)
     with pytest.raises(UserError, match=r"600 patches .* takes 64 at once.*--max-patches 600"):
         encode(exact.vision, batch, 0)
@@ -135,3 +136,26 @@ def test_what_no_engine_can_take_is_refused_with_the_remedy(exact):
     late = text.piece(inputs.visual_embeds, np.array([0]), np.array([23]))
     with pytest.raises(ValueError, match="cache positions up to 193 asked, of 192"):
         exact.decoder.forward(0, type(late)(**{**vars(late), "write_index": np.array([170])}))
+
+
+@pytest.mark.parametrize("name", ["one_image", "ragged_batch"])
+def test_a_decoder_in_stages_gives_the_tokens_of_one_engine(tmp_path_factory, name):
+    sizes = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1, "num_hidden_layers": 3}
+    opened = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32", **sizes}, pipeline_stages=2))
+    device, config = HostDevice(), opened.config
+    engines = [
+        FakeEngine(
+            device, opened.graph(stage.graph), stage.graph, config, LIMITS, "float32", stages=opened.stages
+        )
+        for stage in opened.stages
+    ]
+    decoder = TensorRtDecoder(fake_bindings(), engines, device, config, NUM_SLOTS)
+    vision, expected = open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context)
+    batch = make_batch(CASE[name], config)
+    embeds = encode(vision, batch, config.decoder.hidden_size)
+    answer = batch.valid(decoder.forward(0, batch.prefill(embeds)))
+    assert relative_error(answer, batch.valid(expected.forward(0, batch.prefill(embeds)))) < 1e-5
+    tokens = greedy_tokens(decoder, batch, embeds, 8)
+    assert tokens.tolist() == greedy_tokens(expected, batch, embeds, 8).tolist()
+    # Every stage's steps run from one graph each, and what goes between them never leaves the device.
+    assert (device.num_captures, device.num_replays) == (2, 10)
