@@ -1,11 +1,10 @@
 """`qv-export batch`: a bundle answers a corpus, from a file of requests or from pictures and one prompt."""
 
-import base64
 import glob
-import json
-import mimetypes
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,14 @@ import click
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from qv_export.parameters import TargetChoice
-from qv_export.show.console import note, print_json
+from qv_export.show.console import BarProgress, note, print_json, progress_bar
 
 if TYPE_CHECKING:
-    from engines.batch import Row, Tally
+    from engines.batch.rows import Row
+    from engines.batch.run import Answers, Tally
+    from engines.batch.worker import ModelChoice
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})\Z")
-_PROGRESS_ROWS = 100
 
 
 @click.command(short_help="Answer a corpus: a file of requests, or many pictures and one prompt.")
@@ -61,6 +61,20 @@ _PROGRESS_ROWS = 100
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="What each answer to --prompt must look like.",
 )
+@click.option(
+    "--prompt-first",
+    is_flag=True,
+    help="--prompt before the picture: its tokens are computed once for all. Models that learned it the other way "
+    "round may answer worse.",
+)
+@click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that answer, each with an engine of its own: one a GPU; on a CPU they share its cores.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def batch(
     bundle: Path,
@@ -77,74 +91,63 @@ def batch(
     num_threads: int | None,
     max_new_tokens: int | None,
     json_schema: Path | None,
+    prompt_first: bool,
+    num_workers: int,
     as_json: bool,
 ) -> None:
     """Answer a corpus with BUNDLE. A row that cannot be answered says so (`error`) and stops no other."""
-    from engines.batch import Parts, rows_of_requests, run_batch, shard_of
+    from engines.batch.parts import Parts
+    from engines.batch.rows import rows_of_requests, shard_of
+    from engines.batch.run import run_batch
+    from engines.batch.worker import ModelChoice
 
     number, num_shards = _shard(shard)
+    if target and engine_key:
+        raise UserError("--engine names an engine, and with it what computes: give it or --target, not both.")
     if requests_file is not None:
-        if patterns or prompt is not None or max_new_tokens or json_schema:
+        if patterns or prompt is not None or max_new_tokens or json_schema or prompt_first:
             raise UserError(
                 "--requests holds whole requests: leave --input, --prompt and what goes with them out."
             )
-        rows: Iterator[Row] = rows_of_requests(requests_file)
+        rows = rows_of_requests(requests_file)
     else:
         if not patterns or prompt is None:
             raise UserError("Give --requests FILE, or --input GLOB with --prompt TEXT.")
-        rows = _rows_of_files(patterns, _fields(max_new_tokens, json_schema), prompt)
+        rows = _rows_of_files(patterns, _fields(max_new_tokens, json_schema), prompt, prompt_first)
+    choice = ModelChoice(bundle, engine_key or target, num_slots, max_context, num_threads)
     parts = Parts(output, number, resume=resume)
-    with _served(bundle, engine_key, target, num_slots, max_context, num_threads) as (model, name):
-        tally = run_batch(model, name, shard_of(rows, number, num_shards), parts, _progress)
+    with _answers(choice, num_workers) as answers, progress_bar() as bar:
+        tally = run_batch(answers, shard_of(rows, number, num_shards), parts, partial(_progress, bar))
     result = _summary(tally)
+    speed = f"{result['pictures_per_second']} pictures/s, {result['tokens_per_second']} tokens/s"
     if as_json:
         print_json({"output": str(output), **result})
     else:
         note(
-            f"{output}: {tally.num_rows} rows, {tally.num_errors} with an error; {result['rows_per_second']} rows/s, "
-            f"{result['tokens_per_second']} tokens/s; slots were free {result['waiting_share']:.0%} of the time"
+            f"{output}: {tally.num_rows} rows, {tally.num_errors} with an error; {speed}; the engine waited "
+            f"{result['waiting_share']:.0%} of the time"
         )
 
 
-def _served(
-    bundle: Path,
-    engine_key: str | None,
-    target: str | None,
-    num_slots: int | None,
-    max_context: int | None,
-    num_threads: int | None,
-) -> Any:
-    from contextlib import contextmanager
+@contextmanager
+def _answers(choice: "ModelChoice", num_workers: int) -> "Iterator[Answers]":
+    """What answers: a model in this process, or workers with one each. What cannot be opened is told before."""
+    from dataclasses import replace
 
-    from engines.open import choose_engine
+    from engines.batch.answers import answers_here
+    from engines.batch.processes import answers_of_processes, environments_of, threads_of
+    from engines.gpus import gpu_facts
     from engines.serving.served import ServedModel
-    from engines.serving.settings import settings_for
-    from engines.store.compatibility import this_machine
-    from export.bundle import open_bundle
 
-    @contextmanager
-    def opened() -> Iterator[tuple[ServedModel, str]]:
-        found = open_bundle(bundle)
-        settings = settings_for(
-            found,
-            engine_key,
-            num_slots=num_slots,
-            max_context=max_context,
-            num_threads=num_threads,
-            max_queue=None,
-            allowed_hosts=(),
-        )
-        chosen = choose_engine(
-            found,
-            engine_key or target,
-            num_slots=settings.num_slots,
-            capacity=settings.capacity,
-            machine=this_machine(),
-        )
+    found, chosen, settings = choice.resolve()
+    if num_workers == 1:
         with ServedModel(found, chosen, settings) as model:
-            yield model, found.manifest.source.name
-
-    return opened()
+            yield partial(answers_here, model, found.manifest.source.name)
+        return
+    device = chosen.backend.device
+    environments = environments_of(device, num_workers, 0 if device == "cpu" else len(gpu_facts()))
+    shared = replace(choice, num_threads=choice.num_threads or threads_of(num_workers))
+    yield partial(answers_of_processes, shared, environments=environments)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -162,34 +165,37 @@ def _fields(max_new_tokens: int | None, json_schema: Path | None) -> dict[str, A
     return fields
 
 
-def _rows_of_files(patterns: Sequence[str], fields: dict[str, Any], prompt: str) -> "Iterator[Row]":
-    from engines.batch import Row
+def _rows_of_files(
+    patterns: Sequence[str], fields: dict[str, Any], prompt: str, prompt_first: bool
+) -> "list[Row]":
+    from engines.batch.rows import rows_of_files
 
     paths = sorted({path for pattern in patterns for path in glob.glob(pattern, recursive=True)})  # noqa: PTH207 - absolute patterns too
     if not paths:
         raise UserError(
             f"No file is named by {', '.join(patterns)}. Quote the pattern, and check the folder."
         )
-    return (Row(path, _body_of_file(Path(path), fields, prompt)) for path in paths)
+    return rows_of_files(map(Path, paths), prompt, fields, is_prompt_first=prompt_first)
 
 
-def _body_of_file(path: Path, fields: dict[str, Any], prompt: str) -> Callable[[], bytes]:
-    def body() -> bytes:
-        try:
-            data = base64.b64encode(path.read_bytes()).decode()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-        kind = (mimetypes.guess_type(path.name)[0] or "image/jpeg").partition("/")[0]
-        kind = "video" if kind == "video" else "image"
-        content = [{"type": kind, kind: data}, {"type": "text", "text": prompt}]
-        return json.dumps({"messages": [{"role": "user", "content": content}], **fields}).encode()
-
-    return body
+def _progress(bar: BarProgress, tally: "Tally") -> None:
+    speed = tally.num_rows / max(tally.seconds, 1e-9)
+    bar(
+        f"{tally.num_rows:,} of {tally.num_all:,} rows, {tally.num_errors} with an error; {speed:.1f} a second, "
+        f"{_duration(tally.seconds_left)} left",
+        tally.num_rows / tally.num_all,
+    )
 
 
-def _progress(tally: "Tally") -> None:
-    if tally.num_rows % _PROGRESS_ROWS == 0:
-        note(f"{tally.num_rows} rows, {tally.num_rows / tally.seconds:.1f} a second")
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return (
+        f"{hours} h {minutes % 60} min"
+        if hours
+        else f"{minutes} min {int(seconds % 60)} s"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
 
 
 def _summary(tally: "Tally") -> dict[str, Any]:
@@ -197,9 +203,11 @@ def _summary(tally: "Tally") -> dict[str, Any]:
     return {
         "rows": tally.num_rows,
         "errors": tally.num_errors,
+        "pictures": tally.num_media,
         "new_tokens": tally.num_new_tokens,
         "seconds": round(tally.seconds, 3),
         "rows_per_second": round(tally.num_rows / seconds, 2),
+        "pictures_per_second": round(tally.num_media / seconds, 2),
         "tokens_per_second": round(tally.num_new_tokens / seconds, 1),
         "waiting_share": round(min(tally.waiting_seconds / seconds, 1.0), 3),
     }

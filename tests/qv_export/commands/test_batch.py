@@ -10,7 +10,8 @@ from itertools import chain
 
 import pytest
 
-from engines.batch import Parts, Row, rows_of_requests, shard_of
+from engines.batch.parts import Parts
+from engines.batch.rows import Broken, Row, rows_of_requests, shard_of
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from tests.support.serve import ROOT
@@ -99,6 +100,34 @@ def test_a_broken_picture_is_a_row_with_an_error_and_a_killed_run_is_gone_on_wit
     assert num_lines == len(rows) == 12
 
 
+def test_workers_answer_as_one_process_does_and_tell_what_is_left(bundle, pictures, tmp_path):
+    asked = ("--input", f"{pictures}/*.png", "--prompt", "What is in this picture?")
+    told = {}
+    for workers in (1, 2):
+        done = batch(bundle, *asked, "-o", tmp_path / str(workers), "--workers", workers, "--slots", 2)
+        assert done.returncode == 0, done.stderr
+        told[workers] = done.stderr
+    assert answers_in(tmp_path / "2") == answers_in(tmp_path / "1")
+    for text in told.values():
+        assert "of 12 rows" in text
+        assert " left" in text
+        assert "12 rows, 2 with an error; " in text.splitlines()[-1]
+        assert "pictures/s" in text.splitlines()[-1]
+        assert "the engine waited" in text.splitlines()[-1]
+
+
+def test_a_prompt_before_the_picture_is_computed_once(bundle, pictures, tmp_path):
+    asked = ("--input", f"{pictures}/*.png", "--prompt", "What is in this picture? " * 8, "--slots", 1)
+    cached = {}
+    for name, options in (("after", ()), ("before", ("--prompt-first",))):
+        assert batch(bundle, *asked, *options, "-o", tmp_path / name).returncode == 0
+        rows, _ = rows_in(tmp_path / name)
+        usages = [row["response"]["body"].get("usage") for row in rows.values()]
+        cached[name] = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages if usage)
+    # Ten pictures, of which nine find the prompt there; with the pictures first, being one and the same, all of it is.
+    assert cached["before"] > 9 * 40
+
+
 def test_requests_in_openais_form_are_answered_in_it_and_shards_share_them(bundle, tmp_path):
     def line(number, **fields):
         body = {
@@ -144,14 +173,14 @@ def test_a_line_cut_by_a_kill_is_asked_again_and_whole_lines_are_kept(tmp_path):
 
 
 def test_shards_have_every_row_once():
-    rows = [Row(str(number), bytes) for number in range(11)]
+    rows = [Row(str(number), Broken("")) for number in range(11)]
     shards = [[row.id for row in shard_of(rows, shard, 3)] for shard in range(3)]
     assert sorted(chain.from_iterable(shards), key=int) == [row.id for row in rows]
 
 
 def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        list(rows_of_requests(tmp_path / "none.jsonl"))
+        rows_of_requests(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +191,8 @@ def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
         (["--input", "/nowhere/*.png", "--prompt", "x"], "No file is named"),
         (["--input", "x", "--prompt", "x", "--shard", "2/2"], "--shard"),
         (["--input", "x", "--prompt", "x", "--shard", "one"], "--shard"),
+        (["--requests", __file__, "--prompt-first"], "--requests holds whole requests"),
+        (["--input", __file__, "--prompt", "x", "--target", "onnxruntime", "--engine", "a"], "not both"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_loaded(bundle, tmp_path, options, text):
