@@ -15,6 +15,7 @@ from export.errors import UserError
 
 if TYPE_CHECKING:
     from engines.runtime.answer import FinishReason, Timings, TokenEvent
+    from engines.runtime.tokens.guided import Form, Guide
     from engines.runtime.tokens.sampling import TokenLogprobs
     from engines.runtime.tokens.text_stream import TextStream
     from engines.session import Engine
@@ -31,6 +32,12 @@ DEFAULT_CONTEXT_TOKENS = 4096
 
 _TEMPLATE_WISHES = ("tools", "add_vision_id", "chat_template_kwargs", "continue_final_message")
 _TEXT_WISHES = ("stop", "keep_special_tokens")
+_FORM_WISHES: "Mapping[str, Form]" = {
+    "json_schema": "json",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
 
 Message = Mapping[str, Any]
 """One message in the chat format of Hugging Face."""
@@ -240,7 +247,8 @@ class Model:
                 `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `logit_bias`, `no_repeat_ngram_size`,
                 `num_logprobs`, `do_sample`; what is left out is the checkpoint's own. How the prompt is made: `tools`,
                 `add_vision_id`, `chat_template_kwargs`, `continue_final_message`. How the text is given: `stop`, a list
-                of texts that end it, and `keep_special_tokens`.
+                of texts that end it, and `keep_special_tokens`. Which form it has, one of `json_schema`, `regex`,
+                `choice` (a list of texts) and `grammar` (GBNF or Lark).
 
         Raises:
             UserError: media that cannot be read, a prompt that does not fit, values out of range.
@@ -284,23 +292,16 @@ class Model:
         *,
         seed: int | None = None,
         prefill_chunk_tokens: int | None = None,
-        json_schema: Any = None,
+        form: Mapping[str, Any] | None = None,
     ) -> "Iterator[TokenEvent]":
-        """Answer a prepared prompt (`bundle.processor`) token by token; with a JSON schema, by a text that meets it.
+        """Answer a prepared prompt (`bundle.processor`) token by token, in a `form` by its name among the wishes.
 
         Raises:
-            UserError: it does not fit the context, or the schema cannot be followed.
+            UserError: it does not fit the context, or the form cannot be followed.
             EngineError: while iterating, the engine's answer is unusable.
         """
         from engines.runtime.generate import generate
 
-        guide = None
-        if json_schema is not None:
-            from engines.runtime.tokens.guided import GuideMaker
-
-            vocab_size = self.bundle.config.decoder.vocab_size
-            maker = GuideMaker(self.bundle.processor.tokenizer, generation.eos_token_ids, vocab_size)
-            [guide] = maker.guides("json", json_schema)
         return generate(
             inputs,
             self.engine.vision,
@@ -309,8 +310,19 @@ class Model:
             model=self.bundle.config,
             prefill_chunk_tokens=prefill_chunk_tokens,
             seed=seed,
-            guide=guide,
+            guide=self._guide(form or {}, generation),
         )
+
+    def _guide(self, form: Mapping[str, Any], generation: "GenerationConfig") -> "Guide | None":
+        if len(form) > 1:
+            raise UserError(f"An answer has one form, asked for are {', '.join(form)}.")
+        for name, content in form.items():
+            from engines.runtime.tokens.guided import GuideMaker
+
+            vocab_size = self.bundle.config.decoder.vocab_size
+            maker = GuideMaker(self.bundle.processor.tokenizer, generation.eos_token_ids, vocab_size)
+            return maker.guides(_FORM_WISHES[name], content)[0]
+        return None
 
     def _pieces(
         self,
@@ -325,7 +337,9 @@ class Model:
         processor = self.bundle.processor
         template = {name: wishes[name] for name in _TEMPLATE_WISHES if name in wishes}
         text = {name: wishes[name] for name in _TEXT_WISHES if name in wishes}
-        sampling = {name: wishes[name] for name in wishes.keys() - template.keys() - text.keys()}
+        form = {name: wishes[name] for name in _FORM_WISHES if wishes.get(name) is not None}
+        others = {*_TEMPLATE_WISHES, *_TEXT_WISHES, *_FORM_WISHES}
+        sampling = {name: value for name, value in wishes.items() if name not in others}
         stream = TextStream(
             processor.tokenizer,
             skip_special_tokens=not text.get("keep_special_tokens", False),
@@ -333,7 +347,7 @@ class Model:
         )
         generation = overridden(self.bundle.generation_config, sampling)
         inputs = processor.inputs_from_messages(messages, **template)
-        for event, piece in text_pieces(self.events(inputs, generation, seed=seed), stream):
+        for event, piece in text_pieces(self.events(inputs, generation, seed=seed, form=form), stream):
             if event is not None:
                 heard.append(event)
             if piece:

@@ -27,6 +27,8 @@ class ChatRequest:
     request: Request
     stop_strings: tuple[str, ...]
     timeout_seconds: float
+    skip_special_tokens: bool = True
+    """Whether the text leaves out `<|im_end|>` and its like."""
     is_streamed: bool = False
     """Whether pieces are sent as they come, or the answer whole."""
 

@@ -46,7 +46,12 @@ def bounded_messages(messages: Any, limits: RequestLimits) -> list[dict[str, Any
         raise UserError(
             f"The texts have {num_characters} characters, this server takes {limits.max_text_characters} at most."
         )
-    return messages
+    return [_known_role(message) for message in messages]
+
+
+def _known_role(message: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's newer name of the system's role is none that a chat template knows."""
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
 
 
 def _contents(messages: list[dict[str, Any]]) -> Iterator[Any]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from export.files.json_object import read_json_object
 from qv_export import api
+from qv_export.commands.form_options import form_options, take_form
 from qv_export.commands.media_options import budget_of, budget_options, require_media, take_budgets
 from qv_export.commands.run_wishes import (
     Told,
@@ -122,12 +122,7 @@ class Prompt:
 )
 @wish_options
 @budget_options
-@click.option(
-    "--json-schema",
-    "schema_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A JSON file with the schema that the answer must meet.",
-)
+@form_options
 @click.option(
     "--strict-media", is_flag=True, help="Refuse any damage of a picture or video. Default: 15 % may be lost."
 )
@@ -149,7 +144,6 @@ def run(
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
-    schema_file: Path | None,
     strict_media: bool,
     as_json: bool,
     messages_file: Path | None,
@@ -164,7 +158,7 @@ def run(
     **sampling: Any,
 ) -> None:
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
-    budgets = take_budgets(sampling)
+    budgets, form = take_budgets(sampling), take_form(sampling)
     if sampling["num_logprobs"] is not None and not as_json:
         raise UserError("--logprobs are told by --json alone. Give that too.")
     if (prompt is None) == (messages_file is None):
@@ -194,7 +188,7 @@ def run(
         engine_key or target,
         as_json,
         strict_media,
-        None if schema_file is None else read_json_object(schema_file),
+        form,
     )
 
 
@@ -211,7 +205,7 @@ def answer(
     engine: str,
     as_json: bool,
     strict_media: bool = False,
-    json_schema: Any = None,
+    form: Mapping[str, Any] | None = None,
 ) -> None:
     """Open the bundle, prepare the prompt, generate, print."""
     import secrets
@@ -240,9 +234,7 @@ def answer(
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
-        events = model.events(
-            inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk, json_schema=json_schema
-        )
+        events = model.events(inputs, generation, seed=seed, prefill_chunk_tokens=prefill_chunk, form=form)
         first_event = next(events)
     text, heard, is_stopped = stream_text(
         chain([first_event], events), bundle.processor.tokenizer, told, echo=not as_json

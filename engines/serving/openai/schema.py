@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from engines.serving.generation import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
 from engines.serving.json_text import parse_json
 from engines.serving.limits import RequestLimits
 from engines.serving.openai.errors import ApiError
@@ -15,7 +16,7 @@ MAX_FIELD_BYTES = 1 << 20
 """Of all fields but the messages."""
 
 _Bias = Annotated[float, Field(ge=-100, le=100)]
-_TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 
 
 class _Fields(BaseModel):
@@ -119,7 +120,7 @@ class ChatCompletionRequest(_Fields):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], _Bias] | None = Field(
-        None, max_length=300
+        None, max_length=MAX_BIASES
     )
     """By token id."""
     no_repeat_ngram_size: int | None = Field(None, ge=0)
@@ -130,7 +131,7 @@ class ChatCompletionRequest(_Fields):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     seed: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
-    stop_token_ids: list[_TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: list[_TokenId] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None

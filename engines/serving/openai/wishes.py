@@ -1,14 +1,15 @@
 """What a request's fields ask of the runtime: how tokens are chosen, when an answer ends, how many there are."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from engines.serving.chat import bounded_max_tokens, bounded_seconds, bounded_stop_strings
+from engines.serving.generation import wished_generation
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import bounded_messages
 from engines.serving.openai.errors import api_error
 from engines.serving.openai.schema import ChatCompletionRequest
-from export.checkpoint.generation_config import GenerationConfig, override_generation_config
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
 from export.processor.media.budget import NO_BUDGET, Budget, read_budget
 
@@ -37,7 +38,7 @@ def wish_from_request(
     """
     param = "messages"
     try:
-        messages = [_known_role(message) for message in bounded_messages(asked.messages, limits)]
+        messages = bounded_messages(asked.messages, limits)
         param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
         max_tokens = bounded_max_tokens(asked.longest, defaults, limits)
         param = "timeout"
@@ -62,12 +63,16 @@ def wish_from_request(
 def _generation_config(
     asked: ChatCompletionRequest, defaults: GenerationConfig, max_tokens: int
 ) -> GenerationConfig:
-    biases = (asked.logit_bias or {}).items()
     ngram_size = asked.no_repeat_ngram_size
     if ngram_size is None and asked.vllm_xargs:
         ngram_size = asked.vllm_xargs.no_repeat_ngram_size
-    config = override_generation_config(
+    return wished_generation(
         defaults,
+        max_tokens=max_tokens,
+        min_tokens=asked.min_tokens,
+        logit_bias=asked.logit_bias,
+        ignore_eos=asked.ignore_eos,
+        stop_token_ids=asked.stop_token_ids or (),
         temperature=asked.temperature,
         top_p=asked.top_p,
         top_k=None if asked.top_k is None else max(asked.top_k, 0),
@@ -75,21 +80,11 @@ def _generation_config(
         repetition_penalty=asked.repetition_penalty,
         presence_penalty=asked.presence_penalty,
         frequency_penalty=asked.frequency_penalty,
-        logit_bias={int(token_id): bias for token_id, bias in biases} or None,
         no_repeat_ngram_size=ngram_size,
-        min_new_tokens=asked.min_tokens,
-        max_new_tokens=max_tokens,
         num_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
-    ends = () if asked.ignore_eos else config.eos_token_ids
-    return replace(config, eos_token_ids=tuple(dict.fromkeys([*ends, *(asked.stop_token_ids or ())])))
 
 
 def _seeds(asked: ChatCompletionRequest) -> tuple[int | None, ...]:
     numbers = range(asked.n or 1)
     return tuple(None if asked.seed is None else asked.seed + number for number in numbers)
-
-
-def _known_role(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name of the system's role is none that a chat template knows."""
-    return {**message, "role": "system"} if message.get("role") == "developer" else message

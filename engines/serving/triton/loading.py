@@ -16,7 +16,7 @@ from engines.serving.media.fetching import Fetcher, FetchPolicy
 from engines.serving.media.pool import MediaPool
 from engines.serving.settings import PARAMETER, ServerSettings
 from engines.serving.triton.interface import ServerTensor
-from engines.serving.triton.requests import parse_request
+from engines.serving.triton.requests import guide_maker, parse_request
 from engines.session import Engine
 from export.bundle import open_bundle
 from export.checkpoint.generation_config import checkpoint_generation_config
@@ -84,6 +84,7 @@ class RequestReader:
         hosts = frozenset(settings.allowed_hosts)
         self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
         self._pool = MediaPool(settings.media)
+        self._guides = guide_maker(self.processor, self._defaults)
 
     def read(
         self,
@@ -116,6 +117,7 @@ class RequestReader:
             make_reader,
             receipt,
             parameters,
+            self._guides,
         )
 
     def close(self) -> None:

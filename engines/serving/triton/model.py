@@ -114,7 +114,11 @@ class TritonPythonModel:
 
     def _answer(self, chat: ChatRequest, sender: Any, receipt: Receipt) -> None:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        stream = TextStream(self._reader.processor.tokenizer, stop_strings=chat.stop_strings)
+        stream = TextStream(
+            self._reader.processor.tokenizer,
+            skip_special_tokens=chat.skip_special_tokens,
+            stop_strings=chat.stop_strings,
+        )
         left_seconds = receipt.left_seconds(chat.timeout_seconds)
         ticket = self._service.submit(chat.request, events.put, deadline_seconds=left_seconds)
         held: list[str] = []
@@ -137,7 +141,10 @@ class TritonPythonModel:
         """Send what an event adds to the answer, or hold it where the answer goes out whole; True after the last."""
         if isinstance(event, FailureEvent):
             raise event.error
-        text = stream.push(event.token_id) if isinstance(event, TokenEvent) else ""
+        # What ends an answer is none of its words, a token that the client named no more than the checkpoint's own.
+        text = ""
+        if isinstance(event, TokenEvent) and event.token_id not in chat.request.config.eos_token_ids:
+            text = stream.push(event.token_id)
         if event.is_last or stream.is_stopped:
             reason = "stop" if stream.is_stopped else str(event.finish_reason)
             text = "".join([*held, text, stream.finish()])

@@ -5,13 +5,11 @@ a request come in one message, for that request alone.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from engines.runtime.answer import Request
+from engines.runtime.tokens.guided import Form, Guide, GuideMaker
 from engines.serving.chat import (
     ChatRequest,
     MakeReader,
@@ -22,21 +20,43 @@ from engines.serving.chat import (
     bounded_stop_strings,
     model_inputs,
 )
+from engines.serving.forms import AskedForm, one_form, schema_from_text
+from engines.serving.generation import wished_generation
 from engines.serving.limits import RequestLimits
 from engines.serving.media.fetching import Fetcher
 from engines.serving.media.request_media import RequestMedia
 from engines.serving.messages import read_messages
 from engines.serving.triton.interface import CHAT_INPUTS, ServerTensor
-from export.checkpoint.generation_config import GenerationConfig, override_generation_config
+from engines.serving.triton.tensors import (
+    Tensors,
+    flag,
+    number,
+    strings,
+    text,
+    texts,
+    whole_number,
+    whole_numbers,
+)
+from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
 from export.processor.processor import Processor
 
-Tensors = Mapping[str, npt.NDArray[Any]]
-"""By name, as the server hands them over: TYPE_STRING as an object array of bytes."""
-
-_OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "prompt": "messages"}
+_OTHER_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "prompt": "messages",
+    "timeout": "timeout_seconds",
+    "response_format": "json_schema",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
 """What other servers call the inputs of this one."""
-_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+)
 
 
 def parse_request(
@@ -48,6 +68,7 @@ def parse_request(
     make_reader: MakeReader | None = None,
     receipt: Receipt | None = None,
     parameters: Iterable[str] = (),
+    guides: GuideMaker | None = None,
 ) -> ChatRequest:
     """Check a request and make it ready for the scheduler.
 
@@ -60,6 +81,7 @@ def parse_request(
         make_reader: what decodes media, from what would decode them here and the request's seconds; None: here.
         receipt: when it came, and whether its client still waits; None: now, and always.
         parameters: names of what the client asks for beside the tensors.
+        guides: for answers of a given form; None: made for this one request.
 
     Raises:
         UserError: whatever is wrong with it; all problems that can be told apart, in one message.
@@ -72,17 +94,20 @@ def parse_request(
     with problems.collected():
         config = _generation_config(tensors, defaults, limits)
     with problems.collected():
-        is_streamed = _flag(tensors, "stream")
+        is_streamed = bool(flag(tensors, "stream"))
     with problems.collected():
-        seed = _whole_number(tensors, "seed")
-        timeout_seconds = bounded_seconds(_number(tensors, "timeout_seconds"), "timeout_seconds", limits)
+        seed = whole_number(tensors, "seed")
+        timeout_seconds = bounded_seconds(number(tensors, "timeout_seconds"), "timeout_seconds", limits)
     with problems.collected():
-        texts = [_text(data, "stop") for data in _strings(tensors, "stop")]
-        stop_strings = bounded_stop_strings(texts, limits)
+        stop_strings = bounded_stop_strings(texts(tensors, "stop"), limits)
+    with problems.collected():
+        skip_special_tokens = flag(tensors, "skip_special_tokens") is not False
+    with problems.collected():
+        guide = _guide(tensors, guides or guide_maker(processor, defaults))
     with problems.collected():
         messages = _messages(tensors, limits)
         media = RequestMedia(
-            [bytes(file) for file in _strings(tensors, "media")],
+            [bytes(file) for file in strings(tensors, "media")],
             limits,
             fetcher,
             deadline=receipt.at + timeout_seconds,
@@ -93,7 +118,13 @@ def parse_request(
     problems.raise_if_any()
     left_seconds = receipt.left_seconds(timeout_seconds)
     inputs = model_inputs(messages, media, processor, limits, left_seconds, make_reader)
-    return ChatRequest(Request(inputs, config, seed), stop_strings, timeout_seconds, is_streamed)
+    request = Request(inputs, config, seed, guide)
+    return ChatRequest(request, stop_strings, timeout_seconds, skip_special_tokens, is_streamed)
+
+
+def guide_maker(processor: Processor, defaults: GenerationConfig) -> GuideMaker:
+    """What makes guides of a bundle's answers; what it prepares once is kept in it."""
+    return GuideMaker(processor.tokenizer, defaults.eos_token_ids, processor.config.decoder.vocab_size)
 
 
 def refuse_parameters(names: Iterable[str], inputs: Sequence[ServerTensor]) -> None:
@@ -118,66 +149,58 @@ def _told(name: str, known: Sequence[str]) -> str:
     return f"{name[:60]} (meant {meant}?)" if meant in known else name[:60]
 
 
-# --- numbers and strings --------------------------------------------------------------------------------
-
-
-def _number(tensors: Tensors, name: str) -> float | int | None:
-    """The one value of an optional tensor."""
-    values = tensors.get(name)
-    if values is None or values.size == 0:
-        return None
-    if values.size != 1 or values.dtype.kind not in "if":
-        raise UserError(f"{name} must hold one number, found {values.size} of type {values.dtype}.")
-    value = values.reshape(-1)[0]
-    # What the client wrote: 0.01 as float32 is a little less, which would be out of range.
-    number: float | int = float(str(value)) if values.dtype == np.float32 else value.item()
-    return number
-
-
-def _whole_number(tensors: Tensors, name: str) -> int | None:
-    number = _number(tensors, name)
-    if number is not None and not isinstance(number, int):
-        raise UserError(f"{name} must be a whole number, found {number}.")
-    return number
-
-
-def _flag(tensors: Tensors, name: str) -> bool:
-    values = tensors.get(name)
-    if values is None or values.size == 0:
-        return False
-    if values.size != 1 or values.dtype.kind != "b":
-        raise UserError(f"{name} must hold true or false, found {values.size} of type {values.dtype}.")
-    return bool(values.reshape(-1)[0])
-
-
-def _strings(tensors: Tensors, name: str) -> list[bytes]:
-    values = tensors.get(name)
-    found = [] if values is None else values.reshape(-1).tolist()
-    if not all(isinstance(value, bytes) for value in found):
-        raise UserError(f"{name} must hold strings (TYPE_STRING, BYTES), found {values.dtype}.")  # type: ignore[union-attr]
-    return found
-
-
-def _text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8: {error}.") from None
+# --- the answer -----------------------------------------------------------------------------------------
 
 
 def _generation_config(
     tensors: Tensors, defaults: GenerationConfig, limits: RequestLimits
 ) -> GenerationConfig:
-    sampling: dict[str, Any] = {name: _number(tensors, name) for name in _SAMPLING}
-    max_tokens = bounded_max_tokens(_whole_number(tensors, "max_tokens"), defaults, limits)
-    return override_generation_config(defaults, max_new_tokens=max_tokens, **sampling)
+    sampling: dict[str, Any] = {name: number(tensors, name) for name in _SAMPLING}
+    biases = text(tensors, "logit_bias")
+    return wished_generation(
+        defaults,
+        max_tokens=bounded_max_tokens(whole_number(tensors, "max_tokens"), defaults, limits),
+        min_tokens=whole_number(tensors, "min_tokens"),
+        logit_bias=None if biases is None else _json_object(biases, "logit_bias"),
+        ignore_eos=flag(tensors, "ignore_eos"),
+        stop_token_ids=whole_numbers(tensors, "stop_token_ids"),
+        **sampling,
+    )
+
+
+def _json_object(content: str, name: str) -> dict[str, Any]:
+    found = schema_from_text(content, name)
+    if not isinstance(found, dict):
+        raise UserError(f"{name} must be a JSON object, found {type(found).__name__}.")
+    return found
+
+
+def _guide(tensors: Tensors, guides: GuideMaker) -> Guide | None:
+    """What the answer must look like."""
+    wishes: list[AskedForm] = []
+    schema, choices = text(tensors, "json_schema"), texts(tensors, "choice")
+    if schema is not None:
+        wishes.append(AskedForm("json", _json_object(schema, "json_schema"), "json_schema"))
+    if choices:
+        wishes.append(AskedForm("choice", choices, "choice"))
+    forms: tuple[Form, ...] = ("regex", "grammar")
+    given = ((form, text(tensors, form)) for form in forms)
+    wishes += [AskedForm(form, content, form) for form, content in given if content is not None]
+    form = one_form(wishes)
+    if form is None:
+        return None
+    try:
+        [guide] = guides.guides(form.form, form.content)
+    except UserError as error:
+        raise UserError(f"{form.param}: {error}") from None
+    return guide
 
 
 # --- messages -------------------------------------------------------------------------------------------
 
 
 def _messages(tensors: Tensors, limits: RequestLimits) -> list[dict[str, Any]]:
-    texts = _strings(tensors, "messages")
-    if len(texts) != 1:
-        raise UserError(f"messages must hold one JSON text, found {len(texts)}.")
-    return read_messages(texts[0], limits)
+    found = strings(tensors, "messages")
+    if len(found) != 1:
+        raise UserError(f"messages must hold one JSON text, found {len(found)}.")
+    return read_messages(found[0], limits)
