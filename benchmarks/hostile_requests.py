@@ -46,6 +46,7 @@ TEXTS: dict[str, Callable[[], bytes]] = {
     "1.5 million empty text parts": lambda: user([{"type": "text", "text": ""}] * 1_500_000),
     "a million messages": lambda: json.dumps([{"role": "user", "content": ""}] * 1_000_000).encode(),
     "quotation marks": lambda: b'["' + b'\\"' * 20_000_000 + b'"]',
+    "quotation marks in many strings": lambda: b"[" + b",".join([b'"' + b'\\"' * 99_000 + b'"'] * 400) + b"]",
     "backslashes": lambda: b'["' + b"\\\\" * 20_000_000 + b'"]',
     "slashes as PHP writes them": lambda: user([{"type": "image", "image": "x"}]).replace(
         b"x", b"\\/" * 20_000_000

@@ -14,7 +14,8 @@ from export.errors import UserError
 _LONG_STRING_BYTES = 1 << 16
 _STEP_BYTES = 1 << 20
 _NEVER_PLAIN = bytes(range(0x20)) + b"\\"
-_MAX_ESCAPED_QUOTES = 1_000_000
+_BACKSLASH = ord("\\")
+_NEAR_BYTES = 64
 
 
 def parse_json(
@@ -34,11 +35,9 @@ def parse_json(
     """
     if len(data) > max_bytes:
         raise UserError(f"{name} has {len(data)} bytes, this server takes {max_bytes} at most.")
-    text, long_strings = _take_out_long_strings(data, name, max_structure_bytes)
+    text, long_strings = _take_out_long_strings(data, name, max_text_bytes, max_structure_bytes)
     if len(text) > max_text_bytes:
-        raise UserError(
-            f"{name} has {len(text)} bytes beside its pictures and videos, this server takes {max_text_bytes} at most."
-        )
+        raise _too_much_text(name, str(len(text)), max_text_bytes)
     try:
         content = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -48,15 +47,21 @@ def parse_json(
     return _put_back(content, long_strings) if long_strings else content
 
 
+def _too_much_text(name: str, num_bytes: str, most: int) -> UserError:
+    return UserError(
+        f"{name} has {num_bytes} bytes beside its pictures and videos, this server takes {most} at most."
+    )
+
+
 def _take_out_long_strings(
-    data: bytes, name: str, max_structure_bytes: int
+    data: bytes, name: str, max_text_bytes: int, max_structure_bytes: int
 ) -> tuple[bytes, Mapping[str, str]]:
     """The JSON with names in the place of its long strings, and the strings by these names."""
     prefix = secrets.token_hex(16)  # no client can guess what stands for another string
     pieces: list[bytes] = []
     long_strings: dict[str, str] = {}
     position = 0
-    for start, stop in _bounded_strings(data, name, max_structure_bytes):
+    for start, stop in _bounded_strings(data, name, max_text_bytes, max_structure_bytes):
         if stop - start >= _LONG_STRING_BYTES and (string := _unescaped(data[start:stop])) is not None:
             key = f"{prefix}-{len(long_strings)}"
             long_strings[key] = string
@@ -65,14 +70,16 @@ def _take_out_long_strings(
     return b"".join([*pieces, data[position:]]) if pieces else data, long_strings
 
 
-def _bounded_strings(data: bytes, name: str, max_structure_bytes: int) -> Iterator[tuple[int, int]]:
+def _bounded_strings(
+    data: bytes, name: str, max_text_bytes: int, max_structure_bytes: int
+) -> Iterator[tuple[int, int]]:
     """Where each string begins and ends, without its quotation marks, as long as there are not too many.
 
     Raises:
-        UserError: too much outside of strings, or too many of them.
+        UserError: too much outside of strings, too many of them, or more quotation marks in them than texts may have.
     """
     num_structure_bytes = num_strings = previous = 0
-    for start, stop in _string_bounds(data):
+    for start, stop in _string_bounds(data, name, max_text_bytes):
         num_strings += 1
         num_structure_bytes += start - previous
         previous = stop
@@ -88,27 +95,34 @@ def _bounded_strings(data: bytes, name: str, max_structure_bytes: int) -> Iterat
         )
 
 
-def _string_bounds(data: bytes) -> Iterator[tuple[int, int]]:
-    """What is no JSON, an unfinished string for one, is left to the parser."""
-    position = 0
-    while start := data.find(b'"', position) + 1:
-        stop = _string_end(data, start)
-        if stop < 0:
-            return
+def _string_bounds(data: bytes, name: str, max_text_bytes: int) -> Iterator[tuple[int, int]]:
+    """What is no JSON, an unfinished string for one, is left to the parser.
+
+    A string that holds an escaped quotation mark is text, so all texts together bound how many are looked at.
+    """
+    start = data.find(b'"') + 1
+    stop = num_escaped = 0
+    while start and (stop := data.find(b'"', max(start, stop))) >= 0:
+        if data[stop - 1] == _BACKSLASH and _is_escaped(data, start, stop):
+            num_escaped += 1
+            if 2 * num_escaped > max_text_bytes:
+                raise _too_much_text(name, f"more than {max_text_bytes}", max_text_bytes)
+            stop += 1
+            continue
         yield start, stop
-        position = stop + 1
+        start = data.find(b'"', stop + 1) + 1
 
 
-def _string_end(data: bytes, start: int) -> int:
-    """The place of the quotation mark that ends a string; -1 where none does, or behind very many escaped ones."""
-    for _ in range(_MAX_ESCAPED_QUOTES):
-        stop = data.find(b'"', start)
-        piece = data[start : max(stop, start)]
-        num_backslashes = len(piece) - len(piece.rstrip(b"\\"))
-        if num_backslashes % 2 == 0:
-            return stop
-        start = stop + 1
-    return -1
+def _is_escaped(data: bytes, start: int, stop: int) -> bool:
+    """Whether an odd number of backslashes stands before the quotation mark at `stop`; there is one at least."""
+    if stop - 2 < start or data[stop - 2] != _BACKSLASH:
+        return True
+    near = data[max(start, stop - _NEAR_BYTES) : stop]
+    piece = near.rstrip(b"\\")
+    if piece or len(near) < _NEAR_BYTES:
+        return bool((len(near) - len(piece)) % 2)
+    far = data[start:stop]
+    return bool((len(far) - len(far.rstrip(b"\\"))) % 2)
 
 
 def _unescaped(data: bytes) -> str | None:

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -72,3 +73,21 @@ def test_a_long_string_does_not_count_as_text_and_an_escaped_one_does():
 )
 def test_each_limit_is_told(text, says):
     assert says in refusal(text, max_bytes=5000, max_structure_bytes=100)
+
+
+@pytest.mark.parametrize("num_backslashes", [0, 1, 2, 3, 62, 63, 64, 65, 128, 129, 1000, 1001])
+@pytest.mark.parametrize("before", ["", "x", "x" * 70])
+def test_a_string_ends_at_the_mark_that_no_backslash_takes(monkeypatch, num_backslashes, before):
+    monkeypatch.setattr(json_text, "_LONG_STRING_BYTES", 0)
+    text = json.dumps([before + "\\" * num_backslashes + '"' + "z", "second"])
+    assert parsed(text) == json.loads(text)
+    ended = '["' + before + "\\" * (2 * num_backslashes) + '", "second"]'
+    assert parsed(ended) == json.loads(ended)
+
+
+def test_quotation_marks_in_many_strings_are_counted_together():
+    """Each of them costs a step; the work is bounded by what all texts may hold, not by each of their strings."""
+    text = "[" + ",".join(['"' + '\\"' * 900 + '"'] * 1000) + "]"
+    started = time.thread_time()
+    assert "more than 10000 bytes beside its pictures" in refusal(text, max_text_bytes=10_000)
+    assert time.thread_time() - started < 0.1
