@@ -18,8 +18,11 @@ _BACKSLASH = ord("\\")
 _NEAR_BYTES = 64
 
 
+Bytes = bytes | bytearray
+
+
 def parse_json(
-    data: bytes, name: str, *, max_bytes: int, max_text_bytes: int, max_structure_bytes: int
+    data: Bytes, name: str, *, max_bytes: int, max_text_bytes: int, max_structure_bytes: int
 ) -> Any:
     """Parse JSON text.
 
@@ -54,11 +57,11 @@ def _too_much_text(name: str, num_bytes: str, most: int) -> UserError:
 
 
 def _take_out_long_strings(
-    data: bytes, name: str, max_text_bytes: int, max_structure_bytes: int
-) -> tuple[bytes, Mapping[str, str]]:
+    data: Bytes, name: str, max_text_bytes: int, max_structure_bytes: int
+) -> tuple[Bytes, Mapping[str, str]]:
     """The JSON with names in the place of its long strings, and the strings by these names."""
     prefix = secrets.token_hex(16)  # no client can guess what stands for another string
-    pieces: list[bytes] = []
+    pieces: list[Bytes] = []
     long_strings: dict[str, str] = {}
     position = 0
     for start, stop in _bounded_strings(data, name, max_text_bytes, max_structure_bytes):
@@ -71,7 +74,7 @@ def _take_out_long_strings(
 
 
 def _bounded_strings(
-    data: bytes, name: str, max_text_bytes: int, max_structure_bytes: int
+    data: Bytes, name: str, max_text_bytes: int, max_structure_bytes: int
 ) -> Iterator[tuple[int, int]]:
     """Where each string begins and ends, without its quotation marks, as long as there are not too many.
 
@@ -95,7 +98,7 @@ def _bounded_strings(
         )
 
 
-def _string_bounds(data: bytes, name: str, max_text_bytes: int) -> Iterator[tuple[int, int]]:
+def _string_bounds(data: Bytes, name: str, max_text_bytes: int) -> Iterator[tuple[int, int]]:
     """What is no JSON, an unfinished string for one, is left to the parser.
 
     A string that holds an escaped quotation mark is text, so all texts together bound how many are looked at.
@@ -113,7 +116,7 @@ def _string_bounds(data: bytes, name: str, max_text_bytes: int) -> Iterator[tupl
         start = data.find(b'"', stop + 1) + 1
 
 
-def _is_escaped(data: bytes, start: int, stop: int) -> bool:
+def _is_escaped(data: Bytes, start: int, stop: int) -> bool:
     """Whether an odd number of backslashes stands before the quotation mark at `stop`; there is one at least."""
     if stop - 2 < start or data[stop - 2] != _BACKSLASH:
         return True
@@ -125,7 +128,7 @@ def _is_escaped(data: bytes, start: int, stop: int) -> bool:
     return bool((len(far) - len(far.rstrip(b"\\"))) % 2)
 
 
-def _unescaped(data: bytes) -> str | None:
+def _unescaped(data: Bytes) -> str | None:
     r"""A JSON string that has no escape but `\/`, which PHP writes; None for every other."""
     num_backslashes = sum(piece.count(b"\\") for piece in _pieces(data))
     if num_backslashes:
@@ -140,7 +143,7 @@ def _unescaped(data: bytes) -> str | None:
         return None
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
+def _pieces(data: Bytes) -> Iterator[Bytes]:
     return (data[start : start + _STEP_BYTES] for start in range(0, len(data), _STEP_BYTES))
 
 

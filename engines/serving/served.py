@@ -13,6 +13,7 @@ from engines.serving.chat import model_inputs
 from engines.serving.media.fetching import Fetcher, FetchPolicy
 from engines.serving.media.pool import MediaPool
 from engines.serving.media.request_media import RequestMedia
+from engines.serving.room import Room
 from engines.serving.settings import ServerSettings
 from engines.serving.warm_up import warm_up
 from export.bundle import Bundle
@@ -52,6 +53,7 @@ class ServedModel:
             num_threads=settings.num_threads,
         )
         self.service = SchedulerService(Scheduler(vision, decoder, bundle.config, settings.scheduler))
+        self.room = Room(settings.max_held_bytes)
         self._pool = MediaPool(settings.media)
         self.service.start()
         try:

@@ -43,6 +43,9 @@ class ServerSettings:
     """How long answers that are being written may go on when the model is unloaded."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts that pictures may be fetched from, `*.example.org` for all below one; none: web addresses are refused."""
+    max_held_bytes: int = 192 << 20
+    """Bodies and files of all requests together that are not decoded yet; more are asked to come again. One request
+    alone may exceed it, within its own limits."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
     media: MediaSettings = field(default_factory=MediaSettings)
@@ -53,6 +56,7 @@ class ServerSettings:
             for name, value in (
                 ("num_slots", self.num_slots),
                 ("capacity", self.capacity),
+                ("max_held_bytes", self.max_held_bytes),
                 ("num_threads", 1 if self.num_threads is None else self.num_threads),
             )
             if type(value) is not int or value < 1

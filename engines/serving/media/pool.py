@@ -44,7 +44,7 @@ class MediaSettings:
     """Processes that decode: one is kept for small pictures, and of three one for pictures of any size."""
     worker_memory_bytes: int = 640 << 20
     """What such a process may take: a picture of 67 megapixels with transparency, a video of 3840 x 2160."""
-    max_pixels: int = 1 << 27
+    max_pixels: int = 1 << 26
     """Pixels of pictures that are decoded at the same time, over all requests."""
     picture_seconds: float = 10.0
     """The longest that decoding a picture may take, without the wait for a process."""

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +27,7 @@ from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes,
 from engines.serving.openai.tools import ToolCallReader, ToolWish, tool_wish
 from engines.serving.openai.wire import ClientLeftError, EventStream, Presence, read_body, watching
 from engines.serving.openai.wishes import Wish, wish_from_request
+from engines.serving.room import Held
 from engines.serving.served import ServedModel
 from export.errors import UserError, is_request_to_stop
 
@@ -74,17 +76,17 @@ class ChatCompletions:
         call = _Call(request_id(scope), time.monotonic(), int(time.time()))
         self._mailbox = self._mailbox or Mailbox(asyncio.get_running_loop())
         stream = EventStream(send, {"x-request-id": call.id})
-        self._num_requests += 1
         try:
-            await self._serve(scope, receive, send, stream, call)
+            with self._model.room.held() as held:
+                await read_body(scope, receive, max_body_bytes(self._model.limits), held)
+                with self._place():
+                    await self._serve(held, scope, receive, send, stream, call)
         except ClientLeftError:
             log_answer(call.id, "left", call.received)
         except BaseException as error:
             if is_request_to_stop(error) or isinstance(error, asyncio.CancelledError):
                 raise
             await self._refuse(error, scope, receive, send, stream, call)
-        finally:
-            self._num_requests -= 1
 
     def close(self) -> None:
         """End the threads."""
@@ -109,18 +111,32 @@ class ChatCompletions:
         headers = {**refusal.headers, "x-request-id": call.id}
         await JSONResponse(refusal.content(), refusal.status, headers)(scope, receive, send)
 
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, stream: EventStream, call: _Call
-    ) -> None:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of as many as the engine and its queue hold."""
         most = self._model.settings.max_requests
-        if self._num_requests > most:
+        if self._num_requests >= most:
             raise QueueFullError(f"{most} requests are being served. Try again later.")
-        body = await read_body(scope, receive, max_body_bytes(self._model.limits))
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+
+    async def _serve(
+        self,
+        held: Held,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        stream: EventStream,
+        call: _Call,
+    ) -> None:
         async with watching(receive) as presence:
             loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._threads, self._prepare, body, call, presence)
+            prepared = await loop.run_in_executor(self._threads, self._prepare, held, call, presence)
             asked, wish, requests = prepared.asked, prepared.wish, prepared.requests
-            del body
+            held.give_back()
             if presence.has_left():
                 raise ClientLeftError
             choices = [self._choice(index, prepared) for index in range(len(requests))]
@@ -146,9 +162,11 @@ class ChatCompletions:
                 self._cancel(tickets)  # changes nothing after the end
         log_answer(call.id, "answered", call.received, choices=choices)
 
-    def _prepare(self, body: bytes, call: _Call, presence: Presence) -> "_Prepared":
+    def _prepare(self, held: Held, call: _Call, presence: Presence) -> "_Prepared":
         """In a thread: parse, fetch, decode, tokenize."""
-        asked = parse_body(body, self._model.limits)
+        limits = self._model.limits
+        with self._model.room.lane(held.num_bytes, limits.timeout_seconds, presence.has_left):
+            asked = parse_body(held.take_body(), limits)
         if asked.model not in {None, self._model_name}:
             raise ApiError(
                 HTTPStatus.NOT_FOUND,

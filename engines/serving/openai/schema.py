@@ -174,7 +174,7 @@ class ChatCompletionRequest(_Fields):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-def parse_body(data: bytes, limits: RequestLimits) -> ChatCompletionRequest:
+def parse_body(data: bytes | bytearray, limits: RequestLimits) -> ChatCompletionRequest:
     """Read the body of a request; its messages are bounded and resolved later.
 
     Raises:

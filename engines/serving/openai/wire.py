@@ -10,6 +10,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from engines.serving.openai.errors import ApiError
+from engines.serving.room import Held
 
 BODY_SECONDS = 60.0
 """How long a body may take to arrive."""
@@ -19,11 +20,12 @@ SEND_SECONDS = 60.0
 _STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"))
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body.
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, held: Held) -> None:
+    """Read the whole body into `held`.
 
     Raises:
         ApiError: it is larger than the server takes, or does not come.
+        NoRoomError: others hold too much.
         ClientLeftError: the client went away.
     """
     too_large = ApiError(
@@ -35,18 +37,16 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if int(declared) > max_bytes:
         raise too_large
-    body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeftError
-                body += message.get("body", b"")
-                if len(body) > max_bytes:
+                if held.add(message.get("body", b"")) > max_bytes:
                     raise too_large
                 if not message.get("more_body"):
-                    return bytes(body)
+                    return
     except TimeoutError:
         raise ApiError(
             HTTPStatus.REQUEST_TIMEOUT,

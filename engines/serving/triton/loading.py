@@ -11,9 +11,11 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.open import open_engine
+from engines.runtime.scheduler_limits import TryLaterError
 from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.media.fetching import Fetcher, FetchPolicy
 from engines.serving.media.pool import MediaPool
+from engines.serving.room import Room
 from engines.serving.settings import PARAMETER, ServerSettings
 from engines.serving.triton.interface import ServerTensor
 from engines.serving.triton.requests import guide_maker, parse_request
@@ -74,6 +76,10 @@ def parameter_names(request: Any) -> list[str]:
     return list(json.loads(request.parameters() or "{}"))
 
 
+def _num_bytes(tensor: npt.NDArray[Any]) -> int:
+    return sum(map(len, tensor.flat)) if tensor.dtype == np.object_ else tensor.nbytes
+
+
 class RequestReader:
     """Checks chat requests for one bundle under one server's settings."""
 
@@ -83,6 +89,7 @@ class RequestReader:
         self._limits = settings.request_limits
         hosts = frozenset(settings.allowed_hosts)
         self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
+        self._room = Room(settings.max_held_bytes)
         self._pool = MediaPool(settings.media)
         self._guides = guide_maker(self.processor, self._defaults)
 
@@ -102,23 +109,27 @@ class RequestReader:
         Raises:
             UserError: it may not run; all problems at once.
             CancelledError: the client left meanwhile.
+            NoRoomError: other requests hold too much.
         """
         receipt = receipt or Receipt()
 
         def make_reader(local: LocalReader, seconds: float) -> MediaReader:
             return self._pool.reader(local, time.monotonic() + seconds, receipt.is_cancelled)
 
-        return parse_request(
-            tensors,
-            self.processor,
-            self._defaults,
-            self._limits,
-            self._fetcher,
-            make_reader,
-            receipt,
-            parameters,
-            self._guides,
-        )
+        with self._room.held() as held:
+            held.grow_to(sum(map(_num_bytes, tensors.values())))
+            return parse_request(
+                tensors,
+                self.processor,
+                self._defaults,
+                self._limits,
+                self._fetcher,
+                make_reader,
+                receipt,
+                parameters,
+                self._guides,
+                self._room,
+            )
 
     def close(self) -> None:
         """End the processes that decode media."""
@@ -142,6 +153,8 @@ def _response(request: Any, answer: Callable[[Any], Mapping[str, npt.NDArray[Any
         tensors = answer(request).items()
     except UserError as error:
         return _refusal(str(error), backend.TritonError.INVALID_ARG)
+    except TryLaterError as error:
+        return _refusal(str(error), backend.TritonError.UNAVAILABLE)
     except CancelledError:
         return _refusal("cancelled by the client", backend.TritonError.CANCELLED)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this request alone

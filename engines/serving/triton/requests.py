@@ -26,6 +26,7 @@ from engines.serving.limits import RequestLimits
 from engines.serving.media.fetching import Fetcher
 from engines.serving.media.request_media import RequestMedia
 from engines.serving.messages import read_messages
+from engines.serving.room import Room
 from engines.serving.triton.interface import CHAT_INPUTS, ServerTensor
 from engines.serving.triton.tensors import (
     Tensors,
@@ -69,6 +70,7 @@ def parse_request(
     receipt: Receipt | None = None,
     parameters: Iterable[str] = (),
     guides: GuideMaker | None = None,
+    room: Room | None = None,
 ) -> ChatRequest:
     """Check a request and make it ready for the scheduler.
 
@@ -82,6 +84,7 @@ def parse_request(
         receipt: when it came, and whether its client still waits; None: now, and always.
         parameters: names of what the client asks for beside the tensors.
         guides: for answers of a given form; None: made for this one request.
+        room: where large requests are read one at a time; None: this one is alone.
 
     Raises:
         UserError: whatever is wrong with it; all problems that can be told apart, in one message.
@@ -105,7 +108,9 @@ def parse_request(
     with problems.collected():
         guide = _guide(tensors, guides or guide_maker(processor, defaults))
     with problems.collected():
-        messages = _messages(tensors, limits)
+        messages = _messages(
+            tensors, limits, room or Room(limits.max_message_bytes), timeout_seconds, receipt
+        )
         media = RequestMedia(
             [bytes(file) for file in strings(tensors, "media")],
             limits,
@@ -199,8 +204,11 @@ def _guide(tensors: Tensors, guides: GuideMaker) -> Guide | None:
 # --- messages -------------------------------------------------------------------------------------------
 
 
-def _messages(tensors: Tensors, limits: RequestLimits) -> list[dict[str, Any]]:
+def _messages(
+    tensors: Tensors, limits: RequestLimits, room: Room, seconds: float, receipt: Receipt
+) -> list[dict[str, Any]]:
     found = strings(tensors, "messages")
     if len(found) != 1:
         raise UserError(f"messages must hold one JSON text, found {len(found)}.")
-    return read_messages(found[0], limits)
+    with room.lane(len(found[0]), seconds, receipt.is_cancelled):
+        return read_messages(found[0], limits)
