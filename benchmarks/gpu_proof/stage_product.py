@@ -33,12 +33,13 @@ def rtx_engine(settings: Settings) -> list[Finding]:
     if settings.engine is None:
         raise Skipped("needs --engine FILE, built with: qv-export build BUNDLE --target tensorrt-rtx --sm 80")
     from engines.backends.tensorrt.flavour import load_bindings
+    from engines.backends.tensorrt.run.cuda import CudaDevice
     from engines.backends.tensorrt.run.open import load_engine
     from engines.session import EngineError
     from export.errors import UserError
 
     try:
-        load_engine(load_bindings("tensorrt-rtx"), settings.engine)
+        load_engine(load_bindings("tensorrt-rtx"), settings.engine, CudaDevice())
     except UserError as error:
         raise Skipped(first_line(error)) from error
     except EngineError as error:

@@ -244,7 +244,11 @@ class TensorRtBackend:
         if not machine.gpus:
             yield f"it needs an NVIDIA GPU of {built_for}; `nvidia-smi` lists none"
             return
-        gpu = machine.gpus[0]
+        num_stages = sum(name != "vision" for name in record.facts)
+        for gpu in dict.fromkeys(machine.gpus[: max(num_stages, 1)]):  # a stage may go to each of them
+            yield from self._problems_of_gpu(record, gpu, built_for)
+
+    def _problems_of_gpu(self, record: EngineRecord, gpu: GpuFacts, built_for: str) -> Iterator[str]:
         if not serves_architecture(record, gpu.sm):
             yield f"it was built for {built_for}, this GPU is {gpu.name}, SM{gpu.sm}"
         branch = driver_branch(gpu.driver)

@@ -71,16 +71,16 @@ def open_tools(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tools:
     from engines.backends.tensorrt.run.cuda import CudaDevice  # noqa: PLC0415 - CUDA
     from engines.backends.tensorrt.run.open import load_engine  # noqa: PLC0415
 
-    trt = load_bindings(flavour)
+    trt, device = load_bindings(flavour), CudaDevice()
     options, limits = BuildOptions(flavour, record.sms), probed_limits(Limits(**record.limits))
 
     def compile_probed(graph: GraphName, probes: tuple[str, ...]) -> ICudaEngine:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "probed.engine"
             build_engine(bundle, graph, limits, options, path, lambda *_: None, probes=probes)
-            return load_engine(trt, path)
+            return load_engine(trt, path, device)
 
-    return Tools(trt, CudaDevice(), compile_probed)
+    return Tools(trt, device, compile_probed)
 
 
 class TensorRtProbes:

@@ -101,6 +101,15 @@ def test_all_differences_come_at_once() -> None:
     assert problems(RECORD, machine, key="other").count("\n- ") == 3
 
 
+def test_every_gpu_that_a_stage_may_go_to_must_serve_it() -> None:
+    one = replace(RECORD, facts={"vision": {}, "decoder": {}})
+    two = replace(RECORD, facts={"vision": {}, "decoder.0": {}, "decoder.1": {}})
+    mixed = replace(MACHINE, gpus=(L4, H100))
+    assert problems(one, mixed) == ""
+    assert "this GPU is NVIDIA H100, SM90" in problems(two, mixed)
+    assert problems(two, replace(MACHINE, gpus=(L4, L4, H100))) == ""
+
+
 def test_the_command_builds_for_the_gpu_that_is_here() -> None:
     t4 = GpuFacts("Tesla T4", "580.65.06", (7, 5), 15360)
     assert "--target tensorrt-rtx --sm 75 --max-batch 4" in problems(machine=replace(MACHINE, gpus=(t4,)))

@@ -27,6 +27,10 @@ class Device(Protocol):
     @property
     def stream(self) -> int: ...
 
+    def select(self) -> None:
+        """Make it the one that this thread's calls of the library go to."""
+        ...
+
     def allocate(self, num_bytes: int) -> int:
         """Device memory, aligned to `ALIGNMENT` at least.
 
@@ -109,49 +113,70 @@ def driver_cuda() -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-class CudaDevice:
-    """The current GPU, through CUDA's runtime: a `Device`. Its memory is freed with it."""
+def num_devices() -> int:
+    """How many GPUs CUDA shows to this process.
 
-    def __init__(self) -> None:
+    Raises:
+        UserError, EngineError: no cuda-python, no driver or no GPU.
+    """
+    return int(call(load_cuda().cudaGetDeviceCount))
+
+
+class CudaDevice:
+    """A GPU, through CUDA's runtime: a `Device`. Its memory is freed with it."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Args: index: as CUDA counts those that it shows to this process."""
         runtime = load_cuda()
-        self._cuda = runtime
+        self._cuda, self._index = runtime, index
         self._allocated: set[int] = set()
+        self.select()
         self._stream = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
-        weakref.finalize(self, _release, runtime, self._stream, self._allocated)
+        weakref.finalize(self, _release, runtime, index, self._stream, self._allocated)
+
+    def select(self) -> None:
+        call(self._cuda.cudaSetDevice, self._index)
 
     @property
     def stream(self) -> int:
         return int(self._stream)
 
     def allocate(self, num_bytes: int) -> int:
+        self.select()
         address = int(call(self._cuda.cudaMalloc, num_bytes))
         self._allocated.add(address)
         return address
 
     def free(self, address: int) -> None:
+        self.select()
         call(self._cuda.cudaStreamSynchronize, self._stream)
         call(self._cuda.cudaFree, address)
         self._allocated.remove(address)
 
     def clear(self, address: int, num_bytes: int) -> None:
+        self.select()
         call(self._cuda.cudaMemsetAsync, address, 0, num_bytes, self._stream)
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
+        self.select()
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         call(self._cuda.cudaMemcpyAsync, target, source, num_bytes, kind, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
+        self.select()
         # From pageable memory: CUDA has taken the bytes when the call returns (CUDA Runtime API, API synchronization
         # behavior).
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         call(self._cuda.cudaMemcpyAsync, address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def download(self, array: Array, address: int) -> None:
+        self.select()
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         call(self._cuda.cudaMemcpyAsync, array.ctypes.data, address, array.nbytes, kind, self._stream)
         call(self._cuda.cudaStreamSynchronize, self._stream)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.select()
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(self._cuda.cudaStreamBeginCapture, self._stream, mode)
         try:
@@ -179,8 +204,9 @@ class _Replay:
         self.launch()
 
 
-def _release(runtime: Any, stream: Any, addresses: set[int]) -> None:
+def _release(runtime: Any, index: int, stream: Any, addresses: set[int]) -> None:
     """In the order that nothing is gone while it is in use."""
+    runtime.cudaSetDevice(index)
     runtime.cudaStreamSynchronize(stream)
     for address in addresses:
         runtime.cudaFree(address)

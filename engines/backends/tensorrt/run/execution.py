@@ -94,6 +94,7 @@ class Execution:
         # What streamed weights do cannot be captured (NvInferRuntime.h, IExecutionContext::enqueueV3).
         self._is_never_captured = bool(engine.streamable_weights_size)
         self._needs_memory = engine.get_device_memory_size_for_profile_v2(profile) > 0
+        device.select()
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
             raise EngineError(f"TensorRT cannot make an execution context:\n- {RUN_LOG.take()}")
@@ -124,6 +125,7 @@ class Execution:
         if self.is_ready() and not moved and not resized:
             return
         self.forget()
+        self._device.select()
         for name, address in moved.items():
             _require(self._context.set_tensor_address(name, address), f"address of {name}")
             self._addresses[name] = address
@@ -144,11 +146,13 @@ class Execution:
     def run(self) -> None:
         """Put the prepared call on the stream."""
         assert self.is_ready(), "prepare a call first"
+        self._device.select()
         _require(self._context.execute_async_v3(self._device.stream), "call")
 
     def run_repeatedly(self) -> None:
         """Like `run`, for a call that comes again: first plainly, which loads the kernels, then as a graph."""
         assert self.is_ready(), "prepare a call first"
+        self._device.select()
         if self._replay is None and self._num_runs and self.is_capturable():
             self._capture()
         self._num_runs += 1

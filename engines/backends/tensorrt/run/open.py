@@ -11,7 +11,8 @@ from engines.backends.tensorrt.flavour import Flavour, load_bindings
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
 from engines.backends.tensorrt.options import BuildOptions
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
-from engines.backends.tensorrt.run.cuda import CudaDevice, current_sm
+from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices
+from engines.backends.tensorrt.run.place import devices_of_stages
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
 from engines.session import Engine, EngineError
 from export.bundle import Bundle
@@ -32,11 +33,17 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
         EngineError: TensorRT refuses an engine all the same; its own words are quoted.
     """
     directory = bundle.engine_directory(record.key)
-    trt, device = load_bindings(flavour), CudaDevice()
-    vision, *stages = (load_engine(trt, directory / f"{graph}.engine") for graph in bundle.graph_names)
+    trt = load_bindings(flavour)
+    devices = [CudaDevice(index) for index in range(min(num_devices(), len(bundle.stages)))]
+    placed = [devices[index] for index in devices_of_stages(len(bundle.stages), len(devices))]
+    vision = load_engine(trt, directory / "vision.engine", devices[0])
+    stages = [
+        load_engine(trt, directory / f"{stage.graph}.engine", device)
+        for stage, device in zip(bundle.stages, placed, strict=True)
+    ]
     return Engine(
-        TensorRtVision(trt, vision, device, bundle.config),
-        TensorRtDecoder(trt, stages, device, bundle.config, num_slots),
+        TensorRtVision(trt, vision, devices[0], bundle.config),
+        TensorRtDecoder(trt, stages, placed, bundle.config, num_slots),
     )
 
 
@@ -44,7 +51,8 @@ def open_vision(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tenso
     """Load the vision engine alone. Args and errors as `open_sessions`."""
     path = bundle.engine_directory(record.key) / "vision.engine"
     trt = load_bindings(flavour)
-    return TensorRtVision(trt, load_engine(trt, path), CudaDevice(), bundle.config)
+    device = CudaDevice()
+    return TensorRtVision(trt, load_engine(trt, path, device), device, bundle.config)
 
 
 def measure_ceilings(flavour: Flavour, dtype: str) -> tuple[Ceiling, ...]:
@@ -58,16 +66,17 @@ def measure_ceilings(flavour: Flavour, dtype: str) -> tuple[Ceiling, ...]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "matmul.engine"
         build_matmul(trt, BuildOptions(flavour, (sm,)), dtype, path)
-        engine = load_engine(trt, path)
+        engine = load_engine(trt, path, device)
     return copy_ceiling(device), matmul_ceiling(trt, engine, device)
 
 
-def load_engine(trt: Bindings, path: Path) -> ICudaEngine:
-    """Deserialize an engine from its mapped file.
+def load_engine(trt: Bindings, path: Path, device: Device) -> ICudaEngine:
+    """Deserialize an engine from its mapped file onto a GPU.
 
     Raises:
         EngineError: TensorRT refuses it.
     """
+    device.select()
     runtime = trt.Runtime(make_logger(trt, RUN_LOG))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         engine = runtime.deserialize_cuda_engine(mapped)

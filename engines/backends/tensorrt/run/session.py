@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,11 @@ from engines.backends.tensorrt.run.execution import (
     WorkingMemory,
     engine_tensors,
 )
+from engines.backends.tensorrt.run.place import Place, row_groups, waves
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
-from engines.backends.tensorrt.run.stage import StageRunner
 from engines.session import require_slots
 from export.checkpoint.config import ModelConfig
-from export.contract import BORDER_PREFIX, cache_name
+from export.contract import cache_name
 from export.dtypes import numpy_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs
@@ -70,21 +72,32 @@ class TensorRtVision:
 
 
 class TensorRtDecoder:
-    """The decoder's engines with their KV slots on the device: a `DecoderSession`.
+    """The decoder's engines with their KV slots on GPUs: a `DecoderSession`.
 
-    One engine, or those of a decoder's stages in order, which run one after another on one stream.
+    One engine on one GPU; or those of a decoder's stages, neighbours on one GPU or on several. Where several GPUs hold
+    it, the rows of a step go through them in groups, so that each GPU works while the others do.
     """
 
     def __init__(
         self,
         trt: Bindings,
         engines: Sequence[ICudaEngine],
-        device: Device,
+        devices: Sequence[Device],
         config: ModelConfig,
         num_slots: int,
     ) -> None:
-        tensors = [engine_tensors(engine) for engine in engines]
-        inputs = {name: spec for taken, _ in tensors for name, spec in taken.items()}
+        """Args:
+            trt: the library.
+            engines: of the stages, in order.
+            devices: of each stage; the same object for those that share a GPU.
+            config: the model's.
+            num_slots: KV slots.
+
+        Raises:
+            UserError: more slots than the engines have rows, or slots that TensorRT cannot address.
+            EngineError: a device has no room, or TensorRT refuses something.
+        """
+        inputs = {name: spec for engine in engines for name, spec in engine_tensors(engine)[0].items()}
         largest = inputs["token_ids"].profiles[PREFILL].maximum
         if num_slots > largest[0]:
             raise UserError(
@@ -96,17 +109,12 @@ class TensorRtDecoder:
         self._config = config
         self._max_tokens = largest[1]
         self._max_logits_tokens = inputs["logits_index"].profiles[PREFILL].maximum[1]
-        self._inputs = {name: inputs[name] for name in _FEED_NAMES}
-        self._borders = [name for name in inputs if name.startswith(BORDER_PREFIX)]
-        self._buffers = Buffers(device)
-        for name in (*_FEED_NAMES, *self._borders):
-            self._buffers.allocate(name, inputs[name].profiles[PREFILL].maximum, inputs[name].dtype)
-        rows = (largest[0], self._max_logits_tokens, config.decoder.vocab_size)
-        self._buffers.allocate("logits", rows, tensors[-1][1]["logits"].dtype)
-        memory = WorkingMemory(device)
-        self._stages = [
-            StageRunner(trt, engine, device, self._buffers, memory, num_slots) for engine in engines
+        self._feeds = {name: inputs[name] for name in _FEED_NAMES}
+        by_device = [
+            (device, [engine for engine, _ in pairs])
+            for device, pairs in groupby(zip(engines, devices, strict=True), key=itemgetter(1))
         ]
+        self._places = [Place(trt, stages, device, num_slots, len(by_device)) for device, stages in by_device]
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`; what exceeds the engine's prompt tokens or logits goes through it in chunks."""
@@ -121,16 +129,17 @@ class TensorRtDecoder:
         return logits
 
     def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
-        feeds = {name: getattr(inputs, name) for name in _FEED_NAMES}
-        shapes = dict(upload_feeds(self._buffers, self._inputs, feeds))
-        step = is_step(shapes, self._inputs)
-        hidden = (*inputs.token_ids.shape, self._config.decoder.hidden_size)
-        shapes |= dict.fromkeys(self._borders, hidden)
-        for stage in self._stages:
-            stage.run(first_slot, shapes, is_step=step)
-        logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
-        self._buffers.download("logits", logits)
-        return logits
+        step = is_step({name: getattr(inputs, name).shape for name in _FEED_NAMES}, self._feeds)
+        groups = list(row_groups(inputs, len(self._places) if step else 1))
+        values: list[dict[str, Array]] = [
+            {name: getattr(group, name) for name in _FEED_NAMES} for _, group in groups
+        ]
+        for wave in waves(len(groups), len(self._places)):
+            for group, place in wave:  # what is put on different GPUs runs at the same time
+                self._places[place].start(first_slot + groups[group][0], values[group], is_step=step)
+            for group, place in wave:
+                values[group] |= self._places[place].finish()
+        return np.concatenate([given["logits"] for given in values])
 
 
 def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:

@@ -37,6 +37,7 @@ class StageRunner:
         buffers: Buffers,
         memory: WorkingMemory,
         num_slots: int,
+        num_groups: int = 1,
     ) -> None:
         """Args:
             trt: the library.
@@ -45,6 +46,7 @@ class StageRunner:
             buffers: hold every tensor of the engine but its caches.
             memory: what its contexts compute in, which other engines of the same stream may share.
             num_slots: KV slots.
+            num_groups: of rows that take turns in every step.
 
         Raises:
             UserError: slots that do not begin where TensorRT wants them to.
@@ -57,9 +59,10 @@ class StageRunner:
         self._input_names = [name for name in inputs if name not in self._pasts]
         self._caches = self._allocate_caches(num_slots)
         self._prefill = Execution(trt, engine, device, PREFILL, memory)
-        # Each context of RTX compiles its kernels anew, which takes seconds: one there, which takes turns.
+        # Each context of RTX compiles its kernels anew, which takes seconds: one a group there, which takes turns.
         self._steps = StepExecutions(
-            lambda: Execution(trt, engine, device, DECODE, memory), 1 if is_rtx(trt) else MAX_STEP_CONTEXTS
+            lambda: Execution(trt, engine, device, DECODE, memory),
+            num_groups if is_rtx(trt) else MAX_STEP_CONTEXTS,
         )
 
     def _allocate_caches(self, num_slots: int) -> dict[str, tuple[int, int]]:

@@ -41,6 +41,11 @@ class HostDevice:
     """A `Device` whose memory is the host's."""
 
     stream = 7
+    selected: "HostDevice | None" = None
+    """The one that this process's calls of the library go to."""
+
+    def select(self) -> None:
+        HostDevice.selected = self
 
     def __init__(self) -> None:
         self.memory: dict[int, Array] = {}
@@ -202,6 +207,7 @@ class FakeEngine:
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
         assert strategy == "user managed"
+        assert HostDevice.selected is self.device
         if self.failures.context:
             RUN_LOG.add_error("[runtime.cpp] Error Code 2: no memory for a context")
             return None
@@ -269,6 +275,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle == self.device.stream
+        assert HostDevice.selected is self.device, "another device is selected"
         self._require_complete()
         for name in self.engine.output_names:
             source = self.engine.get_aliased_input_tensor(name)

@@ -79,4 +79,4 @@ def test_a_device_waits_for_its_stream_before_its_memory_goes(fake_runtime):
     device.allocate(16)
     fake_runtime.calls.clear()
     del device
-    assert fake_runtime.calls == ["cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy"]
+    assert fake_runtime.calls == ["cudaSetDevice", "cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy"]

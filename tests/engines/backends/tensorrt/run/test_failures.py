@@ -36,7 +36,7 @@ class Parts:
         return TensorRtVision(self.trt, self.engine, self.device, self.config)
 
     def decoder(self, num_slots=4):
-        return TensorRtDecoder(self.trt, [self.engine], self.device, self.config, num_slots)
+        return TensorRtDecoder(self.trt, [self.engine], [self.device], self.config, num_slots)
 
     def execution(self):
         return Execution(self.trt, self.engine, self.device, PREFILL, WorkingMemory(self.device))

@@ -7,6 +7,7 @@ import pytest
 
 from engines.backends.onnxruntime.session import open_sessions as open_onnxruntime
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
+from engines.backends.tensorrt.run.place import devices_of_stages, waves
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
@@ -49,7 +50,7 @@ def open_runner(bundle, dtype: str) -> Runner:
     return Runner(
         device,
         TensorRtVision(trt, vision, device, config),
-        TensorRtDecoder(trt, [decoder], device, config, NUM_SLOTS),
+        TensorRtDecoder(trt, [decoder], [device], config, NUM_SLOTS),
         decoder,
         *open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context),
         config,
@@ -125,7 +126,7 @@ def test_a_row_of_a_batch_reads_its_own_slot(exact):
 
 def test_what_no_engine_can_take_is_refused_with_the_remedy(exact):
     with pytest.raises(UserError, match=r"5 slots asked, .* has 4 rows.*--max-batch 5"):
-        TensorRtDecoder(fake_bindings(), [exact.decoder_engine], exact.device, exact.config, 5)
+        TensorRtDecoder(fake_bindings(), [exact.decoder_engine], [exact.device], exact.config, 5)
     batch = make_batch(CASE["image_150_to_1"], exact.config)
     with pytest.raises(UserError, match=r"600 patches .* takes 64 at once.*--max-patches 600"):
         encode(exact.vision, batch, 0)
@@ -138,24 +139,63 @@ def test_what_no_engine_can_take_is_refused_with_the_remedy(exact):
         exact.decoder.forward(0, type(late)(**{**vars(late), "write_index": np.array([170])}))
 
 
-@pytest.mark.parametrize("name", ["one_image", "ragged_batch"])
-def test_a_decoder_in_stages_gives_the_tokens_of_one_engine(tmp_path_factory, name):
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A decoder in three stages, and ONNX Runtime's sessions on it."""
     sizes = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1, "num_hidden_layers": 3}
-    opened = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32", **sizes}, pipeline_stages=2))
-    device, config = HostDevice(), opened.config
+    opened = open_bundle(shared_bundle(tmp_path_factory, {"dtype": "float32", **sizes}, pipeline_stages=3))
+    return opened, open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context)
+
+
+def open_stages(opened, devices):
     engines = [
         FakeEngine(
-            device, opened.graph(stage.graph), stage.graph, config, LIMITS, "float32", stages=opened.stages
+            device,
+            opened.graph(stage.graph),
+            stage.graph,
+            opened.config,
+            LIMITS,
+            "float32",
+            stages=opened.stages,
         )
-        for stage in opened.stages
+        for stage, device in zip(opened.stages, devices, strict=True)
     ]
-    decoder = TensorRtDecoder(fake_bindings(), engines, device, config, NUM_SLOTS)
-    vision, expected = open_onnxruntime(opened, num_slots=NUM_SLOTS, capacity=LIMITS.max_context)
-    batch = make_batch(CASE[name], config)
-    embeds = encode(vision, batch, config.decoder.hidden_size)
+    return TensorRtDecoder(fake_bindings(), engines, devices, opened.config, NUM_SLOTS)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+@pytest.mark.parametrize("name", ["one_image", "ragged_batch"])
+def test_a_decoder_in_stages_gives_the_tokens_of_one_graph(staged, name, num_devices):
+    opened, (vision, expected) = staged
+    all_devices = [HostDevice() for _ in range(num_devices)]
+    decoder = open_stages(opened, [all_devices[i] for i in devices_of_stages(3, num_devices)])
+    batch = make_batch(CASE[name], opened.config)
+    embeds = encode(vision, batch, opened.config.decoder.hidden_size)
     answer = batch.valid(decoder.forward(0, batch.prefill(embeds)))
     assert relative_error(answer, batch.valid(expected.forward(0, batch.prefill(embeds)))) < 1e-5
     tokens = greedy_tokens(decoder, batch, embeds, 8)
     assert tokens.tolist() == greedy_tokens(expected, batch, embeds, 8).tolist()
-    # Every stage's steps run from one graph each, and what goes between them never leaves the device.
-    assert (device.num_captures, device.num_replays) == (2, 10)
+    assert all(device.num_captures for device in all_devices)
+
+
+def test_what_goes_between_stages_of_one_device_never_leaves_it(staged, monkeypatch):
+    opened, (vision, _) = staged
+    device = HostDevice()
+    decoder = open_stages(opened, [device] * 3)
+    batch = make_batch(CASE["text"], opened.config)
+    shapes = []
+    monkeypatch.setattr(HostDevice, "download", lambda _self, array, _address: shapes.append(array.shape))
+    decoder.forward(0, batch.prefill(encode(vision, batch, opened.config.decoder.hidden_size)))
+    assert {shape[-1] for shape in shapes} == {opened.config.decoder.vocab_size}
+
+
+def test_each_device_works_on_another_group_of_rows():
+    assert list(waves(3, 2)) == [[(0, 0)], [(0, 1), (1, 0)], [(1, 1), (2, 0)], [(2, 1)]]
+    assert list(waves(1, 3)) == [[(0, 0)], [(0, 1)], [(0, 2)]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "devices", "expected"), [(4, 2, [0, 0, 1, 1]), (3, 8, [0, 1, 2]), (3, 2, [0, 0, 1])]
+)
+def test_neighbouring_stages_share_a_device(stages, devices, expected):
+    assert devices_of_stages(stages, devices) == expected

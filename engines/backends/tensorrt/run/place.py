@@ -1,0 +1,124 @@
+"""The stages of a decoder that share a GPU, and the order in which groups of rows go through several GPUs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from engines.backends.tensorrt.api import Bindings, ICudaEngine
+from engines.backends.tensorrt.build.profiles import PREFILL
+from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.run.execution import Buffers, Shapes, WorkingMemory, engine_tensors
+from engines.backends.tensorrt.run.stage import StageRunner
+from export.contract import is_cache_name
+from export.dtypes import numpy_dtype
+from export.inputs import DecoderInputs
+
+
+class Place:
+    """Neighbouring stages on one GPU: one stream, one block of working memory, one buffer for each tensor."""
+
+    def __init__(
+        self,
+        trt: Bindings,
+        engines: Sequence[ICudaEngine],
+        device: Device,
+        num_slots: int,
+        num_groups: int,
+    ) -> None:
+        """Args and errors as `StageRunner`, of all stages."""
+        tensors = [engine_tensors(engine) for engine in engines]
+        taken = {
+            name: spec for inputs, _ in tensors for name, spec in inputs.items() if not is_cache_name(name)
+        }
+        given = {
+            name: spec for _, outputs in tensors for name, spec in outputs.items() if not is_cache_name(name)
+        }
+        # A border between two stages of this GPU is both: it stays where it is.
+        self._feeds = {name: spec for name, spec in taken.items() if name not in given}
+        self._results = {name: spec for name, spec in given.items() if name not in taken}
+        self._inner = {name: spec for name, spec in given.items() if name in taken}
+        self._buffers = Buffers(device)
+        for name, spec in taken.items():
+            self._buffers.allocate(name, spec.profiles[PREFILL].maximum, spec.dtype)
+        self._largest = taken["position_ids"].profiles[PREFILL].maximum[1:]  # rows and tokens
+        for name, spec in self._results.items():
+            columns = (
+                taken["logits_index"].profiles[PREFILL].maximum[1] if name == "logits" else self._largest[1]
+            )
+            self._buffers.allocate(name, (self._largest[0], columns, spec.shape[-1]), spec.dtype)
+        memory = WorkingMemory(device)
+        self._stages = [
+            StageRunner(trt, engine, device, self._buffers, memory, num_slots, num_groups)
+            for engine in engines
+        ]
+        self._asked: Shapes = {}
+
+    def start(self, first_slot: int, values: Mapping[str, Array], *, is_step: bool) -> None:
+        """Put a call on the stream, and do not wait for it.
+
+        Args:
+            first_slot: of the first row.
+            values: what the stages take, by name; others are ignored.
+            is_step: see `StageRunner.run`.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, spec in self._feeds.items():
+            self._buffers.upload(name, np.ascontiguousarray(values[name], numpy_dtype(spec.dtype)))
+            shapes[name] = values[name].shape
+        rows = shapes["position_ids"][1:]
+        shapes |= {name: (*rows, spec.shape[-1]) for name, spec in self._inner.items()}
+        for stage in self._stages:
+            stage.run(first_slot, shapes, is_step=is_step)
+        columns = {"logits": shapes["logits_index"][1]} if "logits_index" in shapes else {}
+        self._asked = {
+            name: (rows[0], columns.get(name, rows[1]), spec.shape[-1])
+            for name, spec in self._results.items()
+        }
+
+    def finish(self) -> dict[str, Array]:
+        """Wait for the call that was started last; gives what it computed for others, by name."""
+        arrays = {
+            name: np.empty(shape, numpy_dtype(self._results[name].dtype))
+            for name, shape in self._asked.items()
+        }
+        for name, array in arrays.items():
+            self._buffers.download(name, array)
+        return arrays
+
+
+def row_groups(inputs: DecoderInputs, most: int) -> Iterator[tuple[int, DecoderInputs]]:
+    """Neighbouring rows of a call without images, in at most so many groups of nearly equal size.
+
+    Yields:
+        The first row's index and the call of the group.
+    """
+    num_rows = len(inputs.token_ids)
+    num_groups = min(most, num_rows)
+    for i in range(num_groups):
+        rows = slice(i * num_rows // num_groups, (i + 1) * num_rows // num_groups)
+        yield (
+            rows.start,
+            inputs
+            if num_groups == 1
+            else replace(
+                inputs,
+                token_ids=inputs.token_ids[rows],
+                position_ids=inputs.position_ids[:, rows],
+                write_index=inputs.write_index[rows],
+                kv_lengths=inputs.kv_lengths[rows],
+                logits_index=inputs.logits_index[rows],
+            ),
+        )
+
+
+def waves(num_groups: int, num_places: int) -> Iterator[list[tuple[int, int]]]:
+    """Which group is where, moment by moment: each goes through the places in order, one behind the other."""
+    for moment in range(num_groups + num_places - 1):
+        yield [(group, moment - group) for group in range(num_groups) if 0 <= moment - group < num_places]
+
+
+def devices_of_stages(num_stages: int, num_devices: int) -> list[int]:
+    """Which device each stage goes to: neighbours together, as many devices as can be used."""
+    used = min(num_stages, num_devices)
+    return [stage * used // num_stages for stage in range(num_stages)]
