@@ -18,7 +18,7 @@ from export.bundle import (
     writing_bundle,
 )
 from export.checkpoint.tensors import Checkpoint, open_checkpoint, weight_files_of
-from export.contract import DecoderStage, decoder_stages, stage_contract
+from export.contract import DecoderStage, GraphName, decoder_stages, stage_contract
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
@@ -61,21 +61,15 @@ _TRACING_BYTES = 6_000_000_000
 """Tracing both graphs takes about as long as copying this much: what the fraction is worked out with."""
 
 
-def _vision_graph(source: Checkpoint, dtype: str) -> "ir.Model":
-    from export.graphs.vision import vision_graph  # noqa: PLC0415 - torch: seconds, and mistakes are told before
+_TRACED = ("vision", "decoder")
+"""A decoder in stages is cut from the whole."""
+
+
+def _make_graph(name: GraphName, source: Checkpoint, dtype: str) -> "ir.Model":
+    from export.graphs.assemble import build_graph  # noqa: PLC0415 - torch: seconds, and mistakes are told before
     from export.weights.by_reference import ByReference  # noqa: PLC0415 - onnx_ir
 
-    return vision_graph(ByReference(source), dtype)
-
-
-def _decoder_graph(source: Checkpoint, dtype: str) -> "ir.Model":
-    from export.graphs.decoder import decoder_graph  # noqa: PLC0415 - torch
-    from export.weights.by_reference import ByReference  # noqa: PLC0415 - onnx_ir
-
-    return decoder_graph(ByReference(source), dtype)
-
-
-_GRAPH_MAKERS = {"vision": _vision_graph, "decoder": _decoder_graph}
+    return build_graph(name, ByReference(source), dtype)
 
 
 def export_checkpoint(
@@ -135,10 +129,10 @@ def export_checkpoint(
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs: dict[str, ir.Model] = {}
-        for index, (name, make_graph) in enumerate(_GRAPH_MAKERS.items()):
-            traced_bytes = _TRACING_BYTES * index / len(_GRAPH_MAKERS)
+        for index, name in enumerate(_TRACED):
+            traced_bytes = _TRACING_BYTES * index / len(_TRACED)
             report(f"tracing the {name} graph", traced_bytes / work_bytes)
-            made = make_graph(source, dtype)
+            made = _make_graph(name, source, dtype)
             graphs |= {name: made} if name == "vision" else _cut(made, source, dtype, stages)
         for graph in graphs.values():
             _check_graph(graph)
@@ -150,9 +144,9 @@ def export_checkpoint(
         weight_records = _place_weights(source, directory, weights, placed)
         report("writing the bundle", 1.0)
         _copy_companions(source, processor, directory)
-        name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
+        bundle_name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
         layers = tuple(len(stage.layers) for stage in stages) if len(stages) > 1 else ()
-        return _write_files(source, name, directory, graphs, weight_records, dtype, weights, layers)
+        return _write_files(source, bundle_name, directory, graphs, weight_records, dtype, weights, layers)
 
 
 def _cut(

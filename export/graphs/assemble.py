@@ -1,23 +1,52 @@
-"""What both graphs share when they are put together: contract inputs and outputs, op functions, opset."""
+"""Puts a graph together by its family's recipe: pieces traced once, copied to their places, joined by names."""
 
-from collections.abc import Iterable, Sequence
-
-import onnx
 import onnx_ir as ir
-from torch import Tensor
 
-from export.contract import GraphContract, TensorSpec
+from export.contract import GraphContract, GraphName, TensorSpec
+from export.graphs.stamp import stamp
+from export.graphs.trace import trace_piece
 from export.graphs.weights import Weights
-from export.models.pieces import PieceInput, torch_dtype
+from export.models.families import family_of
+from export.models.pieces import GraphRecipe, torch_dtype
+from export.weights.source import WeightSource
 from export.weights.stored import ir_dtype
+from plugins.cached_attention import onnx_functions as cached_attention
+from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.registry import OP_DOMAIN, OPSET_VERSION
+from plugins.rotary import onnx_functions as rotary
 
 IR_VERSION = 11
 """The newest that onnx.checker and ONNX Runtime 1.2x both take and that knows opset 24's types."""
 
 
-def graph_with_inputs(name: str, contract: GraphContract) -> tuple[ir.Graph, dict[str, ir.Value]]:
-    """An empty graph with the contract's inputs, and these inputs by name."""
+def build_graph(name: GraphName, source: WeightSource, dtype: str) -> ir.Model:
+    """Canonical ONNX that any consumer can run: the contract's inputs and outputs, initializers by reference.
+
+    Args:
+        name: which of the two.
+        source: gives configuration and weights.
+        dtype: what the graph computes in, and of the cache: "float32", "float16" or "bfloat16".
+    """
+    recipe = family_of(source.config.model_type).pieces(name, source.config, dtype)
+    graph, values = _graph_with_inputs(name, recipe.contract)
+    weights = Weights(graph, source, dtype)
+    values |= {
+        table: weights.constant(f"{recipe.tables_scope}.{table}", values_of.numpy())
+        for table, values_of in recipe.tables.items()
+    }
+    for piece in recipe.pieces:
+        traced = trace_piece(piece, torch_dtype(dtype))
+        for copy in piece.copies:
+            inputs = {item.name: values[copy.names.get(item.name, item.name)] for item in piece.inputs}
+            under = weights.under(copy.module) if copy.module else weights
+            outputs = stamp(graph, traced, f"/{copy.scope}", inputs, under)
+            names = [copy.names.get(output, output) for output in piece.outputs]
+            values.update(zip(names, outputs, strict=True))
+    _set_outputs(graph, recipe.contract, values)
+    return _model_of(graph, recipe)
+
+
+def _graph_with_inputs(name: str, contract: GraphContract) -> tuple[ir.Graph, dict[str, ir.Value]]:
     inputs = {spec.name: _value(spec) for spec in contract.inputs}
     graph = ir.Graph(
         inputs=list(inputs.values()),
@@ -38,45 +67,22 @@ def _value(spec: TensorSpec) -> ir.Value:
     )
 
 
-def piece_inputs(contract: GraphContract, names: Iterable[str]) -> list[PieceInput]:
-    """Graph inputs as inputs of a traced piece."""
-    specs = [contract.input(name) for name in names]
-    return [PieceInput(spec.name, torch_dtype(spec.dtype), spec.shape) for spec in specs]
-
-
-_TABLE_NAMES = ("frequencies", "axis_of")
-
-
-def table_inputs(tables: Sequence[Tensor]) -> list[PieceInput]:
-    """Rotary tables (`frequencies`, `axis_of`) as inputs of a traced block: every layer shares one pair."""
-    return [
-        PieceInput(name, table.dtype, tuple(table.shape))
-        for name, table in zip(_TABLE_NAMES, tables, strict=True)
-    ]
-
-
-def table_values(weights: Weights, prefix: str, tables: Sequence[Tensor]) -> dict[str, ir.Value]:
-    """Rotary tables as constants of the graph, by the names of `table_inputs`."""
-    return {
-        name: weights.constant(f"{prefix}.{name}", table.numpy())
-        for name, table in zip(_TABLE_NAMES, tables, strict=True)
-    }
-
-
-def set_outputs(graph: ir.Graph, contract: GraphContract, values: Sequence[ir.Value]) -> None:
-    """Make `values` the graph's outputs under the contract's names."""
-    for value, spec in zip(values, contract.outputs, strict=True):
+def _set_outputs(graph: ir.Graph, contract: GraphContract, values: dict[str, ir.Value]) -> None:
+    for spec in contract.outputs:
+        value = values[spec.name]
         assert value.dtype == ir_dtype(spec.dtype), (spec.name, value.dtype)
         value.name, value.doc_string, value.shape = spec.name, spec.doc, ir.Shape(spec.shape)
         graph.outputs.append(value)
 
 
-def model_of(graph: ir.Graph, functions: Iterable[onnx.FunctionProto], doc: str) -> ir.Model:
-    """The graph with its op functions: canonical ONNX that any consumer can run."""
+def _model_of(graph: ir.Graph, recipe: GraphRecipe) -> ir.Model:
+    """With the portable body of each of our ops that the graph calls."""
+    called = {node.op_type for node in graph if node.domain == OP_DOMAIN}
+    bodies = [rotary.portable(), patch_attention.portable(), cached_attention.portable()]
     return ir.Model(
         graph,
         ir_version=IR_VERSION,
         producer_name="qv-export",
-        doc_string=doc,
-        functions=[ir.serde.deserialize_function(function) for function in functions],
+        doc_string=recipe.doc,
+        functions=[ir.serde.deserialize_function(body) for body in bodies if body.name in called],
     )

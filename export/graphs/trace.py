@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graphs.simplify import simplify_reshapes
-from export.models.pieces import PieceInput
+from export.models.pieces import Piece, PieceInput
 
 # The newest opset torch.onnx 2.13 translates to. Nothing in it that blocks use changed in 24 but accepted types.
 _TRANSLATION_OPSET = 23
@@ -40,31 +40,18 @@ class _Method(nn.Module):
         return getattr(self.module, self._method)(*arguments)
 
 
-def trace_piece(
-    build: Callable[[], nn.Module],
-    inputs: Sequence[PieceInput],
-    outputs: Sequence[str],
-    dtype: torch.dtype,
-    method: str = "forward",
-) -> ir.Graph:
-    """Trace a method of the module that `build` returns.
-
-    Args:
-        build: makes the module; called under fake tensors with `dtype` as default.
-        inputs: the method's arguments, in order.
-        outputs: names for the results.
-        dtype: of the module's parameters.
-        method: which one to trace.
+def trace_piece(piece: Piece, dtype: torch.dtype) -> ir.Graph:
+    """Trace a method of the module that the piece builds. Args: dtype: of the module's parameters.
 
     Returns:
-        A graph whose inputs are `inputs`, whose initializers are the module's parameters under their module paths
+        A graph whose inputs are the piece's, whose initializers are the module's parameters under their module paths
         (without bytes), whose nodes are named `<module path>/<op type>`, whose dynamic dims are the contract's letters.
     """
     with _default_dtype(dtype), FakeTensorMode():
         program = torch.export.export(
-            _Method(build(), method),
-            tuple(_example(item) for item in inputs),
-            dynamic_shapes=(tuple(_dynamic_dims(item) for item in inputs),),
+            _Method(piece.build(), piece.method),
+            tuple(_example(item) for item in piece.inputs),
+            dynamic_shapes=(tuple(_dynamic_dims(item) for item in piece.inputs),),
             strict=False,
         )
     with _quiet_exporter(), _shared_translations():
@@ -73,11 +60,11 @@ def trace_piece(
         )
     assert translated is not None
     graph = translated.model.graph
-    _drop_wrapper(graph, inputs)
-    _rename_dims(graph, inputs)
+    _drop_wrapper(graph, piece.inputs)
+    _rename_dims(graph, piece.inputs)
     simplify_reshapes(graph)
     _name_nodes(graph)
-    for value, name in zip(graph.outputs, outputs, strict=True):
+    for value, name in zip(graph.outputs, piece.outputs, strict=True):
         value.name = name
     return graph
 

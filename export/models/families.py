@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from export.contract import GraphName
     from export.inputs import Grid
+    from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
 
 
@@ -30,6 +32,12 @@ class Family(Protocol):
     def architecture(self) -> str:
         """Transformers' class whose graphs are exported."""
 
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """The reference's module by the scope of a graph's nodes, both without a layer's number: {"layers":
+        "model.layers"}. "" for a method of the whole model.
+        """
+
     def read_config(self, content: Mapping[str, Any], source: str) -> ModelConfig:
         """Build the typed configuration.
 
@@ -43,6 +51,9 @@ class Family(Protocol):
     def reference(self, config: ModelConfig) -> "Qwen2VL":
         """The PyTorch model without values: on the meta device."""
 
+    def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
+        """What of the reference is traced for a graph that computes in `dtype`, and where copies of it go."""
+
     def position_ids(
         self, token_ids: "NDArray[np.int64]", grids: "Sequence[Grid]", config: ModelConfig
     ) -> "tuple[NDArray[np.int32], int]":
@@ -54,6 +65,12 @@ class Family(Protocol):
 
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Qwen2VLFamily(),)}
+
+
+def module_of_scope(family: Family, scope: str) -> str:
+    """The reference's module that a scope of a graph's nodes stands for: `model.layers.3` for `layers.3`."""
+    head, dot, rest = scope.partition(".")
+    return family.modules[head] + dot + rest
 
 
 def family_of(model_type: object, source: str = "config.json") -> Family:

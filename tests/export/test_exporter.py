@@ -51,7 +51,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("traced before the mistake was found")
 
-    monkeypatch.setattr(exporter, "_GRAPH_MAKERS", {"vision": refuse, "decoder": refuse})
+    monkeypatch.setattr(exporter, "_make_graph", refuse)
 
 
 @pytest.fixture
@@ -59,11 +59,9 @@ def quick_graphs(exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPat
     """The graphs of the module's bundle again: what comes after tracing is tested without tracing."""
     import onnx_ir as ir
 
-    makers = {
-        name: lambda source, dtype, name=name: ir.load(exported[0] / f"{name}.onnx")
-        for name in ("vision", "decoder")
-    }
-    monkeypatch.setattr(exporter, "_GRAPH_MAKERS", makers)
+    monkeypatch.setattr(
+        exporter, "_make_graph", lambda name, source, dtype: ir.load(exported[0] / f"{name}.onnx")
+    )
 
 
 def test_a_bundle_opens_and_says_where_it_comes_from(checkpoint: Path, exported):

@@ -1,10 +1,11 @@
 """The probe points of a graph: which of its values stand for which values inside the reference.
 
-A probe is found by scope: the canonical graphs name a node after the module that it comes from
-(`/layers.3/self_attn/q_proj/...`), so a module's output is what the last node of its scope gives.
+The canonical graphs name a node after the module that it comes from (`/layers.3/self_attn/q_proj/MatMul`), so the graph
+itself says what its modules are: what one gives is the last value of its scope. What a function between modules
+computes, such as a residual sum, is what the next module takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -12,6 +13,8 @@ from engines.session import Probe
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
+from export.models.families import family_of, module_of_scope
+from plugins.registry import OP_DOMAIN, ROTARY
 
 _MOVES_ONLY = {"Reshape", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Identity", "Transpose"}
 """Ops that compute nothing: a wrong value that they give was made by the op before them."""
@@ -20,114 +23,97 @@ _MOVES_ONLY = {"Reshape", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Identity"
 class GraphProbes:
     """Looks up probes in a canonical graph."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._nodes = list(graph.node)
-        self._producers = {name: node for node in graph.node for name in node.output}
+    def __init__(self, graph: onnx.GraphProto, config: ModelConfig) -> None:
+        self._family = family_of(config.model_type)
+        self._producers: dict[str, onnx.NodeProto] = {
+            name: node for node in graph.node for name in node.output
+        }
         self._constants = {initializer.name for initializer in graph.initializer}
         for node in graph.node:  # in topological order: what is made of constants alone is constant
             if all(name in self._constants for name in node.input):
                 self._constants.update(node.output)
+        self._nodes: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            piece = _scope(node).partition("/")[0]
+            if piece.partition(".")[0] in self._family.modules:
+                self._nodes.setdefault(piece, []).append(node)
 
-    def output(self, scope: str, reference: str) -> Probe:
-        """What a module gives: the last value of its scope."""
-        node = [node for node in self._nodes if node.name.startswith(f"/{scope}/")][-1]
-        return self._probe(scope, f"{reference}:out", node.output[0])
+    def borders(self) -> list[Probe]:
+        """What each piece gives, in order."""
+        return [self._border(piece) for piece in self._nodes]
 
-    def input(self, scope: str, reference: str, label: str) -> Probe:
-        """What a module takes: a value that functions between modules made, such as attention or a residual sum."""
-        nodes = [node for node in self._nodes if node.name.startswith(f"/{scope}/")]
-        node = next(node for node in nodes if node.input and node.input[0] not in self._constants)
-        return self._probe(label, f"{reference}:in", node.input[0])
+    def inside(self, piece: str) -> list[Probe]:
+        """The modules and ops of one piece in the order in which they run; empty where it has none of its own."""
+        modules, seen, found = self._modules(piece), set(), list[Probe]()
+        for node in self._nodes.get(piece, ()):
+            scope = _scope(node)
+            if node.op_type == ROTARY.name:
+                found += [
+                    self._probe(scope, f"{self._reference(piece)}:{name}", value)
+                    for name, value in zip(ROTARY.outputs, node.output, strict=True)
+                ]
+            elif scope in modules and scope not in seen:
+                seen.add(scope)
+                found += self._taken(piece, scope, modules)
+                found.append(self._given(piece, scope))
+        border = self._border(piece) if found else None
+        return [*found, border] if border and border.node != found[-1].node else found
 
-    def op(self, scope: str, op_type: str, output: int, reference: str) -> Probe:
-        """What one of our ops gives."""
-        node = next(n for n in self._nodes if n.op_type == op_type and n.name.startswith(f"/{scope}/"))
-        return self._probe(scope, reference, node.output[output])
+    def _border(self, piece: str) -> Probe:
+        """Where a piece is a method of the whole model: what its last module gives, or what the next piece takes."""
+        value = self._nodes[piece][-1].output[0]
+        if self._reference(piece):
+            return self._probe(piece, f"{self._reference(piece)}:out", value)
+        scope = _scope(self._maker(value))
+        if scope in self._modules(piece):
+            return self._probe(piece, f"{self._reference(scope)}:out", value)
+        pieces = list(self._nodes)
+        following = pieces[pieces.index(piece) + 1]
+        return self._probe(piece, f"{self._reference(self._modules(following)[0])}:in", value)
 
-    def _probe(self, scope: str, reference: str, value: str) -> Probe:
+    def _given(self, piece: str, module: str) -> Probe:
+        node = [node for node in self._nodes[piece] if _scope(node) == module][-1]
+        return self._probe(module, f"{self._reference(module)}:out", node.output[0])
+
+    def _taken(self, piece: str, module: str, modules: list[str]) -> Iterator[Probe]:
+        """What a function of this piece computed for a module."""
+        nodes = [node for node in self._nodes[piece] if _scope(node) == module]
+        first = (node.input[0] for node in nodes if node.input and node.input[0] not in self._constants)
+        value: str = next(first, "")  # "" where a table is looked up
+        maker = self._maker(value) if value in self._producers else None
+        if maker is not None and _scope(maker).partition("/")[0] == piece and _scope(maker) not in modules:
+            # Our op's own output rather than the reshaped one: an engine whose op is a plugin has that value alone.
+            own = maker.output[0] if maker.domain == OP_DOMAIN else value
+            yield self._probe(_scope(maker), f"{self._reference(module)}:in", own)
+
+    def _modules(self, piece: str) -> list[str]:
+        """Scopes of the piece that have no scope inside: modules that hold no other."""
+        scopes = list(dict.fromkeys(_scope(node) for node in self._nodes.get(piece, ())))
+        return [
+            scope
+            for scope in scopes
+            if scope != piece and not any(other.startswith(f"{scope}/") for other in scopes)
+        ]
+
+    def _reference(self, scope: str) -> str:
+        """The module of the reference behind a scope; "" where it is the whole model."""
+        piece, _, path = scope.partition("/")
+        parts = (module_of_scope(self._family, piece), path.replace("/", "."))
+        return ".".join(part for part in parts if part)
+
+    def _maker(self, value: str) -> onnx.NodeProto:
         node = self._producers[value]
         while node.op_type in _MOVES_ONLY and node.input[0] in self._producers:
             node = self._producers[node.input[0]]
+        return node
+
+    def _probe(self, scope: str, reference: str, value: str) -> Probe:
+        node = self._maker(value)
         return Probe(scope, reference, value, node.name, node.op_type)
 
 
-def boundary_probes(graph: onnx.GraphProto, name: GraphName, config: ModelConfig) -> list[Probe]:
-    """The graph's pieces in order: embedding, blocks or layers, head."""
-    probes = GraphProbes(graph)
-    if name == "vision":
-        blocks = [probes.output(f"blocks.{i}", f"visual.blocks.{i}") for i in range(config.vision.depth)]
-        return [
-            probes.output("patch_embed", "visual.patch_embed"),
-            *blocks,
-            probes.output("merger", "visual.merger"),
-        ]
-    layers = range(config.decoder.num_hidden_layers)
-    return [
-        probes.input("layers.0/input_layernorm", "model.layers.0.input_layernorm", "embed"),
-        *(probes.output(f"layers.{i}", f"model.layers.{i}") for i in layers),
-        probes.output("project", "lm_head"),
-    ]
-
-
-def inner_probes(graph: onnx.GraphProto, block: str) -> list[Probe]:
-    """The modules and ops of one piece, in the order in which they run."""
-    probes = GraphProbes(graph)
-    match block.partition(".")[0]:
-        case "blocks":
-            return _vision_block_probes(probes, block)
-        case "layers":
-            return _decoder_layer_probes(probes, block)
-        case "merger":
-            return [
-                probes.output(f"merger/{part}", f"visual.merger.{part.replace('/', '.')}")
-                for part in ("ln_q", "mlp/0", "mlp/1", "mlp/2")
-            ]
-        case "project":
-            return [
-                probes.output("project/model/norm", "model.norm"),
-                probes.output("project/lm_head", "lm_head"),
-            ]
-        case _:
-            return []
-
-
-def _vision_block_probes(probes: GraphProbes, block: str) -> list[Probe]:
-    module = f"visual.{block}"
-    return [
-        probes.output(f"{block}/norm1", f"{module}.norm1"),
-        probes.output(f"{block}/attn/qkv", f"{module}.attn.qkv"),
-        probes.op(f"{block}/attn", "QvRotary", 0, f"{module}:rotated_q"),
-        probes.op(f"{block}/attn", "QvRotary", 1, f"{module}:rotated_k"),
-        probes.op(f"{block}/attn", "QvPatchAttention", 0, f"{module}.attn.proj:in"),
-        probes.output(f"{block}/attn/proj", f"{module}.attn.proj"),
-        probes.input(f"{block}/norm2", f"{module}.norm2", block),
-        probes.output(f"{block}/norm2", f"{module}.norm2"),
-        probes.output(f"{block}/mlp/fc1", f"{module}.mlp.fc1"),
-        probes.input(f"{block}/mlp/fc2", f"{module}.mlp.fc2", f"{block}/mlp"),
-        probes.output(f"{block}/mlp/fc2", f"{module}.mlp.fc2"),
-        probes.output(block, module),
-    ]
-
-
-def _decoder_layer_probes(probes: GraphProbes, layer: str) -> list[Probe]:
-    module = f"model.{layer}"
-    attention = f"{layer}/self_attn"
-    projections = [probes.output(f"{attention}/{x}_proj", f"{module}.self_attn.{x}_proj") for x in "qkv"]
-    return [
-        probes.output(f"{layer}/input_layernorm", f"{module}.input_layernorm"),
-        *projections,
-        probes.op(attention, "QvRotary", 0, f"{module}:rotated_q"),
-        probes.op(attention, "QvRotary", 1, f"{module}:rotated_k"),
-        probes.op(attention, "QvCachedAttention", 0, f"{module}.self_attn.o_proj:in"),
-        probes.output(f"{attention}/o_proj", f"{module}.self_attn.o_proj"),
-        probes.input(f"{layer}/post_attention_layernorm", f"{module}.post_attention_layernorm", layer),
-        probes.output(f"{layer}/post_attention_layernorm", f"{module}.post_attention_layernorm"),
-        probes.output(f"{layer}/mlp/gate_proj", f"{module}.mlp.gate_proj"),
-        probes.output(f"{layer}/mlp/up_proj", f"{module}.mlp.up_proj"),
-        probes.input(f"{layer}/mlp/down_proj", f"{module}.mlp.down_proj", f"{layer}/mlp"),
-        probes.output(f"{layer}/mlp/down_proj", f"{module}.mlp.down_proj"),
-        probes.output(layer, module),
-    ]
+def _scope(node: onnx.NodeProto) -> str:
+    return node.name.removeprefix("/").rpartition("/")[0]
 
 
 def canonical_graphs(bundle: Bundle) -> Mapping[GraphName, onnx.GraphProto]:

@@ -17,7 +17,7 @@ from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.inputs import ModelInputs
 from validate.bisect.expected import GRAPH_OF, Expected, ExpectedSource, Question, Stage, rows_of
-from validate.bisect.probes import boundary_probes, inner_probes
+from validate.bisect.probes import GraphProbes
 from validate.cases.feeds import decode_call, prefill_call
 from validate.records.metrics import compare_tensors
 from validate.records.records import ExpectedPrompt
@@ -128,7 +128,7 @@ class DivergenceSearch:
     def _inside(
         self, stage: Stage, place: str, row: int, prompt: ModelInputs, expected: ExpectedPrompt
     ) -> tuple[ProbeError, ...]:
-        probes = inner_probes(self._graphs[GRAPH_OF[stage]], place)
+        probes = GraphProbes(self._graphs[GRAPH_OF[stage]], self._config).inside(place)
         if not probes:
             return ()
         question = Question(stage, tuple(probes))
@@ -171,7 +171,7 @@ def boundary_questions(
     stages: list[Stage] = ["prefill", "decode"]
     if prompt.grids:
         stages.insert(0, "vision")
-    borders = {name: tuple(boundary_probes(graph, name, config)) for name, graph in graphs.items()}
+    borders = {name: tuple(GraphProbes(graph, config).borders()) for name, graph in graphs.items()}
     return [Question(stage, borders[GRAPH_OF[stage]]) for stage in stages]
 
 
@@ -179,18 +179,16 @@ def all_questions(
     graphs: "Mapping[GraphName, onnx.GraphProto]", config: ModelConfig, prompt: ModelInputs
 ) -> list[Question]:
     """The borders and the inside of every block: what a search may come to ask."""
-    questions = boundary_questions(graphs, config, prompt)
+    found = {name: GraphProbes(graph, config) for name, graph in graphs.items()}
     return [
         Question(
             stage,
             (
-                *probes,
-                *(
-                    probe
-                    for border in probes
-                    for probe in inner_probes(graphs[GRAPH_OF[stage]], border.scope)
-                ),
+                *borders,
+                *(probe for border in borders for probe in found[GRAPH_OF[stage]].inside(border.scope)),
             ),
         )
-        for stage, probes in ((question.stage, question.probes) for question in questions)
+        for stage, borders in (
+            (question.stage, question.probes) for question in boundary_questions(graphs, config, prompt)
+        )
     ]

@@ -1,4 +1,4 @@
-"""Qwen2-VL as a family: its configuration, its reference, and the map of weights that the reference is."""
+"""Qwen2-VL as a family: its configuration, its reference and the map of weights that it is, its graphs' pieces."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from export.contract import GraphName
     from export.inputs import Grid
+    from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
 
 
@@ -19,6 +21,14 @@ class Qwen2VLFamily:
 
     model_type = "qwen2_vl"
     architecture = "Qwen2VLForConditionalGeneration"
+    modules: Mapping[str, str] = {
+        "patch_embed": "visual.patch_embed",
+        "blocks": "visual.blocks",
+        "merger": "visual.merger",
+        "embed": "",
+        "layers": "model.layers",
+        "project": "",
+    }
 
     def read_config(self, content: Mapping[str, Any], source: str) -> ModelConfig:
         return read_config(content, source)
@@ -34,6 +44,11 @@ class Qwen2VLFamily:
 
         with torch.device("meta"):
             return Qwen2VL(config)
+
+    def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
+        from export.models.qwen2_vl.pieces import decoder_pieces, vision_pieces  # noqa: PLC0415 - torch
+
+        return vision_pieces(config, dtype) if graph == "vision" else decoder_pieces(config, dtype)
 
     def position_ids(
         self, token_ids: "NDArray[np.int64]", grids: "Sequence[Grid]", config: ModelConfig

@@ -11,9 +11,8 @@ import pytest
 from examples.random_checkpoint import write_checkpoint
 from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.contract import GraphContract, decoder_contract, vision_contract
-from export.graphs.decoder import decoder_graph
+from export.graphs.assemble import build_graph
 from export.graphs.lint import check_graph, lint
-from export.graphs.vision import vision_graph
 from export.weights.by_reference import ByReference
 from plugins.registry import OP_DOMAIN, SIGNATURES
 
@@ -30,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def models(checkpoint: Checkpoint) -> dict[str, ir.Model]:
     source = ByReference(checkpoint)
-    return {"vision": vision_graph(source, "bfloat16"), "decoder": decoder_graph(source, "bfloat16")}
+    return {name: build_graph(name, source, "bfloat16") for name in ("vision", "decoder")}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +135,7 @@ def test_the_graphs_say_nothing_of_the_machine_that_made_them(protos):
 
 
 def test_a_float32_graph_casts_bfloat16_weights_once(checkpoint):
-    proto = ir.to_proto(decoder_graph(ByReference(checkpoint), "float32"))
+    proto = ir.to_proto(build_graph("decoder", ByReference(checkpoint), "float32"))
     weights = {tensor.name for tensor in proto.graph.initializer if tensor.external_data}
     casts = [node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in weights]
     assert sorted(node.input[0] for node in casts) == sorted(weights)

@@ -13,7 +13,7 @@ from engines.sizing.limits import Limits
 from export.bundle import open_bundle
 from tests.engines.backends.tensorrt.fake_runtime import FakeEngine, HostDevice, fake_bindings
 from tests.validate.conftest import PROFILE
-from validate.bisect.probes import canonical_graphs, inner_probes
+from validate.bisect.probes import GraphProbes, canonical_graphs
 from validate.bisect.search import boundary_questions
 from validate.cases.feeds import decode_call, prefill_call
 from validate.records.records import read_record
@@ -67,10 +67,14 @@ def test_every_value_is_what_onnxruntime_shows(exported, question_of):
     )
     for question in boundary_questions(graphs, exported.config, prompt):
         for block in (
-            (None, *("blocks.0", "merger")) if question.stage == "vision" else (None, "layers.1", "project")
+            (None, *("blocks.0", "merger"))
+            if question.stage == "vision"
+            else (None, "embed", "layers.1", "project")
         ):
             graph = graphs["vision" if question.stage == "vision" else "decoder"]
-            probes = question.probes if block is None else tuple(inner_probes(graph, block))
+            probes = (
+                question.probes if block is None else tuple(GraphProbes(graph, exported.config).inside(block))
+            )
             if question.stage == "vision":
                 pair = ours.vision(prompt.vision, probes), theirs.vision(prompt.vision, probes)
             else:
@@ -97,10 +101,9 @@ def test_a_fault_is_found_at_its_op(exported, tmp_path, progress, name):
 def test_tensorrt_rtx_compiles_a_graph_with_all_that_the_search_may_ask(exported, tmp_path, graph):
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'qv-export[rtx]'")
     graphs = canonical_graphs(open_bundle(exported.bundle))
+    found = GraphProbes(graphs[graph], exported.config)
     blocks = ("blocks.0", "blocks.1", "merger") if graph == "vision" else ("layers.0", "layers.1", "project")
-    names = tuple(
-        dict.fromkeys(probe.value for block in blocks for probe in inner_probes(graphs[graph], block))
-    )
+    names = tuple(dict.fromkeys(probe.value for block in blocks for probe in found.inside(block)))
     options = BuildOptions("tensorrt-rtx", (89,))
     facts = build_engine(
         open_bundle(exported.bundle), graph, LIMITS, options, tmp_path / "e", lambda *_: None, probes=names

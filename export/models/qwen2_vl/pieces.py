@@ -1,0 +1,104 @@
+"""Qwen2-VL's blocks as pieces of its two graphs."""
+
+from dataclasses import replace
+
+from export.contract import CACHE_PARTS, cache_name, decoder_contract, vision_contract
+from export.models.configuration import ModelConfig
+from export.models.families import module_of_scope
+from export.models.pieces import (
+    Copy,
+    GraphRecipe,
+    Piece,
+    PieceInput,
+    contract_inputs,
+    table_inputs,
+    torch_dtype,
+)
+from export.models.qwen2_vl import decoder, vision
+from export.models.qwen2_vl.decoder import DecoderLayer
+from export.models.qwen2_vl.family import Qwen2VLFamily
+from export.models.qwen2_vl.model import Qwen2VL
+from export.models.qwen2_vl.vision import PatchEmbed, PatchMerger, VisionBlock
+
+
+def vision_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
+    """Patch embedding, blocks, merger."""
+    config, contract = model.vision, vision_contract(model, dtype)
+    hidden = PieceInput("x", torch_dtype(dtype), ("P", config.embed_dim))
+    tables = dict(zip(("frequencies", "axis_of"), vision.rotary_tables(config), strict=True))
+    geometry = contract_inputs(contract, ("positions", "cu_seqlens", "segment_range"))
+    blocks = [_copy(f"blocks.{i}") for i in range(config.depth)]
+    return GraphRecipe(
+        contract,
+        pieces=(
+            Piece(
+                lambda: PatchEmbed(config),
+                contract_inputs(contract, ["patches"]),
+                ["x"],
+                [_copy("patch_embed")],
+            ),
+            Piece(lambda: VisionBlock(config), [hidden, *geometry, *table_inputs(tables)], ["x"], blocks),
+            Piece(lambda: PatchMerger(config), [hidden], ["visual_embeds"], [_copy("merger")]),
+        ),
+        tables=tables,
+        tables_scope="visual.rotary",
+        doc="Qwen2-VL vision encoder, exported by qv-export",
+    )
+
+
+def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
+    """Token embedding, layers, vocabulary projection."""
+    config, contract = model.decoder, decoder_contract(model, dtype)
+    hidden = PieceInput("x", torch_dtype(dtype), ("B", "S", config.hidden_size))
+    tables = dict(zip(("frequencies", "axis_of"), decoder.rotary_tables(config), strict=True))
+    past = [
+        PieceInput(f"past_{part}", hidden.dtype, contract.input("past_key.0").shape) for part in CACHE_PARTS
+    ]
+    places = contract_inputs(contract, ("position_ids", "write_index", "kv_lengths"))
+    return GraphRecipe(
+        contract,
+        pieces=(
+            Piece(
+                lambda: _without_layers(model),
+                contract_inputs(contract, ("token_ids", "visual_embeds")),
+                ["x"],
+                [_copy("embed")],
+                method="embed",
+            ),
+            Piece(
+                lambda: DecoderLayer(config),
+                [hidden, *places, *past, *table_inputs(tables)],
+                ["x", "present_key", "present_value"],
+                [_layer_copy(i) for i in range(config.num_hidden_layers)],
+            ),
+            Piece(
+                lambda: _without_layers(model),
+                [hidden, *contract_inputs(contract, ["logits_index"])],
+                ["logits"],
+                [_copy("project")],
+                method="project",
+            ),
+        ),
+        tables=tables,
+        tables_scope="model.rotary",
+        doc="Qwen2-VL decoder, exported by qv-export",
+    )
+
+
+def _copy(scope: str) -> Copy:
+    return Copy(scope, module_of_scope(Qwen2VLFamily(), scope))
+
+
+def _layer_copy(layer: int) -> Copy:
+    names = {
+        f"{time}_{part}": cache_name(time, part, layer)
+        for part in CACHE_PARTS
+        for time in ("past", "present")
+    }
+    return replace(_copy(f"layers.{layer}"), names=names)
+
+
+def _without_layers(config: ModelConfig) -> Qwen2VL:
+    # Untied, so that the head keeps a parameter of its own; `Weights` knows where its bytes are.
+    decoder_config = replace(config.decoder, num_hidden_layers=0, tie_word_embeddings=False)
+    return Qwen2VL(replace(config, vision=replace(config.vision, depth=0), decoder=decoder_config))
