@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("decode", ["--repeats", "1"], ["Transformers generate", "KV cache, tokens", "32 of 32"]),
         ("engine_build", [], ["vision, tiny", "plainly: decoder", "tiny-shaped"]),
         ("serving", [], ["one at a time", "p95", "Resident memory"]),
+        ("video", [], ["qv-export", "qwen-vl-utils, pyav", "ratio to ours"]),
         ("validate", [], ["quick", "pass", "16 GB"]),
         pytest.param(
             "fuzz_serving",

@@ -19,8 +19,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-READER = "decord"
-
 
 @cache
 def vision_process() -> Any:
@@ -55,15 +53,20 @@ def seen_video(video: Path | list[Image.Image], **asked: Any) -> npt.NDArray[np.
     Raises:
         ValueError: what is asked does not fit the video.
     """
+    pixels: npt.NDArray[np.float32] = video_tensor(video, **asked).permute(0, 2, 3, 1).numpy()
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def video_tensor(video: Path | list[Image.Image], reader: str = "decord", **asked: Any) -> torch.Tensor:
+    """The tensor that `fetch_video` returns: float32 [T, 3, H, W], read by one of the package's readers."""
     module = vision_process()
-    module.VIDEO_READER_BACKENDS["torchvision"] = module.VIDEO_READER_BACKENDS[READER]  # taken after an error
+    module.VIDEO_READER_BACKENDS["torchvision"] = module.VIDEO_READER_BACKENDS[reader]  # taken after an error
     module.get_video_reader_backend.cache_clear()
-    module.FORCE_QWENVL_VIDEO_READER = READER
+    module.FORCE_QWENVL_VIDEO_READER = reader
     source = str(video) if isinstance(video, Path) else video
     with contextlib.redirect_stderr(io.StringIO()):
-        frames = module.fetch_video({"video": source, **asked})
-    pixels: npt.NDArray[np.float32] = frames.permute(0, 2, 3, 1).numpy()
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        frames: torch.Tensor = module.fetch_video({"video": source, **asked})
+    return frames
 
 
 def _resize(frames: torch.Tensor, size: list[int], **_: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ formats: a playlist could make it read other files or addresses.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,8 @@ _CODECS = (
 """FFmpeg has three hundred decoders, most for the files of one old game, hardly tested and never needed here."""
 _MAX_THREADS = 4
 """Each holds frames of its own; more would be memory, hardly speed."""
+_WITH_UNREFERENCED = frozenset({"h264", "hevc"})
+"""Codecs whose decoders pass over a frame to which no other refers, at a word before its packet."""
 
 
 class ContainerFrames:
@@ -45,7 +47,7 @@ class ContainerFrames:
         self._source, self._limits = source, limits
         self._survey = self._look_through()
         self.num_frames = self._survey.num_frames
-        self._num_failed = self._num_corrupt = 0
+        self._num_failed = self._num_corrupt = self._num_packets = 0
         self._failure = ""
         ticks = self._survey.ticks
         self.starts_s: Sequence[float] | None = None
@@ -87,10 +89,10 @@ class ContainerFrames:
         wanted = iter(indices if ticks is None else [ticks[index] for index in indices])
         target = next(wanted, None)
         previous: av.VideoFrame | None = None
-        self.num_decoded = self._num_failed = self._num_corrupt = 0
+        self.num_decoded = self._num_failed = self._num_corrupt = self._num_packets = 0
         with self._open() as container:
             ratio = self._video_stream(container).sample_aspect_ratio
-            for frame in self._decode(container):
+            for frame in self._decode(container, None if ticks is None else _around(indices, ticks)):
                 place = self.num_decoded if ticks is None or frame.pts is None else frame.pts
                 while target is not None and place >= target:
                     # The wanted frame itself, or the last one before it where it is missing.
@@ -114,7 +116,7 @@ class ContainerFrames:
         if self._survey.hole_share and self._limits.strict:
             raise self._has_hole(self._survey.hole_share, 0)
         share = self._survey.lost_share + self._survey.hole_share
-        share += self._num_failed / (self.num_decoded + self._num_failed)
+        share += self._num_failed / max(self._num_packets, self.num_decoded + self._num_failed)
         if share > MAX_LOST_SHARE:
             raise UserError(
                 f"{self.name} is damaged: {share:.0%} of its frames cannot be decoded ({self._failure}); at most "
@@ -127,18 +129,28 @@ class ContainerFrames:
             "lost. Record or download the video again."
         )
 
-    def _decode(self, container: InputContainer) -> Iterator[av.VideoFrame]:
+    def _decode(self, container: InputContainer, needed: Container[int] | None) -> Iterator[av.VideoFrame]:
+        """All frames, but for those that nobody sees where the decoder can do without them.
+
+        Args:
+            container: opened anew.
+            needed: the times of frames that may be seen; None: any may.
+        """
         stream = self._video_stream(container)
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = _MAX_THREADS
         # The frames themselves may be larger than the container says.
         stream.codec_context.options = {"max_pixels": str(MAX_PICTURE_PIXELS)}
+        is_choosy = stream.codec_context.codec.name in _WITH_UNREFERENCED and not self._limits.strict
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     return
+                self._num_packets += packet.size > 0
+                if is_choosy and needed is not None:
+                    stream.codec_context.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
                 frames = packet.decode()
             except (av.FFmpegError, ValueError) as error:
                 self._failed(error)
@@ -151,10 +163,10 @@ class ContainerFrames:
 
     def _failed(self, error: Exception) -> None:
         self._num_failed += 1
-        self._failure = self._failure or f"frame {self.num_decoded}: {_reason(error)}"
+        self._failure = self._failure or f"frame {self._num_packets}: {_reason(error)}"
         if self._limits.strict:
             raise UserError(
-                f"{self.name} is damaged: frame {self.num_decoded} cannot be decoded ({_reason(error)}). "
+                f"{self.name} is damaged: frame {self._num_packets} cannot be decoded ({_reason(error)}). "
                 "Convert or download the video again."
             ) from None
 
@@ -225,6 +237,13 @@ class ContainerFrames:
                 f"{self.name} claims frames of {stream.width} x {stream.height} pixels; at most {MAX_PICTURE_PIXELS} "
                 "are decoded. Shrink the video first."
             )
+
+
+def _around(indices: Sequence[int], ticks: Sequence[int]) -> Container[int]:
+    """Times of the frames that are wanted, and of their neighbours: the one before stands in for one that is broken,
+    and the two fields of a frame may be packets of their own.
+    """
+    return {ticks[near] for index in indices for near in range(max(0, index - 1), min(len(ticks), index + 2))}
 
 
 def _reason(error: Exception) -> str:

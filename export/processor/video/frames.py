@@ -132,4 +132,4 @@ class AnimationFrames:
                 with decoding(self._source):
                     image.seek(index)
                     frame = rgb_from_image(image)
-                yield frame  # may be `image` itself: used up before the next seek
+                yield frame.copy() if frame is image else frame  # the next seek draws over `image`

@@ -7,6 +7,7 @@ the length of the video.
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from export.processor.video.frames import (
 
 VideoSource = str | os.PathLike[str] | bytes | Sequence[ImageSource] | NDArray[np.uint8]
 
+_MAX_WAITING = 2
+"""Frames in their full size that wait to be shrunk."""
 _ANIMATION_MAGIC = (b"GIF8", b"\x89PNG", b"RIFF")
 
 
@@ -119,19 +122,23 @@ def _read_resized(
 ) -> list[NDArray[np.uint8]]:
     num_steps = -(-len(indices) // settings.frame.temporal_patch_size)
     filter_ = Image.Resampling(settings.frame.resample)
-    resized: list[NDArray[np.uint8]] = []
+    shrunk: list[Future[Image.Image]] = []
     first_size = None
-    for frame in frames.read(indices):
-        if first_size is None:
-            first_size = frame.size
-            height, width = _frame_size(frame, num_steps, settings, budget)
-        if frame.size != first_size and frames.has_one_size:
-            raise UserError(
-                f"{frames.name}: all frames must have one size. The first is {first_size[0]} x {first_size[1]}, "
-                f"frame {indices[len(resized)]} is {frame.width} x {frame.height}. Resize or crop them first."
-            )
-        resized.append(np.asarray(frame.resize((width, height), filter_)))
-    return resized
+    # One frame is shrunk while the next ones are decoded: Pillow and FFmpeg both let go of Python's lock.
+    with ThreadPoolExecutor(1) as shrinker:
+        for frame in frames.read(indices):
+            if first_size is None:
+                first_size = frame.size
+                height, width = _frame_size(frame, num_steps, settings, budget)
+            if frame.size != first_size and frames.has_one_size:
+                raise UserError(
+                    f"{frames.name}: all frames must have one size. The first is {first_size[0]} x {first_size[1]}, "
+                    f"frame {indices[len(shrunk)]} is {frame.width} x {frame.height}. Resize or crop them first."
+                )
+            shrunk.append(shrinker.submit(frame.resize, (width, height), filter_))
+            if len(shrunk) > _MAX_WAITING:
+                shrunk[-_MAX_WAITING].result()
+    return [np.asarray(frame.result()) for frame in shrunk]
 
 
 def _frame_size(

@@ -10,7 +10,14 @@ from export.errors import UserError
 from export.processor.media.limits import MediaLimits
 from export.processor.video import container as container_module
 from export.processor.video.container import ContainerFrames
-from tests.support.pictures import moving_frames, save, silent_audio_file, video_file
+from tests.support.pictures import (
+    moving_frames,
+    numbered_frame,
+    save,
+    shown_number,
+    silent_audio_file,
+    video_file,
+)
 
 KINDS = {
     "mp4": ("mp4", "libx264"),
@@ -243,3 +250,54 @@ def test_frames_larger_than_the_limit_are_refused(monkeypatch):
     monkeypatch.setattr(container_module, "MAX_PICTURE_PIXELS", 96 * 64 - 1)
     with pytest.raises(UserError, match="claims frames of 96 x 64"):
         ContainerFrames(content, "wall")
+
+
+def film_with_frames_that_no_other_needs(codec, container="mp4", num_frames=90):
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        options = (
+            {"bf": "3", "b_strategy": "0"} if codec == "libx264" else {"x265-params": "bframes=3:b-adapt=0"}
+        )
+        stream = output.add_stream(codec, rate=30, options={"g": "30", **options})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 168, 112, "yuv420p"
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+def test_frames_that_nobody_sees_are_passed_over_and_the_others_are_the_same(codec, container):
+    film = film_with_frames_that_no_other_needs(codec, container)
+    whole = read_all(ContainerFrames(film, "film", STRICT))
+    for step, first in ((15, 0), (15, 7), (10, 3), (4, 1)):
+        indices = list(range(first, 90, step))
+        frames = ContainerFrames(film, "film")
+        shown = [np.asarray(image) for image in frames.read(indices)]
+        assert all(np.array_equal(a, whole[i]) for a, i in zip(shown, indices, strict=True))
+        assert frames.notes == []
+        assert frames.num_decoded < 80 or step == 4
+
+
+def test_damage_in_a_frame_that_nobody_sees_is_nobodys():
+    film = film_with_frames_that_no_other_needs("libx264")
+    with av.open(io.BytesIO(film), "r") as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    unseen = [
+        number
+        for number, packet in enumerate(packets)
+        # nal_ref_idc behind the length (ISO/IEC 14496-10, 7.3.1)
+        if number > 40
+        and bytes(packet)[4] >> 5 == 0
+        and 3 < (packet.pts or 0) * packet.time_base * 30 % 15 < 13
+    ]
+    rotten = with_rotten_packets(film, unseen)
+    frames = ContainerFrames(rotten, "film")
+    shown = [shown_number(image) for image in frames.read(range(0, 90, 15))]
+    assert shown == list(range(0, 90, 15))
+    assert frames.notes == []
+    with pytest.raises(UserError, match="film is damaged"):
+        read_all(ContainerFrames(rotten, "film", STRICT))
