@@ -136,7 +136,7 @@ def rows_of_requests(path: Path) -> list[Row]:
     with _readable(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                rows.append(_row_of_line(line, RequestLine(path, number, offset, len(line))))
+                rows.append(_row_of_line(line, RequestLine(path.absolute(), number, offset, len(line))))
             offset += len(line)
     require_own_ids(rows)
     return rows
@@ -147,7 +147,8 @@ def rows_of_files(
 ) -> list[Row]:
     """A row for each picture or video, under its path. One that cannot be read will be an error."""
     return [
-        Row(str(path), MediaFile(path, prompt, is_prompt_first, fields), _size_of(path), 1) for path in paths
+        Row(str(path), MediaFile(path.absolute(), prompt, is_prompt_first, fields), _size_of(path), 1)
+        for path in paths
     ]
 
 

@@ -71,9 +71,15 @@ _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})\Z")
     "--workers",
     "num_workers",
     type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    help="Processes that answer, each with an engine of its own: one a GPU; on a CPU they share its cores.",
+    help="Processes that answer, each with an engine of its own: one a GPU; on a CPU they share its cores. Default: "
+    "one; with --ray one a GPU of the cluster, or one a machine.",
+)
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Answer on this Ray cluster (auto: the one that this machine belongs to), which reads files under the same "
+    "paths.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def batch(
@@ -92,7 +98,8 @@ def batch(
     max_new_tokens: int | None,
     json_schema: Path | None,
     prompt_first: bool,
-    num_workers: int,
+    num_workers: int | None,
+    ray_address: str | None,
     as_json: bool,
 ) -> None:
     """Answer a corpus with BUNDLE. A row that cannot be answered says so (`error`) and stops no other."""
@@ -116,7 +123,7 @@ def batch(
         rows = _rows_of_files(patterns, _fields(max_new_tokens, json_schema), prompt, prompt_first)
     choice = ModelChoice(bundle, engine_key or target, num_slots, max_context, num_threads)
     parts = Parts(output, number, resume=resume)
-    with _answers(choice, num_workers) as answers, progress_bar() as bar:
+    with _answers(choice, num_workers, ray_address) as answers, progress_bar() as bar:
         tally = run_batch(answers, shard_of(rows, number, num_shards), parts, partial(_progress, bar))
     result = _summary(tally)
     speed = f"{result['pictures_per_second']} pictures/s, {result['tokens_per_second']} tokens/s"
@@ -130,20 +137,27 @@ def batch(
 
 
 @contextmanager
-def _answers(choice: "ModelChoice", num_workers: int) -> "Iterator[Answers]":
+def _answers(choice: "ModelChoice", num_workers: int | None, ray_address: str | None) -> "Iterator[Answers]":
     """What answers: a model in this process, or workers with one each. What cannot be opened is told before."""
     from dataclasses import replace
 
     from engines.batch.answers import answers_here
     from engines.batch.processes import answers_of_processes, environments_of, threads_of
+    from engines.batch.ray_data import answers_of_ray
     from engines.gpus import gpu_facts
     from engines.serving.served import ServedModel
+    from export.install import require_extra
 
     found, chosen, settings = choice.resolve()
-    if num_workers == 1:
+    if ray_address is not None:
+        require_extra("ray", "A run on a Ray cluster")
+        yield partial(answers_of_ray, choice, address=ray_address, num_workers=num_workers)
+        return
+    if num_workers in {None, 1}:
         with ServedModel(found, chosen, settings) as model:
             yield partial(answers_here, model, found.manifest.source.name)
         return
+    assert num_workers is not None
     device = chosen.backend.device
     environments = environments_of(device, num_workers, 0 if device == "cpu" else len(gpu_facts()))
     shared = replace(choice, num_threads=choice.num_threads or threads_of(num_workers))
