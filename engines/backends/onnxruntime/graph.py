@@ -6,12 +6,14 @@ All of it happens in memory at load time; float32 weights stay where they are, i
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from engines.backends.onnxruntime.quantized import fit_quantized, scales_of_float8, widened
 from export.checkpoint.config import ModelConfig
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
@@ -20,13 +22,13 @@ from plugins.registry import OP_DOMAIN
 from plugins.rotary import onnx_functions as rotary
 
 _LOW_PRECISION = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
-_CODES = (TensorProto.INT4, TensorProto.INT8)
 
 
 def load_graph(path: Path, config: ModelConfig) -> onnx.ModelProto:
     """Read a canonical graph without its weights and fit it to ONNX Runtime on CPU."""
     model = onnx.load(path, load_external_data=False)
     choose_bodies(model, config)
+    fit_quantized(model)
     compute_in_float32(model)
     use_weights_as_stored(model)
     return model
@@ -90,11 +92,6 @@ def _cast_scales(graph: onnx.GraphProto, low: set[str]) -> set[str]:
     return scales
 
 
-def has_quantized_weights(model: onnx.ModelProto) -> bool:
-    """Whether any product reads codes."""
-    return any(weight.data_type in _CODES for weight in model.graph.initializer if weight.external_data)
-
-
 def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
     """Whoever reads `Cast(weight)` reads the weight, which will be float32 already."""
     casts = {
@@ -107,24 +104,32 @@ def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
 
 
 def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Read each bfloat16 or float16 weight of a graph as float32, and declare it so in the graph.
+    """Read each bfloat16, float16 or 8-bit float weight of a graph as float32, and declare it so in the graph.
 
     Not those that the graph itself casts: they are scales, few and small.
     """
     cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    for codes, scales in scales_of_float8(model):
+        values = widened(_mapped(codes, directory, np.uint8), _float32_values(scales, directory))
+        codes.data_type = TensorProto.FLOAT
+        yield codes.name, values
     for weight in model.graph.initializer:
         if weight.data_type in _LOW_PRECISION and weight.name not in cast:
-            stored = {entry.key: entry.value for entry in weight.external_data}
-            bits = np.memmap(
-                directory / stored["location"],
-                dtype=np.uint16,
-                mode="r",
-                offset=int(stored["offset"]),
-                shape=tuple(weight.dims),
-            )
-            values = _float32_from_bits(bits, weight.data_type)
+            values = _float32_values(weight, directory)
             weight.data_type = TensorProto.FLOAT
             yield weight.name, values
+
+
+def _mapped(weight: onnx.TensorProto, directory: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    stored = {entry.key: entry.value for entry in weight.external_data}
+    path, offset = directory / stored["location"], int(stored["offset"])
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(weight.dims))
+
+
+def _float32_values(weight: onnx.TensorProto, directory: Path) -> npt.NDArray[np.float32]:
+    if weight.data_type == TensorProto.FLOAT:
+        return _mapped(weight, directory, np.float32)
+    return _float32_from_bits(_mapped(weight, directory, np.uint16), weight.data_type)
 
 
 def _float32_from_bits(bits: npt.NDArray[np.uint16], data_type: int) -> npt.NDArray[np.float32]:

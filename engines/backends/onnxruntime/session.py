@@ -11,7 +11,8 @@ import onnx
 import onnxruntime as ort
 
 from engines.backends.graph_interface import require_interface
-from engines.backends.onnxruntime.graph import has_quantized_weights, load_graph, raised_weights
+from engines.backends.onnxruntime.graph import load_graph, raised_weights
+from engines.backends.onnxruntime.quantized import has_codes
 from engines.session import Engine, EngineError, require_slots
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
@@ -263,7 +264,7 @@ def create_session(
         options.add_initializer(weight, weights[-1])
     # A packed copy replaces a weight of the mapped file, but would stand beside one that is shared with us. Products
     # with quantized weights have no kernel for weights that are not packed.
-    if (weights or not may_pack) and not has_quantized_weights(model):
+    if (weights or not may_pack) and not has_codes(model):
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
