@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantized_accuracy PLAIN QUANTIZED... [--samples 500] --output report.json
 
-Bundles of `models/qwen2-vl-tiny`, opened by ONNX Runtime; samples that no training run saw. For each quantized bundle and
-task: accuracy, the difference with its 95 percent interval (paired), and how often the text is the plain bundle's.
+Bundles of `models/qwen2-vl-tiny`, opened by ONNX Runtime; samples that no training run saw. For each quantized bundle
+and task: accuracy, the difference with its 95 percent interval (paired), and how often the text is the plain bundle's.
 """
 
 import argparse

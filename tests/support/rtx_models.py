@@ -6,6 +6,7 @@ python -m tests.support.rtx_models < requests.json
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def request(
     *,
     build: bool = True,
     engine: Path | None = None,
+    sm: Sequence[int] = ARCHITECTURES,
 ) -> dict[str, Any]:
     """Ask for one model.
 
@@ -31,6 +33,7 @@ def request(
         shapes: input name to smallest, typical and largest shape, of one profile.
         build: False to parse only.
         engine: where to write what is built; None: nowhere.
+        sm: for which architectures.
     """
     path.write_bytes(model.SerializeToString())
     return {
@@ -38,6 +41,7 @@ def request(
         "shapes": shapes or {},
         "build": build,
         "engine": engine and str(engine),
+        "sm": list(sm),
     }
 
 
@@ -45,6 +49,7 @@ def ask_rtx(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One answer a request:
 
     - parsed, built: how far it came; errors: what RTX said where it stopped.
+    - inspected: what the engine's inspector says of its layers.
     - layers: type and first output's dtype of every layer of the network.
     - read: the network's inputs that a layer reads or that are outputs; outputs: name to shape.
     """
@@ -63,7 +68,7 @@ def ask_rtx(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answer(trt: Any, logger: Any, log: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    log.errors.clear()
+    log.start_anew()
     path = Path(asked["path"])
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -79,8 +84,9 @@ def _answer(trt: Any, logger: Any, log: Any, asked: dict[str, Any]) -> dict[str,
     for name, (smallest, typical, largest) in asked["shapes"].items():
         profile.set_shape(name, smallest, typical, largest)
     config.add_optimization_profile(profile)
-    config.num_compute_capabilities = len(ARCHITECTURES)
-    for i, sm in enumerate(ARCHITECTURES):
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = len(asked["sm"])
+    for i, sm in enumerate(asked["sm"]):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
     engine = builder.build_serialized_network(network, config)
     if engine is not None and asked["engine"]:
@@ -89,6 +95,7 @@ def _answer(trt: Any, logger: Any, log: Any, asked: dict[str, Any]) -> dict[str,
         "built": engine is not None,
         "errors": list(log.errors) if engine is None else [],
         "bytes": engine.nbytes if engine else 0,
+        "inspected": log.engine_layers,
     }
 
 

@@ -14,12 +14,16 @@ import onnxruntime as ort
 
 from engines.backends.facts import EngineFacts, Implementation, LayerFacts, TensorFacts
 from engines.backends.onnxruntime.graph import load_graph
+from engines.backends.onnxruntime.kernels import kernels_by_codes
 from engines.backends.onnxruntime.session import OnnxRuntimeStage, OnnxRuntimeVision
+from engines.backends.quantized_products import quantized_products, told
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.contract import GraphName, TensorSpec
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.registry import OP_DOMAIN
+
+_EXPANDED = {"fp8": "it has no products of 8-bit floats on a CPU. Their values are used, in float32"}
 
 
 def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts:
@@ -36,6 +40,9 @@ def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts
         OnnxRuntimeStage(bundle, stage, num_slots=limits.max_batch, capacity=limits.max_context)
     seconds = time.perf_counter() - start
     model = load_graph(bundle.graph(graph), bundle.config)
+    canonical = onnx.load(bundle.graph(graph), load_external_data=False)
+    by_codes = kernels_by_codes(bundle, graph) if quantized_products(canonical.graph) else set[str]()
+    notes, warnings = told(canonical, by_codes, "onnxruntime", _EXPANDED)
     contract = bundle.contract(graph, "float32")  # what ONNX Runtime computes in on CPU
     return EngineFacts(
         graph=graph,
@@ -46,10 +53,11 @@ def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts
         outputs=tuple(map(_tensor, contract.outputs)),
         layers=tuple(_layers(model)),
         ops=dict(_ops(model)),
-        warnings=(),
+        warnings=warnings,
         seconds=round(seconds, 3),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         engine_bytes=0,
+        notes=notes,
     )
 
 

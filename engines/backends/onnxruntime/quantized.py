@@ -64,7 +64,7 @@ def _read_widened(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 def widened(codes: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The float32 values of 8-bit floats [N, K] under a scale for each output, or one for all."""
-    values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    values: npt.NDArray[np.float32] = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     values *= scales.reshape(-1, 1)
     return values
 
@@ -107,7 +107,7 @@ def _look_up_rows(
 
 
 def _again(graph: onnx.GraphProto, weight: TensorProto) -> TensorProto:
-    copy = graph.initializer.add()
+    copy: TensorProto = graph.initializer.add()
     copy.CopyFrom(weight)
     copy.name = f"{weight.name}/rows"
     return copy

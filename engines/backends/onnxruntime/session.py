@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,7 @@ def create_session(
     may_pack: bool,
     rounds_inputs: bool = True,
     outputs: Sequence[str] = (),
+    profile: Path | None = None,
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the weights that it shares with us: they must live as long as it does.
 
@@ -232,6 +234,7 @@ def create_session(
         rounds_inputs: let products with 4-bit weights round their inputs to 8 bits in blocks, which is what makes them
             fast; without, they give what the weights mean to float32's precision.
         outputs: values to give as well, those of them that are inside this graph.
+        profile: how the names of files begin in which it writes down what ran; None: it does not.
 
     Raises:
         UserError: the graph is not the one that its name and the configuration say.
@@ -248,6 +251,8 @@ def create_session(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     level = _ROUNDED_INPUTS if rounds_inputs else _FLOAT32_INPUTS
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     model = load_graph(graph, config)

@@ -182,6 +182,7 @@ class Severity(Protocol):
     ERROR: Any
     WARNING: Any
     INFO: Any
+    VERBOSE: Any
 
 
 class ILogger(Protocol):

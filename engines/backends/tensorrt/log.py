@@ -23,6 +23,7 @@ _KEPT_ERRORS = 8
 _WHERE = re.compile(r"^\w+\.(?:cpp|hpp|h):\d+: ")
 _VARIABLE = re.compile(r"(?<=named )\S+|(?<=input )\w\S*|'[^']*'|\"[^\"]*\"|\([^()]*\)|\d+")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
+_LAYERS = "Layers:"
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
@@ -33,6 +34,8 @@ class BuildLog:
         self.errors: list[str] = []
         self.weights_bytes: int | None = None
         self.activation_bytes: list[int] = []
+        self.engine_layers = ""
+        """The engine's layers as its inspector tells them, one a line, with the dtypes of their constants."""
         self._warnings: dict[str, WarningFacts] = {}
 
     def start_anew(self) -> None:
@@ -40,6 +43,7 @@ class BuildLog:
         self.errors.clear()
         self.weights_bytes = None
         self.activation_bytes.clear()
+        self.engine_layers = ""
         self._warnings.clear()
 
     @property
@@ -65,6 +69,11 @@ class BuildLog:
         elif found := _ACTIVATIONS.search(message):
             self.activation_bytes.append(int(found[1]))
 
+    def add_detail(self, message: str) -> None:
+        """Keep what the engine's inspector says: an engine cannot be loaded, and asked, where there is no GPU."""
+        if message.startswith(_LAYERS):
+            self.engine_layers += message.removeprefix(_LAYERS)
+
 
 class Listener(Protocol):
     """What a logger tells."""
@@ -72,6 +81,7 @@ class Listener(Protocol):
     def add_error(self, message: str) -> None: ...
     def add_warning(self, message: str) -> None: ...
     def add_information(self, message: str) -> None: ...
+    def add_detail(self, message: str) -> None: ...
 
 
 class RunLog:
@@ -92,6 +102,9 @@ class RunLog:
     def add_information(self, message: str) -> None:
         self._logger.debug("%s", message)
 
+    def add_detail(self, message: str) -> None:
+        del message
+
     def take(self) -> str:
         """Its last errors, one a line, which are not told again."""
         errors = [self._errors.popleft() for _ in range(len(self._errors))]
@@ -110,6 +123,7 @@ def make_logger(trt: Bindings, log: Listener) -> ILogger:
         severity.ERROR: log.add_error,
         severity.WARNING: log.add_warning,
         severity.INFO: log.add_information,
+        severity.VERBOSE: log.add_detail,
     }
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import onnx
+
 from engines.backends.facts import EngineFacts, LayerFacts, TensorFacts
 from engines.backends.graph_interface import require_interface
+from engines.backends.quantized_products import told
 from engines.backends.tensorrt.api import Bindings, ILogger
 from engines.backends.tensorrt.attention import attention_bodies, attention_notes
 from engines.backends.tensorrt.build.configuration import (
@@ -21,6 +24,7 @@ from engines.backends.tensorrt.build.configuration import (
     write_engine,
 )
 from engines.backends.tensorrt.build.judged_warnings import judged
+from engines.backends.tensorrt.build.low_bit import products_by_codes, require_architectures
 from engines.backends.tensorrt.build.network import MappedWeights, load_graph, parse_network
 from engines.backends.tensorrt.build.profiles import graph_profiles, require_small_padding
 from engines.backends.tensorrt.build.registration import register_plugins
@@ -55,6 +59,8 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
         require_small_padding(bundle.config, request.limits)
     require_attention(bundle.config, request.limits, request.options)
+    canonical = onnx.load(bundle.graph(request.graph), load_external_data=False)
+    require_architectures(canonical, sm)
     log = BuildLog()
     logger = make_logger(trt, log)
     build = partial(_build, trt, logger, log, bundle, request, progress)
@@ -62,6 +68,8 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     if request.graph != "vision" and request.options.cached_attention == "plugin":
         bodies = ("plugin",)
     body, compiled = _first_with_kernels(bodies, build)
+    by_codes = products_by_codes(log.engine_layers)
+    quantized_notes, expanded = told(canonical, by_codes, request.options.flavour, {})
     return EngineFacts(
         graph=request.graph,
         target=request.options.flavour,
@@ -71,13 +79,16 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         outputs=compiled.outputs,
         layers=compiled.layers,
         ops=ops_of(compiled.layers, is_decomposed=body in {"decomposable", "plain"}),
-        warnings=judged(log.warnings),
+        warnings=(*judged(log.warnings), *expanded),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
         engine_bytes=request.output.stat().st_size,
         weights_bytes=log.weights_bytes,
         activation_bytes=tuple(log.activation_bytes),
-        notes=attention_notes(request.graph, dtype, capacity, body, bundle.config, compiled.layers),
+        notes=(
+            *attention_notes(request.graph, dtype, capacity, body, bundle.config, compiled.layers),
+            *quantized_notes,
+        ),
     )
 
 

@@ -7,7 +7,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from engines.backends.onnxruntime.kernels import kernels_by_codes
 from engines.backends.onnxruntime.session import OnnxRuntimeDecoder, OnnxRuntimeVision, create_session
+from engines.backends.quantized_products import quantized_products
 from examples.demo import demo_questions
 from export.bundle import open_bundle
 from export.checkpoint.tensors import open_checkpoint
@@ -91,6 +93,14 @@ def test_every_quantized_product_is_computed_with_its_codes(quantized, tmp_path,
     head = {"model.embed_tokens.weight", "lm_head.weight"} & open_checkpoint(bundle.directory).linears.keys()
     assert ops["MatMulNBits"] == num_linears + bool(head)
     assert ops["DequantizeLinear"] == 0
+
+
+def test_what_ran_is_told_product_by_product(quantized):
+    bundle, _ = quantized
+    canonical = onnx.load(bundle.graph("decoder"), load_external_data=False)
+    names = {product.name for product in quantized_products(canonical.graph)}
+    assert names
+    assert kernels_by_codes(bundle, "decoder") == names
 
 
 def test_a_bundle_carries_no_weight_that_no_graph_reads(quantized):
