@@ -8,7 +8,6 @@ opens or probes, and never before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,6 +18,7 @@ from engines.gpus import GpuFacts
 from engines.machine import Machine
 from engines.sizing.costs import CostsOf, ModelCosts
 from engines.sizing.limits import Limits
+from engines.sizing.stages import staged_costs
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
@@ -221,4 +221,12 @@ def device_costs(backend: Backend, bundle: Bundle) -> CostsOf | None:
     """What a bundle's engines take on the device, as a function of their limits; None where that is the host."""
     if backend.device == "cpu":
         return None
-    return partial(backend.costs, bundle.config, bundle.manifest.dtype)
+    return bundle_costs(backend, bundle)
+
+
+def bundle_costs(backend: Backend, bundle: Bundle) -> CostsOf:
+    """What a bundle's engines take, graph by graph, as a function of their limits."""
+    dtype = bundle.manifest.dtype
+    return staged_costs(
+        lambda config, limits: backend.costs(config, dtype, limits), bundle.config, bundle.stages
+    )

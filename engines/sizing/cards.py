@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from engines.sizing.costs import Plan, limit_advice
 from engines.sizing.limits import Limits
+from engines.sizing.stages import fullest_bytes
 
 COMMON_CARDS_GB = (8, 12, 16, 24, 32, 48, 80, 96, 141)
 """As sold. A card of 8 GB has 8 GiB, 8.6e9 bytes: what it has beyond 8e9 is left to CUDA and the display."""
@@ -48,6 +49,11 @@ def card_lines(plan: Plan) -> list[str]:
     card = smallest_card(plan.device_bytes)
     where = f"cards of {card} GB and more" if card else "no common card: several GPUs, or smaller limits"
     lines = [f"fits on {where}"]
+    num_stages = len(plan.graphs) - 1
+    if num_stages > 1:
+        several = smallest_card(fullest_bytes(plan.costs_of(plan.limits), plan.limits))
+        what = f"{num_stages} cards of {several} GB and more" if several else f"no {num_stages} common cards"
+        lines.append(f"in its {num_stages} stages: fits on {what}")
     for smaller in COMMON_CARDS_GB:
         if card is not None and smaller >= card:
             break

@@ -30,6 +30,8 @@ class GraphCosts:
     engine_bytes: int
     """Of the file."""
     build_ram_bytes: int
+    cache_share: float = 1.0
+    """Of the KV cache, that this graph's layers hold."""
 
 
 @dataclass(frozen=True)

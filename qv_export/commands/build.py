@@ -211,12 +211,11 @@ def make_request(
 
 
 def make_plan_of(bundle: "Bundle", request: "EngineRequest", jobs: int) -> "Plan":
-    from functools import partial
-
+    from engines.backends.base import bundle_costs
     from engines.sizing.costs import make_plan
 
+    costs_of = bundle_costs(request.backend, bundle)
     dtype = bundle.manifest.dtype
-    costs_of = partial(request.backend.costs, bundle.config, dtype)
     return make_plan(request.backend.name, bundle.config, dtype, request.limits, costs_of, jobs)
 
 

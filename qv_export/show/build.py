@@ -82,6 +82,7 @@ def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: b
     totals = [
         ("to run: weights, activations, KV cache", size_text(plan.device_bytes)),
         ("of which KV cache", size_text(plan.kv_cache_bytes)),
+        *_several_gpus(plan),
         (f"memory to build, {plan.jobs} at a time", size_text(plan.build_ram_bytes)),
         ("disk", size_text(plan.disk_bytes)),
     ]
@@ -92,10 +93,20 @@ def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: b
         click.echo(f"does not fit: {shortage.sentence()}")
 
 
+def _several_gpus(plan: "Plan") -> list[tuple[str, str]]:
+    """What the fullest GPU needs where each stage has one."""
+    from engines.sizing.stages import fullest_bytes
+
+    num_stages = len(plan.graphs) - 1
+    needed = fullest_bytes(plan.costs_of(plan.limits), plan.limits)
+    return [(f"on {num_stages} GPUs, the fullest", size_text(needed))] if num_stages > 1 else []
+
+
 def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSizes | None") -> dict[str, Any]:
     """The same as one object."""
     from engines.sizing.cards import smallest_card
     from engines.sizing.images import histogram
+    from engines.sizing.stages import fullest_bytes
 
     pictures = None
     if sizes is not None:
@@ -118,6 +129,7 @@ def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSize
         "kv_cache_bytes": plan.kv_cache_bytes,
         "graphs": [asdict(graph) for graph in plan.graphs],
         "device_bytes": plan.device_bytes,
+        "fullest_device_bytes": fullest_bytes(plan.costs_of(plan.limits), plan.limits),
         "build_ram_bytes": plan.build_ram_bytes,
         "disk_bytes": plan.disk_bytes,
         "smallest_card_gb": smallest_card(plan.device_bytes),
