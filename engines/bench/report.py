@@ -104,5 +104,5 @@ def read_report(path: Path) -> Report:
         )
     try:
         return dataclass_from_json(Report, content, str(path))
-    except TypeError:  # a field without a default is not there
-        raise UserError(f"{path} lacks fields of a report of `qv-export bench`. Measure again.") from None
+    except UserError as error:
+        raise UserError(f"{error}\nMeasure again, and keep the file that -o writes.") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.checks import is_number, is_whole
 from export.files.json_object import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -194,13 +195,13 @@ _LARGEST_BIAS = 100.0
 def _problem(name: str, value: object) -> str | None:
     if name in _RANGES:
         whole, smallest, largest, expected = _RANGES[name]
-        valid = _is_number(value, whole) and smallest <= value <= largest  # type: ignore[operator]
+        valid = is_number(value) and (is_whole(value) or not whole) and smallest <= value <= largest
     elif name == "do_sample":
         valid, expected = isinstance(value, bool), "true or false"
     elif name == "pad_token_id":
         valid, expected = value is None or _is_token_id(value), "a token id (a whole number, 0 or more)"
     elif name == "num_logprobs":
-        valid = value is None or (_is_number(value, whole=True) and 0 <= value <= MAX_LOGPROBS)  # type: ignore[operator]
+        valid = value is None or (is_whole(value) and 0 <= value <= MAX_LOGPROBS)
         expected = f"a whole number from 0 to {MAX_LOGPROBS}"
     elif name == "logit_bias":
         valid = isinstance(value, tuple) and all(_is_token_id(id_) and _is_bias(bias) for id_, bias in value)
@@ -215,16 +216,12 @@ def _problem(name: str, value: object) -> str | None:
     return None if valid else f"{name} must be {expected}, found {value!r}"
 
 
-def _is_number(value: object, whole: bool) -> bool:
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-
-
 def _is_bias(value: object) -> bool:
-    return _is_number(value, whole=False) and abs(value) <= _LARGEST_BIAS  # type: ignore[arg-type]
+    return is_number(value) and abs(value) <= _LARGEST_BIAS
 
 
 def _is_token_id(value: object) -> bool:
-    return _is_number(value, whole=True) and value >= 0  # type: ignore[operator]
+    return is_whole(value) and value >= 0
 
 
 # Keys of Transformers that change which tokens come out, with the values that change nothing.

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from export.files.checks import is_number, is_whole
+
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e12
 
@@ -36,8 +38,11 @@ class Section:
     def integer(
         self, key: str, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER
     ) -> int:
-        value = self.get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
+        return self.checked_integer(key, self.get(key, default), minimum, maximum)
+
+    def checked_integer(self, key: str, value: object, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
+        """As `integer`, of a value that was found otherwise."""
+        if is_whole(value) and value >= minimum:
             if value <= maximum:
                 return value
             self.problem(f"{key} must be at most {maximum}, found {value!r:.80}")
@@ -48,11 +53,10 @@ class Section:
     def number(self, key: str, default: float, minimum: float = 0.0) -> float:
         """A number above zero that no sensible product overflows, and at least `minimum`."""
         value = self.get(key, default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and 0 < value <= MAX_NUMBER and value >= minimum:
+        if is_number(value) and 0 < value <= MAX_NUMBER and value >= minimum:
             return float(value)
         expected = f"a number of at least {minimum:g}" if minimum else "a positive number"
-        if is_number and value > MAX_NUMBER:
+        if isinstance(value, int | float) and value > MAX_NUMBER:
             expected += f" of at most {MAX_NUMBER:g}"
         self.problem(f"{key} must be {expected}, found {value!r:.80}")
         return default

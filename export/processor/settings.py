@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.checks import is_number
 from export.files.json_object import read_json_object
+from export.models.section import Section
 
 PIXELS_PER_TOKEN = 28 * 28
 MAX_VIDEO_TOKENS = 16384
@@ -166,18 +168,15 @@ def _first_section(
     return f"{directory / 'processor_config.json'}, {section}", content
 
 
-class _Reader:
-    """Takes settings out of one section, remembering what was asked for and what was wrong."""
+class _Reader(Section):
+    """Takes settings out of one section."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
-        # Transformers writes null for "not set".
-        self.content = {key: value for key, value in content.items() if value is not None}
-        self.asked: set[str] = set()
-        self.problems: list[str] = []
+        super().__init__(content, [])
 
     def image_settings(self, default: ImageSettings) -> ImageSettings:
         for key, allowed in _FIXED_VALUES.items():
-            if self._get(key, allowed[0]) not in allowed:
+            if self.get(key, allowed[0]) not in allowed:
                 self.problems.append(f"{key} is {self.content[key]!r}, only {allowed[0]!r} is supported")
         min_pixels = self._pixels("min_pixels", "shortest_edge", default.min_pixels)
         max_pixels = self._pixels("max_pixels", "longest_edge", default.max_pixels)
@@ -195,47 +194,27 @@ class _Reader:
             image_std=self._channels("image_std", default.image_std),
         )
 
-    def integer(self, key: str, default: int, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
-        return self._checked_integer(key, self._get(key, default), minimum, maximum)
-
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
-            return float(value)
-        self.problems.append(f"{key} must be a positive number, found {value!r}")
-        return default
-
     def raise_problems(self, source: str, known: frozenset[str]) -> None:
-        unknown = sorted(self.content.keys() - self.asked - known)
+        unknown = sorted(self.unread() - known)
         if unknown:
             self.problems.append(
                 f"unknown settings {', '.join(unknown)}: remove them if they change no pixel; known are "
-                + ", ".join(sorted(self.asked))
+                + ", ".join(sorted(self.asked()))
             )
         if self.problems:
             raise UserError(
                 f"{source} holds settings that cannot be followed:\n- " + "\n- ".join(self.problems)
             )
 
-    def _get(self, key: str, default: Any) -> Any:
-        self.asked.add(key)
-        return self.content.get(key, default)
-
-    def _checked_integer(self, key: str, value: Any, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
-        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
-            return value
-        self.problems.append(f"{key} must be an integer from {minimum} to {maximum}, found {value!r}")
-        return max(minimum, 1)
-
     def _pixels(self, name: str, edge: str, default: int) -> int:
         """A budget may be spelled `min_pixels`, `size.shortest_edge` or `size.min_pixels`, even all at once."""
-        size = self._get("size", {})
+        size = self.get("size", {})
         if not isinstance(size, Mapping) or size.keys() - _SIZE_KEYS:
             problem = f"size must hold shortest_edge and longest_edge, in pixels of area, found {size!r}"
             self.problems += [problem] if problem not in self.problems else []
             return default
         spellings = {
-            name: self._get(name, None),
+            name: self.get(name, None),
             f"size.{edge}": size.get(edge),
             f"size.{name}": size.get(name),
         }
@@ -243,16 +222,14 @@ class _Reader:
         if len(set(map(repr, given.values()))) > 1:
             listed = ", ".join(f"{key} {value}" for key, value in given.items())
             self.problems.append(f"{listed} contradict each other: keep the one that is meant")
-        return self._checked_integer(name, next(iter(given.values()), default))
+        return self.checked_integer(name, next(iter(given.values()), default))
 
     def _channels(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        value = self._get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        value = self.get(key, default)
+        if is_number(value):
             value = [value] * 3
         valid = isinstance(value, list | tuple) and len(value) == 3
-        valid = valid and all(
-            isinstance(number, int | float) and abs(number) < float("inf") for number in value
-        )
+        valid = valid and all(map(is_number, value))
         if valid and (key != "image_std" or min(value) > 0):
             return (float(value[0]), float(value[1]), float(value[2]))
         above_zero = " above zero" if key == "image_std" else ""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from export.errors import UserError
+from export.files.checks import is_whole
 from export.models.keys import refuse_unread
 from export.models.section import Section
 from export.quantization.compressed_config import read_compressed_tensors
@@ -138,7 +139,7 @@ def _group_size(section: Section, value: object) -> int | None:
     """None: one scale for all inputs, which tools write as -1."""
     if value == -1:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if is_whole(value) and value > 0:
         return value
     section.problem(f"group_size must be a positive integer or -1, found {value!r:.80}")
     return None

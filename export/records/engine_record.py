@@ -6,12 +6,14 @@ loading read: no engine has to be deserialized, which a machine without a GPU co
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from export.errors import UserError
+from export.files.checks import is_count
+from export.files.json_fields import Check, read_dataclass
 from export.files.json_object import parse_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from export.records.manifest import FileRecord, content_key, sha256_of
@@ -23,27 +25,46 @@ ENGINES_DIRECTORY = "engines"
 """Where a bundle keeps what was built from it, one directory a key."""
 
 
+_Count = Annotated[int, Check("a number of at least 0", is_count)]
+
+
+def _are_graphs(facts: Mapping[str, Any]) -> bool:
+    return all(re.fullmatch(r"vision|decoder(\.\d{1,4})?", name, re.ASCII) for name in facts)
+
+
+def _are_beside_it(files: Sequence[Mapping[str, Any]]) -> bool:
+    """Plain names, and every file known by its bytes."""
+    return all(
+        Path(file["name"]).name == file["name"]
+        and not file["name"].startswith(".")
+        and file["sha256"] is not None
+        for file in files
+    )
+
+
 @dataclass(frozen=True)
 class EngineRecord:
     """One directory of a bundle's `engines/`."""
 
     key: str
     """Hash of `inputs`; the directory's name."""
-    inputs: Mapping[str, str]
+    inputs: Annotated[Mapping[str, str], Check("an object of strings")]
     """Everything that could change the bytes, by name."""
-    target: str
+    target: Annotated[str, Check("a name")]
     """Name of the backend that built it."""
-    sms: tuple[int, ...]
+    sms: Annotated[tuple[_Count, ...], Check("a list of architectures")]
     """Architectures it runs on, compute capability x 10; none for ONNX Runtime."""
-    limits: Mapping[str, int]
-    plugins: tuple[str, ...]
+    limits: Annotated[Mapping[str, _Count], Check("an object of numbers")]
+    plugins: Annotated[tuple[str, ...], Check("a list of names")]
     """Plugins inside, as `namespace::Name/version`."""
-    driver: str | None
+    driver: Annotated[str | None, Check("a version or null")]
     """NVIDIA's driver where it was built; None without a GPU."""
-    created: str
-    seconds: float
-    files: tuple[FileRecord, ...]
-    facts: Mapping[str, Any]
+    created: Annotated[str, Check("a time")]
+    seconds: Annotated[float, Check("seconds", lambda seconds: seconds >= 0)]
+    files: Annotated[
+        tuple[FileRecord, ...], Check("a list of files inside the engine's directory", _are_beside_it)
+    ]
+    facts: Annotated[Mapping[str, Mapping[str, Any]], Check("an object by graph", _are_graphs)]
     """By graph, "vision" and "decoder" or its stages: what the builder reported."""
     format_version: int = FORMAT_VERSION
 
@@ -64,19 +85,13 @@ class EngineRecord:
                 f'{source} is no record of an engine that this qv-export reads ("{FORMAT}", version {FORMAT_VERSION}). '
                 "Build the engine again."
             )
-        if problems := list(_problems(content)):
+        problems: list[str] = []
+        record = read_dataclass(cls, content, problems, whole=True)
+        if record is None:
             raise UserError(
                 f"{source} is not a valid engine record: {'; '.join(problems)}. Build the engine again."
             )
-        return cls(
-            **{
-                **content,
-                "sms": tuple(content["sms"]),
-                "plugins": tuple(content["plugins"]),
-                "files": tuple(FileRecord(**entry) for entry in content["files"]),
-                "seconds": float(content["seconds"]),
-            }
-        )
+        return record
 
     def contradictions(self) -> list[str]:
         """What the record says of itself that its key does not: each is a reason not to believe any of it."""
@@ -107,72 +122,6 @@ class EngineRecord:
                 yield f"{record.name} has {path.stat().st_size} bytes, recorded were {record.bytes}"
             elif read and sha256_of(path) != record.sha256:
                 yield f"{record.name} changed since it was built"
-
-
-def _problems(content: Mapping[str, Any]) -> Iterator[str]:
-    """What is not of its type in a parsed record."""
-    names = {field.name for field in fields(EngineRecord)}
-    if set(content) != names:
-        yield f"keys {', '.join(sorted(set(content) ^ names))[:300]} are missing or unknown"
-        return
-    checks: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "key": (_is_text, "a string"),
-        "inputs": (lambda value: _is_object_of(value, _is_text), "an object of strings"),
-        "target": (_is_text, "a name"),
-        "sms": (lambda value: _is_list_of(value, _is_count), "a list of architectures"),
-        "limits": (lambda value: _is_object_of(value, _is_count), "an object of numbers"),
-        "plugins": (lambda value: _is_list_of(value, _is_text), "a list of names"),
-        "driver": (lambda value: value is None or _is_text(value), "a version or null"),
-        "created": (_is_text, "a time"),
-        "seconds": (lambda value: type(value) in {int, float} and value >= 0, "seconds"),
-        "files": (
-            lambda value: _is_list_of(value, _is_file),
-            "a list of files inside the engine's directory",
-        ),
-        "facts": (
-            lambda value: (
-                _is_object_of(value, lambda facts: isinstance(facts, dict)) and all(map(_is_graph, value))
-            ),
-            "an object by graph",
-        ),
-    }
-    for name, (is_sound, expected) in checks.items():
-        if not is_sound(content[name]):
-            yield f"{name} must be {expected}"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_graph(value: Any) -> bool:
-    return _is_text(value) and re.fullmatch(r"vision|decoder(\.\d{1,4})?", value, re.ASCII) is not None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_list_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(is_item, value))
-
-
-def _is_object_of(value: Any, is_item: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(map(is_item, value.values()))
-
-
-def _is_file(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == {field.name for field in fields(FileRecord)}
-        and _is_text(value["name"])
-        and Path(value["name"]).name == value["name"]
-        and not value["name"].startswith(".")
-        and "\0" not in value["name"]
-        and _is_count(value["bytes"])
-        and isinstance(value["sha256"], str)
-        and (value["fingerprint"] is None or _is_text(value["fingerprint"]))
-    )
 
 
 def read_record(directory: Path) -> EngineRecord:

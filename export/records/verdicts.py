@@ -7,12 +7,13 @@ quick run does not cost the proof of a standard one, and no target's validation 
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from export.errors import UserError
 from export.files.atomic import replace_text
+from export.files.json_fields import Check, read_dataclass
 from export.files.json_object import read_json_object
 
 FORMAT = "qv-export verdicts"
@@ -35,23 +36,23 @@ class Verdict:
     target: str
     """The backend, or what else was validated under its name."""
     level: LevelName
-    passed: bool
+    passed: Annotated[bool, Check("one of True, False")]
     gates_digest: str
     """Of the settings of the gates."""
     gate_kind: GateKind
     """Looser: some gate granted more than the defaults do."""
     multiple: float
     """Of the noise, which the gates granted."""
-    is_narrow: bool
+    is_narrow: Annotated[bool, Check("one of True, False")]
     """Smaller shapes than usual were asked: a larger call is not proven."""
-    num_gates: int
-    num_failed: int
+    num_gates: Annotated[int, Check("a number")]
+    num_failed: Annotated[int, Check("a number")]
     bundle_key: str
-    digests: Mapping[str, str]
+    digests: Annotated[Mapping[str, str], Check("an object of strings")]
     """sha256 of every file of weights and of the engine, by path inside the bundle."""
     created: str
     """UTC, ISO 8601."""
-    versions: Mapping[str, str]
+    versions: Annotated[Mapping[str, str], Check("an object of strings")]
 
     @property
     def is_proof(self) -> bool:
@@ -70,38 +71,15 @@ class Verdict:
         Raises:
             UserError: unknown or missing keys, values of another kind.
         """
-        if not isinstance(content, dict) or set(content) != {field.name for field in fields(cls)}:
-            raise UserError(f"{source} holds an entry that is no verdict of this qv-export. Validate again.")
-        kinds = {
-            "level": LEVELS,
-            "gate_kind": get_args(GateKind),
-            "passed": (True, False),
-            "is_narrow": (True, False),
-        }
-        problems = [
-            f"{name} must be one of {', '.join(map(str, known))}, found {content[name]!r}"
-            for name, known in kinds.items()
-            if type(content[name]) is not type(known[0]) or content[name] not in known
-        ]
-        problems += [
-            f"{name} must be a string, found {content[name]!r}"
-            for name in ("engine_key", "target", "gates_digest", "bundle_key", "created")
-            if not isinstance(content[name], str)
-        ]
-        problems += [
-            f"{name} must be a number, found {content[name]!r}"
-            for name in ("multiple", "num_gates", "num_failed")
-            if type(content[name]) not in {int, float}
-        ]
-        problems += [
-            f"{name} must be an object of strings"
-            for name in ("digests", "versions")
-            if not isinstance(content[name], dict)
-            or not all(isinstance(value, str) for value in content[name].values())
-        ]
-        if problems:
-            raise UserError(f"{source} is not valid:\n- " + "\n- ".join(problems) + "\nValidate again.")
-        return cls(**content)
+        problems: list[str] = []
+        verdict = read_dataclass(cls, content, problems, whole=True)
+        if verdict is None:
+            raise UserError(
+                f"{source} holds an entry that is no verdict of this qv-export:\n- "
+                + "\n- ".join(problems)
+                + "\nValidate again."
+            )
+        return verdict
 
 
 def read_verdicts(bundle: Path, engine_key: str) -> list[Verdict]:

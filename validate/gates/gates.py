@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import UserError
+from export.files.checks import is_number
 from export.files.untrusted import read_named_text
 from export.records.manifest import content_key
 from export.records.verdicts import GateKind
@@ -198,4 +199,4 @@ def failed(results: Sequence[GateResult]) -> list[GateResult]:
 
 
 def _is_limit(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value > 0

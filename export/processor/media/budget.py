@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from export.errors import UserError
+from export.files.checks import is_number, is_whole
 from export.processor.media.limits import MediaLimits
 from export.processor.resize import smart_resize
 from export.processor.settings import MAX_VIDEO_TOKENS, PIXELS_PER_TOKEN, ImageSettings, VideoSettings
@@ -162,10 +163,9 @@ def read_budget(kind: str, given: Mapping[str, Any], where: str) -> Budget:
 
 
 def _problem(key: str, value: Any) -> str | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in _NUMBERS:
         least_is_open = key != "video_start"
-        if is_number and 0 <= value <= 1e9 and (value > 0 or not least_is_open):
+        if is_number(value) and 0 <= value <= 1e9 and (value > 0 or not least_is_open):
             return None
         return (
             f"{key} must be a number {'above 0' if least_is_open else 'of at least 0'}, found {value!r:.40}"
@@ -173,7 +173,7 @@ def _problem(key: str, value: Any) -> str | None:
     if key not in _FIELDS:
         return None
     least = 2 if key in {"nframes", "max_frames"} else 1
-    if isinstance(value, int) and is_number and least <= value <= 2**31 - 1:
+    if is_whole(value) and least <= value <= 2**31 - 1:
         return None
     return f"{key} must be a whole number of at least {least}, found {value!r:.40}"
 

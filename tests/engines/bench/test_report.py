@@ -32,8 +32,8 @@ def test_it_is_read_as_it_was_written(tmp_path):
     ("change", "words"),
     [
         ({"version": 2}, "expected version 1, found 2"),
-        ({"rows": [{"section": "decode"}]}, "lacks fields"),
-        ({"rows": [{"section": 7}]}, "section must be a text"),
+        ({"rows": [{"section": "decode"}]}, "missing keys"),
+        ({"rows": [{"section": 7}]}, "section must be a string"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -54,7 +54,7 @@ def test_bounds_on_media_are_settings_too():
     ("text", "says"),
     [
         ('{"allowed_hosts": "img.example.org"}', "allowed_hosts must be a list"),
-        ('{"allowed_hosts": [7]}', "allowed_hosts must be a text, found 7"),
+        ('{"allowed_hosts": [7]}', "allowed_hosts must be a string, found 7"),
         ('{"allowed_hosts": ["http://x"]}', "is no host name"),
         ('{"allowed_hosts": ["*"]}', "is no host name"),
         ('{"scheduler": {"max_queue": 64.5}}', "scheduler: max_queue must be a whole number, found 64.5"),
@@ -65,9 +65,9 @@ def test_bounds_on_media_are_settings_too():
         ('{"requests": {"timeout_seconds": 1e999}}', "1e999"),
         ('{"media": {"num_workers": 1.0}}', "num_workers must be a whole number"),
         ('{"num_threads": "2"}', "num_threads must be a whole number or null"),
-        ('{"engine": 7}', "engine must be a text or null"),
+        ('{"engine": 7}', "engine must be a string or null"),
         ('{"drain_seconds": "30"}', "drain_seconds must be a number"),
-        ('{"log_content": true}', "found log_content"),
+        ('{"log_content": true}', "unknown keys log_content"),
     ],
 )
 def test_a_setting_of_another_type_is_refused_by_name(text, says):

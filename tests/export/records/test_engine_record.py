@@ -54,7 +54,7 @@ def test_a_record_survives_json_and_contradicts_itself_nowhere() -> None:
         ({"files": [{**FILE, "more": 1}]}, "files must be a list of files"),
         ({"facts": {"vision": []}}, "facts must be an object by graph"),
         ({"facts": {"../../secret": {}}}, "facts must be an object by graph"),
-        ({"colour": "red"}, "keys colour are missing or unknown"),
+        ({"colour": "red"}, "unknown keys colour"),
     ],
 )
 def test_a_value_of_another_type_is_named(changes: dict[str, Any], problem: str) -> None:

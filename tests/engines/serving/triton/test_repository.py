@@ -113,7 +113,7 @@ def test_settings_travel_whole():
         ('{"num_slots": true}', "num_slots must be"),
         ('{"requests": {"max_pictures": 0}}', "max_pictures must be"),
         ('{"requests": {"surprise": 1}}', "keys of"),
-        ('{"requests": []}', "must be a JSON object"),
+        ('{"requests": []}', "requests must be an object, found []"),
         ('{"scheduler": {"max_queue": 0}}', "max_queue must be"),
     ],
 )

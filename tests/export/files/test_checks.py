@@ -1,0 +1,24 @@
+import math
+
+import pytest
+
+from export.files.checks import is_count, is_number, is_whole
+
+
+@pytest.mark.parametrize("value", [True, False, None, "1", [1], math.inf, -math.inf, math.nan])
+def test_what_is_no_number_is_none(value):
+    assert not is_number(value)
+    assert not is_whole(value)
+    assert not is_count(value)
+
+
+def test_a_whole_number_is_written_as_one():
+    assert is_whole(-3)
+    assert not is_whole(1.0)
+    assert is_number(1.0)
+    assert is_whole(10**400)
+    assert not is_number(10**400)
+
+
+def test_a_count_fits_64_bits():
+    assert [is_count(value) for value in (-1, 0, 2**63 - 1, 2**63)] == [False, True, True, False]
