@@ -56,6 +56,7 @@ class Scheduler:
         self._stats = SchedulerStats(decoder.num_slots)
         self._picture_encoder = PictureEncoder(vision, model, self.limits, self._stats)
         self._running: list[TokenSequence] = []  # in slots, oldest first
+        self._has_encoded = False  # in the last step
         self._lock = threading.Lock()  # guards what follows
         self._queue: deque[TokenSequence] = deque()
         self._picture_bytes = 0
@@ -191,19 +192,35 @@ class Scheduler:
         self._stats.num_reused_tokens += sequence.num_reused_tokens
 
     def _encode_pictures(self) -> None:
-        """Find or encode pictures of admitted requests, oldest first, in one call for all of them."""
-        for sequence, error in self._picture_encoder.encode_next(self._running):
+        """Find or encode pictures of admitted requests, the shortest first, in one call for all of them.
+
+        After a call whoever can go on without one does so first: no question waits for two calls of others.
+        """
+        if self._has_encoded and any(one.is_ready for one in self._running):
+            self._has_encoded = False
+            return
+        num_calls = self._stats.num_vision_calls
+        for sequence, error in self._picture_encoder.encode_next(self._by_length()):
             self._fail(sequence, error)
+        self._has_encoded = self._stats.num_vision_calls > num_calls
         for sequence in self._running:
             if sequence.pictures and not sequence.missing:
                 sequence.join_embeds(self._model.vision.patches_per_token, self._model.decoder.hidden_size)
                 self._forget_pictures(sequence)
 
+    def _by_length(self) -> list[TokenSequence]:
+        """Those with the fewest patches first, and whoever has waited long before all of them."""
+        long_ago = self._clock() - self.limits.patience_seconds
+        return sorted(
+            self._running,
+            key=lambda one: 0 if one.submitted_at <= long_ago else 1 + one.num_missing_patches,
+        )
+
     def _prefill(self) -> None:
         """Take up to one chunk of prompt tokens into the cache, of the oldest requests first."""
         budget = self.limits.prefill_chunk_tokens
         for sequence in list(self._running):
-            if sequence.is_decoding or sequence.missing:
+            if not sequence.is_ready:
                 continue
             num_tokens = self._chunk_tokens(sequence.num_prompt_tokens - sequence.num_cached_tokens, budget)
             if not num_tokens:

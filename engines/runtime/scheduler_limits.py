@@ -37,6 +37,8 @@ class SchedulerLimits:
     """Larger pictures and videos are refused: set it to what the vision engine was built for."""
     max_vision_patches_per_call: int = 4096
     """Pictures of several requests are packed into one call up to this many patches; a larger one goes alone."""
+    patience_seconds: float = 2.0
+    """How long requests with smaller pictures pass one whose pictures wait to be encoded."""
     embedding_cache_bytes: int = 256 << 20
     """Visual embeddings kept for pictures that come again; 0 keeps none."""
     reuse_prefixes: bool = True
@@ -47,7 +49,7 @@ class SchedulerLimits:
     several: with `num_threads=1` an answer's logits are then the same bits in any company (docs/numerics.md)."""
 
     def __post_init__(self) -> None:
-        may_be_zero = ("max_queue_bytes", "embedding_cache_bytes", "reuse_prefixes")
+        may_be_zero = ("max_queue_bytes", "patience_seconds", "embedding_cache_bytes", "reuse_prefixes")
         problems = []
         for field in fields(self):
             value, smallest = getattr(self, field.name), 0 if field.name in may_be_zero else 1

@@ -97,6 +97,16 @@ class TokenSequence:
         return self.num_cached_tokens >= self.num_prompt_tokens
 
     @property
+    def is_ready(self) -> bool:
+        """Whether its prompt can go on into the cache: its pictures are there."""
+        return self.has_slot and not self.is_prefilled and not self.pictures
+
+    @property
+    def num_missing_patches(self) -> int:
+        """Of pictures that are not encoded yet."""
+        return sum(picture.num_patches for picture in self.missing)
+
+    @property
     def is_decoding(self) -> bool:
         return self.has_slot and self.is_prefilled
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from engines.serving.openai.app import make_app
+from engines.serving.openai.protocol import BoundedProtocol
 from engines.serving.served import ServedModel
 from export.errors import UserError
 
@@ -52,7 +53,7 @@ def serve(
     server = _Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -603,3 +603,35 @@ def test_an_answers_timings_tell_its_queue_and_its_reuse():
     assert last.queue_seconds == 1.5
     assert last.prefill_seconds > 0
     assert last.decode_seconds > 0
+
+
+def pictures_of(num_tokens, seed):
+    return make_inputs([11, *[IMAGE] * num_tokens, 12], seed)
+
+
+def test_a_question_without_a_picture_waits_for_one_vision_call_of_others_and_not_for_two():
+    vision = FakeVision()
+    scheduler = make_scheduler(FakeDecoder(num_slots=4), vision, max_vision_patches_per_call=8)
+    for seed in range(3):
+        ask(scheduler, pictures_of(2, seed))
+    scheduler.step()
+    assert vision.num_calls == 1
+    _, heard = ask(scheduler, make_inputs(TEXT))
+    scheduler.step()
+    assert heard
+    assert vision.num_calls == 1
+    scheduler.step()
+    assert vision.num_calls == 2  # questions that keep coming do not keep pictures waiting
+
+
+def test_the_shortest_picture_is_encoded_first_until_the_patience_with_it_ends():
+    clock = Clock()
+    heards = {}
+    for patience in (2.0, 0.0):
+        scheduler = make_scheduler(
+            FakeDecoder(num_slots=4), clock=clock, max_vision_patches_per_call=20, patience_seconds=patience
+        )
+        heards[patience] = [ask(scheduler, pictures_of(length, length))[1] for length in (5, 4, 2)]
+        scheduler.step()
+    assert [bool(heard) for heard in heards[2.0]] == [False, False, True]
+    assert [bool(heard) for heard in heards[0.0]] == [True, False, False]
