@@ -117,14 +117,9 @@ def export_checkpoint(
         source, processor = opened or _with_processor(
             write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict
         )
-        if source.packed:
-            raise UserError(
-                f"{source.directory} holds quantized weights ({source.config.quantization}), which are read into the "
-                "reference alone. Start from the unquantized checkpoint."
-            )
         dtype = dtype or source.dtype
         stages = decoder_stages(balanced_layers(source.config, pipeline_stages))
-        if schemes:
+        if schemes or source.packed:
             is_copy = weights == "copy"
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
@@ -266,8 +261,12 @@ def _copy_companions(source: Checkpoint, processor: Processor, directory: Path) 
         # An index of the checkpoint's own would not know the weights that the export wrote.
         if (source.directory / name).is_file() and not (directory / name).exists():
             (directory / name).write_bytes(read_own_bytes(source.directory / name, MAX_JSON_BYTES))
+    path = directory / "config.json"
+    if source.config.quantization is not None:
+        content = read_json_object(path)
+        del content["quantization_config"]  # the side file says it, in the layout that the graphs read
+        _write_json(path, content)
     if source.config_changes:
-        path = directory / "config.json"
         content = read_json_object(path)
         nested = content.get("text_config")
         if isinstance(nested, dict):

@@ -65,7 +65,12 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """As `config.json` states it, or else that of most weights."""
+        """As `config.json` states it, or else that of most weights.
+
+        Tools that quantize store float16, as their kernels compute: the model is one of bfloat16, and overflows in it.
+        """
+        if self.config.quantization is not None and self.config.dtype != "float32":
+            return "bfloat16"
         if self.config.dtype is not None:
             return self.config.dtype
         sizes = Counter[str]()

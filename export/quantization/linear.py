@@ -22,7 +22,8 @@ class QuantizedLinear:
     """A weight w [N, K] (N outputs, K inputs) of a product y = x w^T, kept as small numbers.
 
     w[n, k] = (codes[n, k] - zeros[n, k // block]) * scales[n, k // block], and its column k multiplies x[order[k]].
-    G blocks of K / G columns have a scale each; G = 1: one for the whole row.
+    G blocks of K / G columns have a scale each; G = 1: one for the whole row. Two columns may multiply one input: then
+    K is that of the columns, and the weight of that input is the sum of both.
     """
 
     precision: Precision
@@ -33,7 +34,7 @@ class QuantizedLinear:
     zeros: Array | None = None
     """[N, G] int16; None: all are 0 (symmetric)."""
     order: Array | None = None
-    """[K] int32, a permutation; None: as they stand."""
+    """[K] int32, a permutation of the inputs, or several one after the other; None: as they stand."""
     activations: Literal["per_token"] | float | None = None
     """How x is rounded to the codes' kind before the product: not at all (None), each token by a scale of its own, or
     by this scale."""
@@ -80,8 +81,28 @@ class QuantizedLinear:
         zeros = None if self.zeros is None else np.repeat(self.zeros, times, axis=1)
         return replace(self, scales=np.repeat(self.scales, times, axis=1), zeros=zeros)
 
+    def in_planes(self) -> "QuantizedLinear":
+        """The same 8-bit weight in blocks as two planes of 4 bits: 16 times the high halves, and the low ones.
+
+        TensorRT expands 8-bit codes in blocks to 16 bits at every call, and multiplies by those of 4 bits as they are.
+        A code q is 16 (q >> 4) + (q & 15), and a low half of 0 to 15 is a code of -8 to 7 with a zero point of -8:
+        nothing is rounded anew.
+        """
+        if self.precision != "int8" or self.num_blocks == 1:
+            return self
+        num_inputs = self.shape[1]
+        zeros = np.zeros(self.scales.shape, np.int16) if self.zeros is None else self.zeros
+        order = np.arange(num_inputs, dtype=np.int32) if self.order is None else self.order
+        return QuantizedLinear(
+            "int4",
+            np.concatenate([self.codes >> 4, (self.codes & 15) - np.int8(8)], axis=1),
+            np.concatenate([self.scales * 16, self.scales], axis=1),
+            np.concatenate([np.zeros_like(zeros), zeros - np.int16(8)], axis=1),
+            np.concatenate([order, order]),
+        )
+
     def dequantized(self) -> Array:
-        """The weight as float32 [N, K], its columns in x's order: each value is one subtraction and one product."""
+        """The weight as float32 [N, inputs], its columns in x's order: a value is one subtraction and one product."""
         num_outputs, num_inputs = self.shape
         values = self.codes.astype(np.float32).reshape(num_outputs, self.num_blocks, self.block)
         if self.zeros is not None:
@@ -90,6 +111,9 @@ class QuantizedLinear:
         weight: Array = values.reshape(num_outputs, num_inputs)
         if self.order is None:
             return weight
-        ordered = np.empty_like(weight)
-        ordered[:, self.order] = weight
+        width = int(self.order.max()) + 1
+        ordered = np.zeros((num_outputs, width), np.float32)
+        for start in range(0, num_inputs, width):
+            inputs = self.order[start : start + width]
+            ordered[:, inputs] += weight[:, start : start + width]
         return ordered

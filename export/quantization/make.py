@@ -16,7 +16,7 @@ from export.quantization.side_file import write_quantized
 from export.weights.names import QUANTIZED_FILE
 from export.weights.safetensors_file import StoredTensor
 from export.weights.values import read_values
-from export.weights.writer import NewTensor, write_safetensors
+from export.weights.writer import write_copied
 
 Part: TypeAlias = Literal["decoder", "vision", "head"]
 
@@ -81,8 +81,10 @@ def quantize_checkpoint(
 ) -> Checkpoint:
     """Write the quantized linear layers of a checkpoint into `directory`, and open it with them.
 
+    Those that it has are repacked without a change of their numbers, those that are asked for are made.
+
     Args:
-        source: unquantized.
+        source: unquantized, or as a tool quantized it.
         schemes: by part of the model, what becomes of its linear layers: a name of `SCHEMES`.
         dtype: what the graphs compute in, and the scales are stored in.
         directory: of the bundle that is being written.
@@ -93,18 +95,21 @@ def quantize_checkpoint(
         UserError: nothing can be quantized so, or the checkpoint is quantized already.
     """
     chosen = _chosen(source, schemes)
+    names = [*source.packed, *chosen]
     done = 0
 
     def linear_of(name: str) -> QuantizedLinear:
         nonlocal done
-        report("quantizing the weights", done / len(chosen))
+        report("quantizing the weights" if chosen else "repacking the weights", done / len(names))
         done += 1
+        if name in source.packed:
+            return source.packed[name].read()
         weight = read_values(source.tensors[name]).astype(np.float32)
         scheme = SCHEMES[chosen[name]]
         return quantize(weight, scheme.precision, dtype, per_token=scheme.per_token)
 
     quantized = directory / QUANTIZED_FILE
-    write_quantized(quantized, chosen, linear_of)
+    write_quantized(quantized, names, linear_of)
     rest = {name: stored for name, stored in source.tensors.items() if name not in chosen}
     files = (_write_rest(source, rest, directory),) if copy else source.weight_files
     return open_checkpoint(source.directory, (*files, quantized))
@@ -112,7 +117,8 @@ def quantize_checkpoint(
 
 def _chosen(source: Checkpoint, schemes: Mapping[Part, str]) -> dict[str, str]:
     """The weights that are quantized, and how: what no block divides stays as it is."""
-    if source.linears:
+    quantized = {*source.linears, *source.packed}
+    if any(_PARTS[part].fullmatch(name) for part in schemes for name in quantized):
         raise UserError(
             f"{source.directory} is quantized already. Leave --quantize out, or give the checkpoint it was made of."
         )
@@ -138,8 +144,7 @@ def _fits(stored: StoredTensor, scheme: str) -> bool:
 def _write_rest(source: Checkpoint, rest: Mapping[str, StoredTensor], directory: Path) -> Path:
     """What is not quantized as one file, in the place of what an export wrote there before."""
     scratch = directory / ".rest.safetensors"
-    tensors = [NewTensor(name, stored.dtype, stored.shape) for name, stored in rest.items()]
-    write_safetensors(scratch, tensors, lambda name: read_values(rest[name]).tobytes())
+    write_copied(scratch, rest)
     for path in source.weight_files:
         if path.parent == directory:
             path.unlink()

@@ -43,7 +43,7 @@ def product(
     """
     nodes = _Nodes(graph, scope)
     if linear.order is not None:
-        x = nodes.add("Gather", [x, linear.order], {"axis": -1}, like=x)
+        x = _gathered(nodes, x, linear.order)
     y, scale = (x, None) if linear.linear.activations is None else _rounded(nodes, x, linear)
     steps: list[tuple[str, ir.Value]] = [("MatMul", _weight(nodes, linear))]
     if scale is not None:
@@ -70,6 +70,14 @@ def rows(graph: ir.Graph, scope: str, indices: ir.Value, linear: LinearValues, o
     nodes = _Nodes(graph, scope)
     columns = nodes.add("Gather", [_dequantize(nodes, linear), indices], {"axis": 1})  # [K, B, S]
     nodes.add("Transpose", [columns], {"perm": [1, 2, 0]}, output=output)
+
+
+def _gathered(nodes: "_Nodes", x: ir.Value, order: ir.Value) -> ir.Value:
+    """The inputs as the columns of the weight multiply them, some of them perhaps twice."""
+    gathered = nodes.add("Gather", [x, order], {"axis": -1}, like=x)
+    if x.shape is not None and order.shape is not None:
+        gathered.shape = ir.Shape([*x.shape.dims[:-1], *order.shape.dims])
+    return gathered
 
 
 def _weight(nodes: "_Nodes", linear: LinearValues) -> ir.Value:

@@ -12,7 +12,9 @@ Of a weight w [N, K] in G blocks, `quantized.safetensors` holds, under the weigh
 | `.order` | I32 [K] | which of x each column multiplies, where they are not in order |
 | `.activation_scale` | F32 [1]; [0]: each token has its own | where x is rounded too |
 
-[K, N] is the orientation of a weight that ONNX Runtime and TensorRT both multiply in few bits.
+8-bit codes in blocks lie as two planes of 4 bits: K is then twice the inputs, and `.order` has each of them twice
+(`QuantizedLinear.in_planes`). [K, N] is the orientation of a weight that ONNX Runtime and TensorRT both multiply in few
+bits.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,7 +44,7 @@ class StoredLinear:
     name: str
     """Published, of its weight: `model.layers.0.mlp.up_proj.weight`."""
     shape: tuple[int, int]
-    """[N, K]."""
+    """[N, inputs] of the weight."""
     parts: Mapping[str, StoredTensor]
     """By `PARTS`."""
 
@@ -57,8 +59,19 @@ class StoredLinear:
 
     @property
     def block(self) -> int:
-        """How many inputs share a scale."""
-        return self.shape[1] // self.num_blocks
+        """How many columns share a scale."""
+        return self.num_columns // self.num_blocks
+
+    @property
+    def num_columns(self) -> int:
+        """K: the inputs, or twice as many where 8-bit codes lie as two planes of 4 bits."""
+        order = self.parts.get("order")
+        return self.shape[1] if order is None else order.shape[0]
+
+    @property
+    def num_planes(self) -> int:
+        """How many columns multiply an input."""
+        return self.num_columns // self.shape[1]
 
     @property
     def is_symmetric(self) -> bool:
@@ -76,16 +89,17 @@ class StoredLinear:
         Raises:
             OSError: the file cannot be read.
         """
-        num_outputs, num_inputs = self.shape
+        num_outputs, num_columns = self.shape[0], self.num_columns
         values = {part: read_values(stored) for part, stored in self.parts.items()}
         codes = values["codes"]
         if self.precision == "int4":
-            codes = unpacked_int4(codes.reshape(-1), num_inputs * num_outputs).reshape(
-                num_inputs, num_outputs
-            )
+            codes = unpacked_int4(codes.reshape(-1), num_columns * num_outputs)
+            codes = codes.reshape(num_columns, num_outputs)
         scale = values.get("activation_scale")
         zeros = values.get("zeros")
         order = values.get("order")
+        if order is not None and not _are_permutations(order, self.shape[1]):
+            raise UserError(f"{self.name}.order must hold every input once. Export the checkpoint again.")
         return QuantizedLinear(
             precision=self.precision,
             codes=codes if self.precision == "fp8" else codes.T,
@@ -94,6 +108,11 @@ class StoredLinear:
             order=None if order is None else order.astype(np.int32),
             activations=None if scale is None else float(scale[0]) if scale.size else "per_token",
         )
+
+
+def _are_permutations(order: Array, num_inputs: int) -> bool:
+    planes = np.sort(order.reshape(-1, num_inputs), axis=1)
+    return bool((planes == np.arange(num_inputs)).all())
 
 
 def write_quantized(path: Path, names: Iterable[str], linear_of: Callable[[str], QuantizedLinear]) -> None:
@@ -115,6 +134,7 @@ def write_quantized(path: Path, names: Iterable[str], linear_of: Callable[[str],
 
 
 def _stored_parts(linear: QuantizedLinear) -> Iterator[tuple[str, Array]]:
+    linear = linear.in_planes()
     if linear.precision == "int4":
         linear = linear.in_small_blocks()
     num_outputs, num_inputs = linear.shape
@@ -186,7 +206,9 @@ def _part_problems(parts: Mapping[str, StoredTensor], num_outputs: int, num_inpu
     missing = [f"{part}: missing" for part in ("codes", "scales") if part not in parts]
     if missing:
         return missing
-    scales = parts["scales"]
+    scales, order = parts["scales"], parts.get("order")
+    if order is not None and parts["codes"].dtype == "uint8" and order.shape == (2 * num_inputs,):
+        num_inputs *= 2
     num_blocks = scales.shape[0] if scales.shape else 0
     if num_blocks < 1 or num_inputs % num_blocks:
         return [f"scales: {num_blocks} blocks do not divide {num_inputs} inputs"]

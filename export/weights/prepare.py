@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export.checkpoint.tensors import INDEX_FILE, SINGLE_FILE, Checkpoint, open_checkpoint
+from export.errors import UserError
 from export.weights import adapter as peft
 from export.weights.pickled import convert_pickled, pickled_files
 
@@ -30,6 +31,11 @@ def write_new_weights(
     base = open_checkpoint(checkpoint, converted)
     if adapter is None:
         return base
+    if base.packed:
+        raise UserError(
+            f"{checkpoint} holds quantized weights ({base.config.quantization}), which no adapter is merged into.",
+            "Merge it into the unquantized checkpoint: --adapter together with --quantize.",
+        )
     from export.weights.merged import write_merged  # noqa: PLC0415 - torch
 
     report("merging the adapter")

@@ -16,18 +16,18 @@ _CODE_DTYPES = {"int4": "int4", "int8": "int8", "fp8": "float8_e4m3fn"}
 
 def linear_values(graph: ir.Graph, linear: StoredLinear, dtype: ir.DataType) -> LinearValues:
     """Register a layer's parts as initializers of a graph; see `WeightSource.linear`."""
-    num_outputs, num_inputs = linear.shape
+    num_outputs, num_columns = linear.shape[0], linear.num_columns
     codes = stored_value(
         graph,
         f"{linear.name}.codes",
         linear.parts["codes"],
-        linear.shape if linear.precision == "fp8" else (num_inputs, num_outputs),
+        linear.shape if linear.precision == "fp8" else (num_columns, num_outputs),
         ir_dtype(_CODE_DTYPES[linear.precision]),
     )
     is_whole = linear.precision != "int4" and linear.num_blocks == 1
     scales = _part(graph, linear, "scales", (num_outputs,) if is_whole else (linear.num_blocks, num_outputs))
     offsets = None if linear.is_symmetric else _offsets(graph, linear, dtype)
-    order = _part(graph, linear, "order", (num_inputs,)) if "order" in linear.parts else None
+    order = _part(graph, linear, "order", (num_columns,)) if "order" in linear.parts else None
     return LinearValues(
         linear,
         codes,

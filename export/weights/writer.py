@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from export.dtypes import DTYPES, num_bytes
-from export.weights.safetensors_file import read_safetensors_header
+from export.weights.safetensors_file import StoredTensor, read_safetensors_header
 
 _ENTRY_BYTES = 200
 """Of a header's entry beside its name: two places of 20 digits, a dtype and a shape."""
+_PIECE_BYTES = 8 << 20
 INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -80,6 +81,33 @@ def write_streamed(
             start = end
         file.seek(0)
         file.write(_header(header, room_bytes))
+
+
+def write_copied(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Write a new file of stored tensors under other names, in pieces: a table of gigabytes costs a few megabytes.
+
+    Args:
+        path: must not exist.
+        tensors: by their new names.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, stored in tensors.items():
+        end = start + stored.length_bytes
+        header[name] = _entry(stored.dtype, stored.shape, start, end)
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    with path.open("xb") as file:
+        file.write(_header(header, -(-len(text) // 8) * 8))
+        for stored in tensors.values():
+            with stored.path.open("rb") as source:
+                source.seek(stored.offset_bytes)
+                left = stored.length_bytes
+                while left:
+                    piece = source.read(min(left, _PIECE_BYTES))
+                    assert piece, stored
+                    file.write(piece)
+                    left -= len(piece)
 
 
 def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:

@@ -311,9 +311,21 @@ KINDS: Mapping[str, Kind] = {
 
 
 def quantize_checkpoint(
-    source: Path, target: Path, kind: Kind, *, extra: Mapping[str, Array] | None = None
+    source: Path,
+    target: Path,
+    kind: Kind,
+    *,
+    extra: Mapping[str, Array] | None = None,
+    largest_inputs: Mapping[str, float] | None = None,
 ) -> dict[str, Array]:
     """Write a copy of a checkpoint whose decoder's linear layers are quantized.
+
+    Args:
+        source: unquantized, of one weight file.
+        target: must not exist.
+        kind: one of `KINDS`.
+        extra: further tensors.
+        largest_inputs: by the layer's weight, for a static scale of its inputs; None: one that fits none.
 
     Returns:
         The float32 weight that each of them means, by its name.
@@ -330,6 +342,9 @@ def quantize_checkpoint(
     for name, values in _load(source / "model.safetensors").items():
         if name.split(".")[-2] in QUANTIZED and name.endswith(".weight"):
             parts, meant[name] = kind.store(values.astype(np.float32))
+            if largest_inputs and "input_scale" in parts:
+                top = 448 if kind.precision == "fp8" else 127
+                parts["input_scale"] = np.array([largest_inputs[name] / top], ml_dtypes.bfloat16)
             tensors |= {f"{name.removesuffix('weight')}{part}": array for part, array in parts.items()}
         else:
             tensors[name] = values

@@ -41,3 +41,23 @@ def test_parts_that_do_not_fit_are_a_mistake_of_ours(part, value):
     parts = {"codes": np.zeros((4, 8), np.int8), "scales": np.zeros((4, 2), np.float32)}
     with pytest.raises(AssertionError):
         QuantizedLinear("int8", **{**parts, part: value})
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_two_planes_of_4_bits_mean_the_8_bit_weight_in_blocks(asymmetric, ordered):
+    linear = random_linear("int8", asymmetric=asymmetric, ordered=ordered)
+    linear.codes[0, :4] = [-128, 127, -1, 0]
+    planes = linear.in_planes()
+    assert planes.precision == "int4"
+    assert planes.codes.min() >= -8
+    assert planes.codes.max() <= 7
+    assert planes.block == linear.block
+    np.testing.assert_allclose(planes.dequantized(), linear.dequantized(), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "linear", [random_linear("int8", num_blocks=1), random_linear("int4"), random_linear("fp8")]
+)
+def test_what_consumers_multiply_by_has_no_planes(linear):
+    assert linear.in_planes() is linear
