@@ -25,19 +25,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU: `nvidia-smi -L` lists none"))
+        if item.get_closest_marker("multi_gpu") and (count := num_gpus()) < 2:
+            item.add_marker(pytest.mark.skip(reason=f"needs two NVIDIA GPUs: `nvidia-smi -L` lists {count}"))
         if item.get_closest_marker("tensorrt") and not has_tensorrt():
             item.add_marker(pytest.mark.skip(reason="needs TensorRT bindings: pip install 'qv-export[rtx]'"))
 
 
-@cache
 def has_gpu() -> bool:
+    return num_gpus() > 0
+
+
+@cache
+def num_gpus() -> int:
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listing.returncode == 0 and "GPU 0" in listing.stdout
+        return 0
+    return listing.stdout.count("GPU ") if listing.returncode == 0 else 0
 
 
 @cache
