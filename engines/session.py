@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs
 
 
@@ -19,6 +20,10 @@ class EngineError(RuntimeError):
     A fault of the engine, of the export or of the checkpoint, never of the user's prompt: the command line
     exits with 3.
     """
+
+
+class RefusedGraphError(UserError, EngineError):
+    """A graph of a bundle that its runtime does not take: the bundle's fault, whoever wrote it."""
 
 
 class VisionSession(Protocol):

@@ -11,7 +11,7 @@ import click
 
 from export.errors import UserError
 from qv_export.parameters import TargetChoice
-from qv_export.show.console import note
+from qv_export.show.console import note, print_answer
 
 if TYPE_CHECKING:
     from engines.runtime.answer import Event
@@ -170,9 +170,9 @@ def _ask(text: str, talk: Talk) -> None:
             reason = event.finish_reason
             if isinstance(event, TokenEvent):
                 pieces.append(stream.push(event.token_id))
-                _write(pieces[-1])
+                print_answer(pieces[-1])
         pieces.append(stream.finish())
-        _write(pieces[-1] + "\n")
+        print_answer(pieces[-1] + "\n")
     except BaseException:
         talk.turns = before
         raise
@@ -183,10 +183,3 @@ def _ask(text: str, talk: Talk) -> None:
         f"[{timings.num_prompt_tokens} prompt tokens, {timings.num_reused_tokens} of them from the turns before; "
         f"{timings.num_new_tokens} new, {reason}; {timings.decode_tokens_per_second:.1f} tokens/s]"
     )
-
-
-def _write(text: str) -> None:
-    # A terminal that is not UTF-8 shows a question mark instead of ending the talk.
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()

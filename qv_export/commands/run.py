@@ -23,7 +23,7 @@ from qv_export.commands.run_wishes import (
     wish_options,
 )
 from qv_export.parameters import MediaPath, TargetChoice, default_target
-from qv_export.show.console import note, print_json, progress
+from qv_export.show.console import note, print_answer, print_json, progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -345,15 +345,8 @@ def stream_text(
         if event is not None:
             heard.append(event)
         if echo:
-            write_piece(piece if event is not None else piece + "\n")
+            print_answer(piece if event is not None else piece + "\n")
     return "".join(pieces), heard, stream.is_stopped
-
-
-def write_piece(text: str) -> None:
-    # errors="replace" by hand: a terminal that is not UTF-8 shows a question mark instead of ending the answer.
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
 
 
 class Clock:

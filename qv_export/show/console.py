@@ -92,6 +92,20 @@ def note(text: str) -> None:
         click.echo(plain_text(text), err=True)
 
 
+def print_answer(text: str) -> None:
+    """Write a piece of a model's answer to stdout.
+
+    Whatever a model says moves no cursor, sets no title and hides nothing: on a terminal control characters are shown
+    as escapes. A file or a pipe gets what was said.
+    """
+    if sys.stdout.isatty():
+        text = plain_text(text, most=len(text))
+    # errors="replace" by hand: a terminal that is not UTF-8 shows a question mark instead of ending the answer.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
 def print_json(content: Any) -> None:
     """The one object of `--json`. ASCII: paths may hold bytes that are no text."""
     click.echo(json.dumps(content, indent=2))

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
 from engines.backends.onnxruntime.quantized import has_codes
-from engines.session import Engine, EngineError, require_slots
+from engines.session import Engine, RefusedGraphError, require_slots
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
 from export.inputs import DecoderInputs, VisionInputs
@@ -37,7 +37,7 @@ def open_sessions(
             every operator, so where cores are shared with other processes fewer are faster.
 
     Raises:
-        EngineError: ONNX Runtime refuses a graph.
+        RefusedGraphError: ONNX Runtime refuses a graph.
     """
     return Engine(
         OnnxRuntimeVision(bundle, num_threads), OnnxRuntimeDecoder(bundle, num_slots, capacity, num_threads)
@@ -238,7 +238,7 @@ def create_session(
 
     Raises:
         UserError: the graph is not the one that its name and the configuration say.
-        EngineError: ONNX Runtime refuses it.
+        RefusedGraphError: ONNX Runtime refuses it.
     """
     graph, config = bundle.graph(name), bundle.config
     options = ort.SessionOptions()
@@ -274,5 +274,8 @@ def create_session(
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise EngineError(f"ONNX Runtime {ort.__version__} refuses {graph}: {error}") from error
+        raise RefusedGraphError(
+            f"ONNX Runtime {ort.__version__} refuses {graph}: {error}. The bundle is not what this qv-export writes.",
+            "Export the checkpoint again.",
+        ) from error
     return session, weights

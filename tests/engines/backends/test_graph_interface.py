@@ -68,6 +68,34 @@ def test_a_graph_of_another_interface_is_refused(
     assert problem in str(refusal.value)
 
 
+def rename_op(graph: onnx.GraphProto) -> None:
+    graph.node[0].op_type = "Unheard"
+
+
+def drop_node(graph: onnx.GraphProto) -> None:
+    del graph.node[len(graph.node) // 2]
+
+
+def loop(graph: onnx.GraphProto) -> None:
+    graph.node[0].input[0] = graph.node[-1].output[0]
+
+
+@pytest.mark.parametrize("change", [rename_op, drop_node, loop])
+def test_a_graph_of_right_interface_that_its_runtime_refuses_is_the_bundles_fault(
+    bundle: Bundle, tmp_path: Path, change: Callable[[onnx.GraphProto], None]
+) -> None:
+    directory = shutil.copytree(bundle.directory, tmp_path / "changed")
+    model = onnx.load(directory / "decoder.onnx", load_external_data=False)
+    change(model.graph)
+    (directory / "decoder.onnx").write_bytes(model.SerializeToString())
+    content = json.loads((directory / "manifest.json").read_text())
+    content["graphs"]["decoder"] = vars(FileRecord.from_file(directory / "decoder.onnx"))
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"refuses .*decoder\.onnx") as refusal:
+        open_sessions(open_bundle(directory), capacity=64)
+    assert refusal.value.remedy == "Export the checkpoint again."
+
+
 def test_swapped_graphs_with_right_digests_are_the_bundles_fault(bundle: Bundle, tmp_path: Path) -> None:
     directory = shutil.copytree(bundle.directory, tmp_path / "swapped")
     (directory / "vision.onnx").rename(directory / "x")

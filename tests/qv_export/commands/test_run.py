@@ -22,9 +22,9 @@ from qv_export.commands.run import (
     read_prompt,
     run,
     stream_text,
-    write_piece,
 )
 from qv_export.commands.run_wishes import Told
+from qv_export.show.console import print_answer
 
 # The bytes of "é" in the alphabet of byte-level BPE, as two tokens.
 VOCABULARY = {"H": 0, "i": 1, "Ã": 2, "©": 3, "<|im_end|>": 4}
@@ -176,7 +176,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(
 ) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    write_piece("né")
+    print_answer("né")
     assert stream.buffer.getvalue() == b"n?"
 
 
@@ -211,3 +211,15 @@ def test_a_budget_that_nothing_could_follow_is_refused_by_name(
     with pytest.raises(UserError, match=says):
         CliRunner().invoke(run, ["bundle", "--prompt", "x", *filled], catch_exceptions=False)
     assert asked == []
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_a_model_says_moves_no_cursor_of_a_terminal_and_reaches_a_pipe_as_it_is(
+    monkeypatch, is_terminal
+):
+    said = "a\x1b]0;title\x07b\x9b2J\u202e é\n"
+    output = io.StringIO()
+    output.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdout", output)
+    print_answer(said)
+    assert output.getvalue() == ("a\\x1b]0;title\\x07b\\x9b2J\\u202e é\n" if is_terminal else said)
