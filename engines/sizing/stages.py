@@ -58,10 +58,8 @@ def _stage_costs(
 
 
 def fullest_bytes(costs: ModelCosts, limits: Limits) -> int:
-    """Device memory of the fullest of as many GPUs as there are stages; the first holds the vision encoder, too."""
+    """Device memory of the fullest of as many GPUs as there are stages; each holds the vision encoder, too."""
     cache = costs.kv_cache_bytes(limits)
     vision, *stages = [graph.weights_bytes + graph.activation_bytes for graph in costs.graphs]
     shares = [graph.cache_share for graph in costs.graphs[1:]]
-    needed = [own + int(cache * share) for own, share in zip(stages, shares, strict=True)]
-    needed[0] += vision
-    return max(needed)
+    return vision + max(own + int(cache * share) for own, share in zip(stages, shares, strict=True))

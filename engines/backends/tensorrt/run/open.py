@@ -14,6 +14,7 @@ from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
 from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices
 from engines.backends.tensorrt.run.place import devices_of_stages
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
+from engines.runtime.vision.dealt import DealtVision
 from engines.session import Engine, EngineError
 from export.bundle import Bundle
 from export.records.engine_record import EngineRecord
@@ -36,13 +37,16 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
     trt = load_bindings(flavour)
     devices = [CudaDevice(index) for index in range(min(num_devices(), len(bundle.stages)))]
     placed = [devices[index] for index in devices_of_stages(len(bundle.stages), len(devices))]
-    vision = load_engine(trt, directory / "vision.engine", devices[0])
+    encoders = [
+        TensorRtVision(trt, load_engine(trt, directory / "vision.engine", device), device, bundle.config)
+        for device in devices
+    ]
     stages = [
         load_engine(trt, directory / f"{stage.graph}.engine", device)
         for stage, device in zip(bundle.stages, placed, strict=True)
     ]
     return Engine(
-        TensorRtVision(trt, vision, devices[0], bundle.config),
+        DealtVision(encoders) if len(encoders) > 1 else encoders[0],
         TensorRtDecoder(trt, stages, placed, bundle.config, num_slots),
     )
 
