@@ -29,6 +29,8 @@ class EngineUnderTest:
     profile: Profile
     open: Callable[[int, int], Engine]
     """(num_slots, capacity) to sessions."""
+    rounds_inputs: bool = False
+    """Its products of weights in few bits round their inputs to 8 bits, which is part of the noise it is allowed."""
 
 
 class OpenEngine:

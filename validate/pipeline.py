@@ -38,6 +38,7 @@ def make_plan(
     gates_file: Path | None = None,
     golden: Path | None = None,
     tasks: Path | None = None,
+    unquantized: Path | None = None,
 ) -> Plan:
     """Read everything that can be wrong before anything takes long.
 
@@ -51,6 +52,7 @@ def make_plan(
         gates_file: TOML of `GateSettings`; None: the defaults.
         golden: compare with this set instead of the reference.
         tasks: questions with answers, for reference and engine.
+        unquantized: the checkpoint before its weights were quantized, to be asked them as well.
 
     Raises:
         UserError: a file that cannot be read, or a target that cannot run here.
@@ -76,6 +78,7 @@ def make_plan(
         gates=GateSettings.from_toml(gates_file) if gates_file else GateSettings(),
         golden=golden,
         tasks=load_task_set(tasks, bundle.directory) if tasks else None,
+        unquantized=unquantized,
     )
 
 

@@ -53,6 +53,7 @@ from validate.records.records import (
     write_record,
 )
 from validate.report.report import CaseReport, Machine, Report, Status, Subject
+from validate.tasks.cost import ask_unquantized, limits_of, measure_cost
 from validate.tasks.quality import compare_quality
 from validate.tasks.runs import TaskSet, reference_answers
 
@@ -90,6 +91,8 @@ class Plan:
     """Compare with this set instead of the reference."""
     tasks: TaskSet | None = None
     """Questions to ask both."""
+    unquantized: Path | None = None
+    """The checkpoint before its weights were quantized, which is asked them too; None: what that cost is not asked."""
 
     def problem(self, case: PreparedCase) -> str | None:
         """Why a case is outside of the engine's profile."""
@@ -105,6 +108,7 @@ class Plan:
             "model": model_identity(self.bundle.manifest),
             "engine_dtype": self.engine.dtype,
             "num_decode_steps": self.num_decode_steps,
+            **({"rounds_inputs": True} if self.engine.rounds_inputs else {}),
         }
 
     def run_content(self) -> dict[str, Any]:
@@ -193,12 +197,22 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
     noise = {case.name: _required_noise(records, case, plan) for case in plan.inside}
     floors = noise_floors(tuple(noise.values()))
     reference_right = reference_answers(plan.tasks, plan.bundle.directory) if plan.tasks else []
+    unquantized = None
+    if plan.tasks and plan.unquantized:
+        progress("Unquantized: tasks", work, 2 * work)
+        unquantized = ask_unquantized(plan.tasks, plan.unquantized, workspace)
+        gc.collect()
     opened = _Opened(plan)
     outcomes, properties = _run_engine(opened, records, floors, workspace, progress, work)
     quality = None
     if plan.tasks:
         progress("Engine: tasks", 2 * work, 2 * work)
         quality = compare_quality(reference_right, _engine_answers(opened, plan.tasks))
+    cost_of_quantizing = None
+    if plan.tasks and unquantized:
+        progress("Engine: what quantizing cost", 2 * work, 2 * work)
+        limits = limits_of(plan.gates)
+        cost_of_quantizing = measure_cost(plan.tasks, unquantized, workspace, opened.get(), limits)
     opened.drop()
     cases = tuple(_case_report(plan, case, noise.get(case.name), outcomes, floors) for case in plan.cases)
     divergence = None
@@ -216,6 +230,7 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
         depth=() if divergence is None else depth_gates(divergence),
         divergence=divergence,
         task_quality=quality,
+        quantization_cost=cost_of_quantizing,
         machine=_machine(start, resume),
     )
 
@@ -236,7 +251,10 @@ class _Reference:
         if self._high_precision is None:
             from validate.reference.high_precision import HighPrecisionReference  # noqa: PLC0415 - torch, which a golden set does not need
 
-            self._high_precision = HighPrecisionReference.from_directory(self._plan.bundle.directory)
+            engine = self._plan.engine
+            self._high_precision = HighPrecisionReference.from_directory(
+                self._plan.bundle.directory, rounds_inputs_in=engine.dtype if engine.rounds_inputs else None
+            )
         return self._high_precision
 
     def drop(self) -> None:

@@ -10,6 +10,7 @@ from engines.store.compatibility import this_machine
 from export.bundle import Bundle
 from export.errors import UserError
 from export.records.engine_record import EngineRecord
+from export.weights.names import QUANTIZED_FILE
 from validate.cases.builtin import Profile
 from validate.execution import EngineUnderTest
 from validate.reference.targets import REFERENCE_TARGETS, ReferenceTarget
@@ -63,7 +64,8 @@ def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None
     narrowed, usual = profile, Profile()
     if record is not None:
         narrowed, usual = profile_of_engine(record, profile), profile_of_engine(record, usual)
-    engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine)
+    rounds_inputs = backend.rounds_inputs_of_few_bits and _is_quantized(bundle)
+    engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine, rounds_inputs)
     is_narrow = narrowed.is_narrower_than(usual)
     return Subject(engine, backend.probe(bundle, record), chosen.key, chosen, is_narrow)
 
@@ -71,6 +73,10 @@ def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None
 def _dtypes(name: str, bundle: Bundle) -> tuple[tuple[str, ...], str]:
     backend = BACKENDS[name]
     return backend.compute_dtypes(bundle.manifest.dtype), backend.dtype_reason
+
+
+def _is_quantized(bundle: Bundle) -> bool:
+    return any(record.name == QUANTIZED_FILE for record in bundle.manifest.weights)
 
 
 def _reference(target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:

@@ -63,6 +63,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def rounds_inputs_of_few_bits(self) -> bool:
+        """Whether its products of weights in few bits round their input to 8 bits, which the graph does not ask for."""
+        ...
+
+    @property
     def triton_platform(self) -> str | None:
         """Triton's own backend that loads its engine files; None: only our Python model opens them."""
         ...

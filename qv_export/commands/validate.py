@@ -88,6 +88,11 @@ GATE_FAILED = 1
     help="Questions with answers (.jsonl of image, prompt, answer): accuracy of reference and engine.",
 )
 @click.option(
+    "--unquantized",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --tasks: the checkpoint (or its bundle) before its weights were quantized, to say what that cost.",
+)
+@click.option(
     "--self-test",
     is_flag=True,
     help="Put known faults into the engine instead, one at a time, and say which ones the gates notice.",
@@ -115,6 +120,7 @@ def validate(
     for_polygraphy: bool,
     golden: Path | None,
     tasks: Path | None,
+    unquantized: Path | None,
     self_test: bool,
     resume: bool,
     as_json: bool,
@@ -128,6 +134,8 @@ def validate(
     require_one_purpose(report_directory, record_directory, for_polygraphy, self_test)
     if golden is not None and (tasks is not None or record_directory is not None):
         raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
+    if unquantized is not None and tasks is None:
+        raise UserError("--unquantized is asked the questions of --tasks. Give those too.")
     from export.bundle import open_bundle
     from validate.pipeline import keep_report_verdict, make_plan, run_plan
 
@@ -141,6 +149,7 @@ def validate(
         gates_file=gates_file,
         golden=golden,
         tasks=tasks,
+        unquantized=unquantized,
     )
     if self_test:
         ctx.exit(0 if show_self_test(plan, as_json) else GATE_FAILED)
@@ -239,6 +248,7 @@ def summary(report: "Report", directory: Path) -> str:
     lines = [
         overview,
         *([report.task_quality.sentence()] if report.task_quality else []),
+        *(report.quantization_cost.sentences() if report.quantization_cost else []),
         *filter(None, divergence_lines(report)),
         *(f"- {failure_text(gate)}" for gate in shown_failures(report)),
     ]

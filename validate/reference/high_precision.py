@@ -16,9 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from export.checkpoint.tensors import open_checkpoint
 from export.inputs import DecoderInputs, ModelInputs
 from export.models.pieces import torch_dtype
 from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
+from export.quantization.simulated import rounding_inputs_of_few_bits
 from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, visual_token_ids
@@ -53,13 +55,26 @@ def jittered(prompt: ModelInputs, dtype: str, seed: int) -> ModelInputs:
 class HighPrecisionReference:
     """The reference model, able to run in any precision."""
 
-    def __init__(self, model: Qwen2VL) -> None:
+    def __init__(
+        self, model: Qwen2VL, blocks: Mapping[str, int] | None = None, rounds_inputs_in: str | None = None
+    ) -> None:
+        """Args: see `from_directory`; blocks: of its weights in few bits, by name."""
         self.model = model
         self.config = model.config
+        self._blocks = blocks or {}
+        self._rounds_inputs_in = rounds_inputs_in
 
     @classmethod
-    def from_directory(cls, directory: Path, device: str = "cpu") -> "HighPrecisionReference":
+    def from_directory(
+        cls, directory: Path, device: str = "cpu", *, rounds_inputs_in: str | None = None
+    ) -> "HighPrecisionReference":
         """Load the weights of a bundle or checkpoint as float32.
+
+        Args:
+            directory: of the bundle or checkpoint.
+            device: where it computes.
+            rounds_inputs_in: the dtype, an engine's, in which products of weights in few bits round their inputs as
+                that engine's kernels do; None: in none.
 
         Raises:
             UserError: no sound Qwen2-VL weights there.
@@ -67,7 +82,8 @@ class HighPrecisionReference:
         model = load_reference(directory, torch.float32, device)
         if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL_PARAMETERS:
             torch.set_num_threads(1)
-        return cls(model)
+        blocks = {} if rounds_inputs_in is None else _blocks_of_few_bits(directory)
+        return cls(model, blocks, rounds_inputs_in)
 
     def record(self, case: PreparedCase, num_decode_steps: int, dtype: str) -> Record:
         """What a case must yield, and the noise of `dtype`, an engine's, on it."""
@@ -177,6 +193,13 @@ class HighPrecisionReference:
 
     @contextmanager
     def _computing_in(self, dtype: str) -> Iterator[None]:
+        """As an engine of that dtype does: in its weights, and in its inputs of products where it rounds those."""
+        blocks = self._blocks if dtype == self._rounds_inputs_in else {}
+        with self._weights_in(dtype), rounding_inputs_of_few_bits(self.model, blocks):
+            yield
+
+    @contextmanager
+    def _weights_in(self, dtype: str) -> Iterator[None]:
         """Convert each stage's weights while it runs, and put the float32 ones back after it."""
         if dtype == "float32":
             yield
@@ -203,6 +226,24 @@ class HighPrecisionReference:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+_ROUNDED_BLOCK = 32
+"""Inputs that share a scale where a weight has one for each output: ONNX Runtime's own block."""
+
+
+def _blocks_of_few_bits(directory: Path) -> dict[str, int]:
+    """By name, of the weights that are in few bits while the graph leaves their inputs as they are."""
+    checkpoint = open_checkpoint(directory)
+    blocks = {
+        linear.name: linear.block if linear.num_blocks > 1 else _ROUNDED_BLOCK
+        for linear in checkpoint.linears.values()
+        if linear.activations is None and linear.precision != "fp8"
+    }
+    embedding = blocks.pop("model.embed_tokens.weight", None)  # a look-up rounds nothing; a tied head does
+    if embedding is not None and checkpoint.config.decoder.tie_word_embeddings:
+        blocks["lm_head.weight"] = embedding
+    return blocks
 
 
 def stages(model: Qwen2VL) -> list[nn.Module]:

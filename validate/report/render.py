@@ -20,6 +20,7 @@ from validate.gates.gates import GateResult
 from validate.report.plots import Series, line_chart, ratio_chart
 from validate.report.report import REPORT_NAME, CaseReport, Report
 from validate.report.words import Sample
+from validate.tasks.cost import QuantizationCost
 
 NUM_WORST_CASES = 4
 NUM_FAILURES_SHOWN = 12
@@ -219,6 +220,7 @@ def markdown_from_report(report: Report) -> str:
         "",
         *divergence_lines(report),
         *([report.task_quality.sentence() + ".", ""] if report.task_quality else []),
+        *(_cost_lines(report.quantization_cost) if report.quantization_cost else []),
     ]
     if report.failures:
         lines += ["| case | gate | value | allowed | noise |", "|---|---|---|---|---|"]
@@ -252,3 +254,8 @@ def divergence_lines(report: Report) -> list[str]:
     what = "not finite" if error.num_nonfinite else f"error {error.error:.3g}, allowed {error.limit:.3g}"
     place = f"{stage}, `{_code(error.node)}` ({_cell(error.op_type)})"
     return [f"First divergence: {place}: {what} (case `{_code(report.divergence.case)}`).", ""]
+
+
+def _cost_lines(cost: QuantizationCost) -> list[str]:
+    heading = "What quantizing cost, beside the unquantized checkpoint:"
+    return [heading, "", *(f"- {line}" for line in cost.sentences()), ""]

@@ -10,6 +10,7 @@ from export.records.verdicts import LevelName, Verdict
 from validate.bisect.search import Divergence
 from validate.gates.gates import GateResult, GateSettings, failed, gate_kind
 from validate.records.records import Measurement
+from validate.tasks.cost import QuantizationCost
 from validate.tasks.quality import TaskQuality
 
 FORMAT = "qv-export validation"
@@ -93,12 +94,15 @@ class Report:
     or where the golden set does not know its inside."""
     task_quality: TaskQuality | None
     machine: Machine
+    quantization_cost: QuantizationCost | None = None
+    """What quantizing the weights cost; None: it was not asked."""
 
     @property
     def gates(self) -> tuple[GateResult, ...]:
         quality = () if self.task_quality is None else (self.task_quality.gate,)
         of_cases = tuple(gate for case in self.cases for gate in case.gates)
-        return (self.weights, *of_cases, *self.properties, *self.depth, *quality)
+        cost = () if self.quantization_cost is None else self.quantization_cost.gates
+        return (self.weights, *of_cases, *self.properties, *self.depth, *quality, *cost)
 
     @property
     def failures(self) -> list[GateResult]:

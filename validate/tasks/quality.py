@@ -24,6 +24,8 @@ class Task:
 
     messages: tuple[dict[str, Any], ...]
     answer: str
+    name: str = ""
+    """Of the kind of question, by which accuracies are told apart."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def is_right(answer: str, expected: str) -> bool:
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """Read a `.jsonl` file: one object a line with `image` or `images` (paths beside the file), `prompt`, `answer`.
+    """Read a `.jsonl` file: one object a line with `image` or `images` (paths beside the file), `prompt`, `answer`,
+    and `task`, a name for its kind, by which accuracies are told apart.
 
     Raises:
         UserError: no such file, or lines that do not fit; all at once.
@@ -116,19 +119,27 @@ def _task(line: str, directory: Path) -> Task | str:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"no JSON ({error})"
-    if not isinstance(content, dict) or not isinstance(content.get("prompt"), str):
-        return 'needs "prompt", a text'
-    if not isinstance(content.get("answer"), str):
-        return 'needs "answer", a text'
-    unknown = content.keys() - {"prompt", "answer", "image", "images"}
-    if unknown:
-        return f"unknown keys {', '.join(sorted(unknown))}; known are prompt, answer, image, images"
+    if problem := _field_problem(content):
+        return problem
     images = content.get("images", [content["image"]] if "image" in content else [])
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         return '"images" must be a list of paths'
     return Task(
-        (user_message(content["prompt"], (directory / image for image in images)),), content["answer"]
+        (user_message(content["prompt"], (directory / image for image in images)),),
+        content["answer"],
+        content.get("task", ""),
     )
+
+
+def _field_problem(content: Any) -> str | None:
+    if not isinstance(content, dict) or not isinstance(content.get("prompt"), str):
+        return 'needs "prompt", a text'
+    if not isinstance(content.get("answer"), str):
+        return 'needs "answer", a text'
+    known = ("prompt", "answer", "image", "images", "task")
+    if unknown := content.keys() - set(known):
+        return f"unknown keys {', '.join(sorted(unknown))}; known are {', '.join(known)}"
+    return None if isinstance(content.get("task", ""), str) else '"task" must be a text'
 
 
 def _normal(text: str) -> str:

@@ -26,6 +26,8 @@ class TaskSet:
     expected: tuple[str, ...]
     processor: Processor
     generation: GenerationConfig
+    names: tuple[str, ...] = ()
+    """Of each question's kind; empty: none has one."""
 
     @property
     def longest_context(self) -> int:
@@ -44,8 +46,18 @@ class TaskSet:
     def _answer(
         self, inputs: ModelInputs, vision: VisionSession, decoder: DecoderSession, config: ModelConfig
     ) -> str:
+        return self.text(self.answer_tokens(inputs, vision, decoder, config))
+
+    def answer_tokens(
+        self, inputs: ModelInputs, vision: VisionSession, decoder: DecoderSession, config: ModelConfig
+    ) -> tuple[int, ...]:
+        """The greedy answer to one question, its end among the tokens."""
         [generation] = collect_generations(generate(inputs, vision, decoder, self.generation, model=config))
-        return str(self.processor.tokenizer.decode(generation.token_ids, skip_special_tokens=True))
+        return tuple(generation.token_ids)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """An answer's words."""
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def load_task_set(path: Path, directory: Path) -> TaskSet:
@@ -65,7 +77,13 @@ def load_task_set(path: Path, directory: Path) -> TaskSet:
     eos = read_json_object(directory / "config.json").get("eos_token_id")
     settings = load_generation_config(directory, (eos,) if isinstance(eos, int) else ())
     greedy = replace(settings, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-    return TaskSet(tuple(inputs), tuple(task.answer for task in tasks), processor, greedy)
+    return TaskSet(
+        tuple(inputs),
+        tuple(task.answer for task in tasks),
+        processor,
+        greedy,
+        tuple(task.name for task in tasks),
+    )
 
 
 def reference_answers(tasks: TaskSet, directory: Path) -> Sequence[bool]:

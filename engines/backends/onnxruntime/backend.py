@@ -37,6 +37,7 @@ class OnnxRuntimeBackend:
     sources = ("engines/backends/onnxruntime", "plugins")
     needs_engine = False
     device: Literal["cpu", "gpu"] = "cpu"
+    rounds_inputs_of_few_bits = True
     triton_platform = None
     option_names: frozenset[str] = frozenset()
     dtype_reason = "ONNX Runtime on a CPU has no products of half types"

@@ -60,6 +60,7 @@ class TensorRtBackend:
         }
     )
     sources = ("engines/backends/tensorrt", "plugins")
+    rounds_inputs_of_few_bits = False
     dtype_reason = "its engines compute in the graphs' dtype; export the bundle anew"
 
     def __init__(self, name: Flavour) -> None:

@@ -13,6 +13,7 @@ from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.models.families import family_of
 from export.models.qwen2_vl.decoder import Decoder
 from export.models.qwen2_vl.vision import VisionEncoder
+from export.quantization.simulated import Rounding, round_inputs
 
 
 class KvCache(NamedTuple):
@@ -94,19 +95,29 @@ def load_reference(
     """
     checkpoint = open_checkpoint(directory)
     model = family_of(checkpoint.config.model_type).reference(checkpoint.config)
-    tensors = {name: tensor.to(dtype) for name, tensor in _read_tensors(checkpoint, device)}
+    roundings: dict[str, Rounding] = {}
+    tensors = {name: tensor.to(dtype) for name, tensor in _read_tensors(checkpoint, device, roundings)}
     tied = {"lm_head.weight"} if checkpoint.config.decoder.tie_word_embeddings else set()
     keys = model.load_state_dict(tensors, strict=False, assign=True)
     assert set(keys.missing_keys) == tied, keys
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
+    round_inputs(model, roundings)
     return model.eval().requires_grad_(False)
 
 
-def _read_tensors(checkpoint: Checkpoint, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Every weight; quantized ones by what their numbers mean, each value rounded once to float32."""
-    for linear in checkpoint.quantized():
-        yield linear.name, torch.from_numpy(linear.read().dequantized()).to(device)
+def _read_tensors(
+    checkpoint: Checkpoint, device: str | torch.device, roundings: dict[str, Rounding]
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight; quantized ones by what their numbers mean, each value rounded once to float32.
+
+    Those whose products round their inputs are put into `roundings` by name.
+    """
+    for stored in checkpoint.quantized():
+        linear = stored.read()
+        if linear.activations is not None:
+            roundings[stored.name] = Rounding(linear.precision, linear.activations)
+        yield stored.name, torch.from_numpy(linear.dequantized()).to(device)
     for path, names in checkpoint.names_by_file().items():
         with safe_open(path, framework="pt", device=str(device)) as file:
             for name in names:
