@@ -53,9 +53,15 @@ def open_engine(
 
 
 def open_chosen(
-    bundle: Bundle, chosen: Choice, *, num_slots: int, capacity: int, num_threads: int | None = None
+    bundle: Bundle,
+    chosen: Choice,
+    *,
+    num_slots: int,
+    capacity: int,
+    num_threads: int | None = None,
+    device: str | None = None,
 ) -> Engine:
-    """Open what was chosen before. Args and errors as `open_engine`."""
+    """Open what was chosen before. Args and errors as `open_engine`; device: which GPU, such as `cuda:1`."""
     if missing := chosen.backend.missing():
         raise UserError(missing)
     if chosen.record is not None:
@@ -63,7 +69,13 @@ def open_chosen(
             _LOGGER.warning(issue.sentence())
         _require_whole(bundle, chosen.record)
     return chosen.backend.open(
-        bundle, chosen.record, num_slots=num_slots, capacity=capacity, num_threads=num_threads
+        bundle,
+        chosen.record,
+        num_slots=num_slots,
+        capacity=capacity,
+        num_threads=num_threads,
+        # Told only where it was asked for: most backends have one place to compute.
+        **({} if device is None else {"device": device}),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import UserError
-from export.inputs import DecoderInputs, VisionInputs
+from export.inputs import DecoderInputs, DeviceRows, VisionInputs
 
 
 class EngineError(RuntimeError):
@@ -31,6 +31,14 @@ class VisionSession(Protocol):
 
     def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """All patches of one call to visual tokens [V, C] in CPU memory."""
+        ...
+
+
+class DeviceVisionSession(VisionSession, Protocol):
+    """A vision graph whose embeddings may stay where they are made, for a decoder on the same device."""
+
+    def encode_on_device(self, inputs: VisionInputs) -> DeviceRows:
+        """As `encode`; the rows stay on the device."""
         ...
 
 

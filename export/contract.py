@@ -193,6 +193,28 @@ def stage_contract(config: ModelConfig, dtype: str, stage: DecoderStage) -> Grap
     )
 
 
+NUM_CANDIDATES = 256
+"""Of a row's likeliest tokens that an engine gives. Part of what a seed means: a draw goes through them first."""
+
+
+def candidates_contract(config: ModelConfig) -> GraphContract:
+    """What a decoder gives beside its logits where those are far from the host: enough to choose from most of the time.
+
+    No exported graph holds it. A backend adds it when it opens a graph (`engines.backends.candidates`), so that every
+    bundle has it and nobody else pays for it. Letters as above, and A ids that are asked for.
+    """
+    num_candidates = min(NUM_CANDIDATES, config.decoder.vocab_size)
+    return GraphContract(
+        inputs=(TensorSpec("asked_ids", "int64", ("B", "A"), "tokens whose logits are wanted too"),),
+        outputs=(
+            TensorSpec("top_logits", "float32", ("B", "Q", num_candidates), "the largest first"),
+            TensorSpec("top_ids", "int64", ("B", "Q", num_candidates), "their tokens"),
+            TensorSpec("log_sum_exp", "float32", ("B", "Q"), "over the whole vocabulary"),
+            TensorSpec("asked_logits", "float32", ("B", "Q", "A"), "of the asked tokens"),
+        ),
+    )
+
+
 CACHE_PARTS = ("key", "value")
 
 

@@ -4,8 +4,10 @@ Letters are the contract's: P patches, N segments, M longest segment, V visual t
 C hidden, Q query tokens to project. NumPy alone: the runtime, the backends and the validator share these.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,50 @@ class VisionInputs:
         return cls(patches, positions, cu_seqlens, segment_range(cu_seqlens))
 
 
+class DeviceRows(Protocol):
+    """Rows [V, C] of embeddings where an engine keeps them, used as an array is: sliced, copied, joined."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """What they take on the device."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> "Embeds":
+        """Some rows in a run, in the same memory."""
+        ...
+
+    def copy(self) -> "DeviceRows":
+        """In memory of their own."""
+        ...
+
+    def joined(self, parts: Sequence["Embeds"], /) -> "DeviceRows":
+        """Rows of several parts one after another, on this one's device."""
+        ...
+
+    def to_host(self) -> npt.NDArray[np.float32]:
+        """A copy in the host's memory."""
+        ...
+
+
+Embeds = npt.NDArray[np.float32] | DeviceRows
+"""Visual embeddings [V, C], in the host's memory or where an engine keeps them."""
+
+
+def join_rows(parts: Sequence[Embeds]) -> Embeds:
+    """Rows of several parts one after another, on the device if any part is there."""
+    if len(parts) == 1:
+        return parts[0]
+    on_device = next((part for part in parts if not isinstance(part, np.ndarray)), None)
+    if on_device is not None:
+        return on_device.joined(parts)
+    return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
+
+
 @dataclass(frozen=True, eq=False)
 class DecoderInputs:
     """One call of the decoder graph, prefill (S = n) and decode (S = 1) alike, without the cache.
@@ -54,7 +100,8 @@ class DecoderInputs:
     """
 
     token_ids: npt.NDArray[np.int64]  # [B, S]
-    visual_embeds: npt.NDArray[np.float32]  # [V, C], the rows of this call's images only
+    # [V, C], the rows of this call's images only. A session that gives `DeviceRows` takes them here too.
+    visual_embeds: npt.NDArray[np.float32]
     position_ids: npt.NDArray[np.int32]  # [3, B, S] temporal, height, width
     write_index: npt.NDArray[np.int64]  # [B]
     kv_lengths: npt.NDArray[np.int64]  # [B] valid cache length after this call

@@ -2,6 +2,7 @@
 
 from engines.backends.base import Backend
 from engines.backends.onnxruntime.backend import OnnxRuntimeBackend
+from engines.backends.onnxruntime_cuda.backend import OnnxRuntimeCudaBackend
 from engines.backends.tensorrt.backend import TensorRtBackend
 from export.errors import UserError
 
@@ -9,6 +10,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         OnnxRuntimeBackend(),
+        OnnxRuntimeCudaBackend(),
         TensorRtBackend("tensorrt-rtx"),
         TensorRtBackend("tensorrt"),
     )

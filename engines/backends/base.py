@@ -183,6 +183,7 @@ class Backend(Protocol):
         num_slots: int,
         capacity: int,
         num_threads: int | None = None,
+        device: str | None = None,
     ) -> Engine:
         """Load what computes.
 
@@ -192,9 +193,10 @@ class Backend(Protocol):
             num_slots: KV slots.
             capacity: tokens that a slot must hold; an engine may have room for more.
             num_threads: CPU threads of each graph; None takes every core. Ignored where a GPU computes.
+            device: which GPU, such as `cuda:1`; None takes the first.
 
         Raises:
-            UserError: more slots or tokens than the engine has; a damaged engine.
+            UserError: more slots or tokens than the engine has; a damaged engine; a device that it does not have.
             EngineError: the library refuses it.
         """
         ...

@@ -1,14 +1,14 @@
 """Inputs of the decoder, for a piece of a prompt and for one new token."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.runtime.sequence import TokenSequence
 from export.checkpoint.config import ModelConfig
-from export.inputs import DecoderInputs
+from export.inputs import DecoderInputs, Embeds, join_rows
 
 
 def prefill_inputs(sequences: Sequence[TokenSequence], model: ModelConfig, max_tokens: int) -> DecoderInputs:
@@ -30,7 +30,8 @@ def prefill_inputs(sequences: Sequence[TokenSequence], model: ModelConfig, max_t
         position_ids[:, row, : stop - start] = sequence.request.inputs.position_ids[:, start:stop]
     return DecoderInputs(
         token_ids=token_ids,
-        visual_embeds=_visual_rows(sequences, starts, stops),
+        # A session that gave rows of its device takes them.
+        visual_embeds=cast("npt.NDArray[np.float32]", _visual_rows(sequences, starts, stops)),
         position_ids=position_ids,
         write_index=np.array(starts, np.int64),
         kv_lengths=np.array(stops, np.int64),
@@ -83,13 +84,11 @@ def padding_token_id(model: ModelConfig) -> int:
     )
 
 
-def _visual_rows(
-    sequences: Sequence[TokenSequence], starts: list[int], stops: list[int]
-) -> npt.NDArray[np.float32]:
+def _visual_rows(sequences: Sequence[TokenSequence], starts: list[int], stops: list[int]) -> Embeds:
     """The chunk's own rows of each sequence's visual embeddings; a view unless several rows of the batch have some."""
     rows = [
         sequence.visual_embeds[sequence.visual_offsets[start] : sequence.visual_offsets[stop]]
         for sequence, start, stop in zip(sequences, starts, stops, strict=True)
     ]
     with_visuals = [part for part in rows if len(part)]
-    return np.concatenate(with_visuals) if len(with_visuals) > 1 else (with_visuals or rows)[0]
+    return join_rows(with_visuals or rows[:1])

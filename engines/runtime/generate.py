@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.runtime.answer import FinishReason, Request, Timings, TokenEvent
 from engines.runtime.decoder_inputs import decode_inputs, decode_row, idle_row, prefill_inputs
 from engines.runtime.sequence import TokenSequence, accept_tokens, timed, visual_offsets
 from engines.runtime.tokens.step_logits import run_decoder
-from engines.runtime.vision.images import check_visual_embeds
+from engines.runtime.vision.images import check_visual_embeds, encode_rows
 from engines.session import DecoderSession, VisionSession
 from export.checkpoint.config import ModelConfig
 from export.checkpoint.generation_config import GenerationConfig
@@ -23,7 +22,7 @@ from export.errors import UserError
 
 if TYPE_CHECKING:  # keeps Pillow, PyAV and Jinja2 out of a process that only generates
     from engines.runtime.tokens.guided import Guide
-    from export.inputs import ModelInputs
+    from export.inputs import Embeds, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -136,15 +135,13 @@ def start_sequence(
     return sequence
 
 
-def encode_visuals(
-    inputs: "ModelInputs", vision: VisionSession, model: ModelConfig
-) -> npt.NDArray[np.float32]:
+def encode_visuals(inputs: "ModelInputs", vision: VisionSession, model: ModelConfig) -> "Embeds":
     """All pictures and videos of a prompt, packed, to visual tokens [V, C] in one call.
 
     Raises:
         EngineError: the engine's answer has another shape.
     """
-    visual_embeds = vision.encode(inputs.vision)
+    visual_embeds = encode_rows(vision, inputs.vision)
     check_visual_embeds(visual_embeds, len(inputs.patches), model)
     return visual_embeds
 

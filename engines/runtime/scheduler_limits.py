@@ -40,7 +40,9 @@ class SchedulerLimits:
     patience_seconds: float = 2.0
     """How long requests with smaller pictures pass one whose pictures wait to be encoded."""
     embedding_cache_bytes: int = 256 << 20
-    """Visual embeddings kept for pictures that come again; 0 keeps none."""
+    """Visual embeddings kept for pictures that come again, in the host's memory; 0 keeps none."""
+    device_embedding_cache_bytes: int = 256 << 20
+    """The same on the device of an engine that leaves them there; what does not fit goes to the host. 0 keeps none."""
     reuse_prefixes: bool = True
     """Whether a prompt may start behind what an earlier one left in its slot. It can be told from the time to the first
     token: switch it, and the embedding cache, off where users must not learn what others have sent."""
@@ -49,7 +51,13 @@ class SchedulerLimits:
     several: with `num_threads=1` an answer's logits are then the same bits in any company (docs/numerics.md)."""
 
     def __post_init__(self) -> None:
-        may_be_zero = ("max_queue_bytes", "patience_seconds", "embedding_cache_bytes", "reuse_prefixes")
+        may_be_zero = (
+            "max_queue_bytes",
+            "patience_seconds",
+            "embedding_cache_bytes",
+            "device_embedding_cache_bytes",
+            "reuse_prefixes",
+        )
         problems = []
         for field in fields(self):
             value, smallest = getattr(self, field.name), 0 if field.name in may_be_zero else 1

@@ -16,6 +16,7 @@ from engines.runtime.tokens.sampling import TokenLogprobs
 from engines.runtime.tokens.step_logits import StepLogits
 from engines.runtime.vision.images import Picture
 from export.checkpoint.config import ModelConfig
+from export.inputs import Embeds, join_rows
 
 Listener = Callable[[Event], None]
 
@@ -69,8 +70,8 @@ class TokenSequence:
         self.pictures = pictures
         self.missing: list[Picture] = []
         """Pictures that prefill needs and that have no embeddings yet."""
-        self._embeds: dict[bytes, npt.NDArray[np.float32]] = {}  # found or encoded so far, by picture digest
-        self.visual_embeds = np.zeros((0, model.decoder.hidden_size), np.float32)  # [V, C]
+        self._embeds: dict[bytes, Embeds] = {}  # found or encoded so far, by picture digest
+        self.visual_embeds: Embeds = np.zeros((0, model.decoder.hidden_size), np.float32)  # [V, C]
         self.visual_offsets = visual_offsets(request.inputs.token_ids, model)  # [S + 1]
         self.num_prompt_tokens = request.num_prompt_tokens
         self.num_visual_tokens = int(self.visual_offsets[-1])
@@ -154,7 +155,7 @@ class TokenSequence:
 
     # Its pictures
 
-    def take_embeds(self, picture: Picture, embeds: npt.NDArray[np.float32]) -> None:
+    def take_embeds(self, picture: Picture, embeds: Embeds) -> None:
         """A picture's visual embeddings [V_i, C] are there."""
         self._embeds[picture.digest] = embeds
         self.missing.remove(picture)
@@ -164,13 +165,13 @@ class TokenSequence:
 
         Pictures that lie wholly in what the slot held already were not encoded; nothing reads their rows.
         """
-        parts = [
+        parts: list[Embeds] = [
             self._embeds[picture.digest]
             if picture.digest in self._embeds
             else np.zeros((picture.num_patches // patches_per_token, hidden_size), np.float32)
             for picture in self.pictures
         ]
-        self.visual_embeds = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        self.visual_embeds = join_rows(parts)
         self._embeds = {}
 
     def forget_pictures(self) -> int:

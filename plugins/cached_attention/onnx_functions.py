@@ -78,6 +78,37 @@ def onnxruntime(num_heads: int, num_key_value_heads: int) -> onnx.FunctionProto:
     )
 
 
+def onnxruntime_cuda(num_heads: int, num_key_value_heads: int) -> onnx.FunctionProto:
+    """`GroupQueryAttention` on an NVIDIA GPU: float16 and bfloat16, in place when past and present are one buffer.
+
+    The kernel wants its sixth input in the host's memory, where a maximum of `kv_lengths` would have to be fetched in
+    every step. The capacity, which the host knows, does as well: it only sizes the work, and what is valid is told by
+    `kv_lengths`. The kernel then takes every call for one that goes on with a cache, so one row at a time where it has
+    several tokens (`engines.backends.onnxruntime_cuda` sees to that).
+    """
+    return function_from_body(
+        CACHED_ATTENTION,
+        f"""
+    one = Constant<value_int = 1>()
+    rows = Constant<value_ints = [0, 0, -1]>()
+    q_rows = Reshape(q, rows)
+    k_rows = Reshape(k, rows)
+    v_rows = Reshape(v, rows)
+    kv_lengths_64 = Cast<to = 7>(kv_lengths)
+    last_index_64 = Sub(kv_lengths_64, one)
+    last_index = Cast<to = 6>(last_index_64)
+    capacity_64 = Shape<start = 2, end = 3>(past_key)
+    capacity = Cast<to = 6>(capacity_64)
+    attended_rows, present_key, present_value = {MICROSOFT_DOMAIN}.GroupQueryAttention<
+        num_heads = {num_heads}, kv_num_heads = {num_key_value_heads}>(
+        q_rows, k_rows, v_rows, past_key, past_value, last_index, capacity)
+    shape = Shape(q)
+    attended = Reshape(attended_rows, shape)
+""",
+        extra_domains={MICROSOFT_DOMAIN: 1},
+    )
+
+
 def tensorrt_rtx(*, is_decomposable: bool = False) -> onnx.FunctionProto:
     """TensorRT's native cache update and fused attention; the cache stays the network's input and output.
 

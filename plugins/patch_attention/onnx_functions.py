@@ -57,6 +57,39 @@ def onnxruntime(num_heads: int) -> onnx.FunctionProto:
     Args:
         num_heads: H; the contrib op takes heads as an attribute and [1, p, H * D] tensors.
     """
+    return _by_segment(
+        num_heads,
+        carried="seq(float[1, M, C])",
+        nothing="SequenceEmpty()",
+        append="SequenceInsert(done, attended_segment)",
+        join="ConcatFromSequence<axis = 1>(attended_segments)",
+    )
+
+
+def onnxruntime_cuda(num_heads: int, dtype: str) -> onnx.FunctionProto:
+    """The same on NVIDIA GPUs, where the contrib op is flash attention for head sizes that are multiples of 8.
+
+    What is done is carried as one tensor, since ONNX has no sequences of bfloat16: it is copied once a segment.
+
+    Args:
+        num_heads: see `onnxruntime`.
+        dtype: of q, k and v.
+    """
+    return _by_segment(
+        num_heads,
+        carried=f"{_TYPES[dtype]}[1, M, C]",
+        nothing="Slice(q_batch, zero, zero, one)",
+        append="Concat<axis = 1>(done, attended_segment)",
+        join="Identity(attended_segments)",
+    )
+
+
+_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+
+
+def _by_segment(num_heads: int, *, carried: str, nothing: str, append: str, join: str) -> onnx.FunctionProto:
+    """A loop that carries what is done: its type, how it begins, what an iteration adds, and how it ends."""
+    more = carried.replace("M, C", "N, C")
     return function_from_body(
         PATCH_ATTENTION,
         f"""
@@ -75,9 +108,9 @@ def onnxruntime(num_heads: int) -> onnx.FunctionProto:
     ends = Slice(offsets, one, to_the_end)
     num_segments = Size(starts)
     always = Constant<value = bool {{1}}>()
-    no_segments = SequenceEmpty()
+    no_segments = {nothing}
     attended_segments = Loop(num_segments, always, no_segments) <body = segment_body
-        (int64 i, bool go_on, seq(float[1, M, C]) done) => (bool still_go_on, seq(float[1, M, C]) more_done) {{
+        (int64 i, bool go_on, {carried} done) => (bool still_go_on, {more} more_done) {{
         still_go_on = Identity(go_on)
         i_1d = Unsqueeze(i, zero)
         start = Gather(starts, i_1d)
@@ -87,9 +120,9 @@ def onnxruntime(num_heads: int) -> onnx.FunctionProto:
         v_segment = Slice(v_batch, start, end, one)
         attended_segment = {MICROSOFT_DOMAIN}.MultiHeadAttention<num_heads = {num_heads}>(
             q_segment, k_segment, v_segment)
-        more_done = SequenceInsert(done, attended_segment)
+        more_done = {append}
     }}>
-    attended_batch = ConcatFromSequence<axis = 1>(attended_segments)
+    attended_batch = {join}
     shape = Shape(q)
     attended = Reshape(attended_batch, shape)
 """,

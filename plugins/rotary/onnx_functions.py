@@ -46,28 +46,39 @@ def _rotate_halves(x: str) -> str:
 """
 
 
+def onnxruntime_cuda() -> onnx.FunctionProto:
+    """The body of `onnxruntime` in float32 whatever q and k are: its CUDA kernel wants sines in their dtype."""
+    return function_from_body(
+        ROTARY,
+        _ANGLES
+        + "    q_float = Cast<to = 1>(q)\n    k_float = Cast<to = 1>(k)\n"
+        + _fused("q_float", "k_float", "rotated_q_float", "rotated_k_float")
+        + "    rotated_q = CastLike(rotated_q_float, q)\n    rotated_k = CastLike(rotated_k_float, k)\n",
+    )
+
+
 def onnxruntime() -> onnx.FunctionProto:
     """The standard `RotaryEmbedding`, for which ONNX Runtime has one fused float32 kernel.
 
     Each token is a batch entry of sequence length 1, [T, H, D] -> [T, H, 1, D], so nothing is transposed. Sines and
     cosines stand outside: all layers compute the same ones, and common-subexpression elimination keeps one pair.
     """
-    return function_from_body(
-        ROTARY,
-        _ANGLES
-        + """
+    return function_from_body(ROTARY, _ANGLES + _fused("q", "k", "rotated_q", "rotated_k"))
+
+
+def _fused(q: str, k: str, rotated_q: str, rotated_k: str) -> str:
+    return f"""
     sequence_axis = Constant<value_ints = [1]>()
     head_sequence_axis = Constant<value_ints = [2]>()
     cos_cache = Unsqueeze(cos, sequence_axis)
     sin_cache = Unsqueeze(sin, sequence_axis)
-    q_tokens = Unsqueeze(q, head_sequence_axis)
-    k_tokens = Unsqueeze(k, head_sequence_axis)
+    q_tokens = Unsqueeze({q}, head_sequence_axis)
+    k_tokens = Unsqueeze({k}, head_sequence_axis)
     rotated_q_tokens = RotaryEmbedding(q_tokens, cos_cache, sin_cache)
     rotated_k_tokens = RotaryEmbedding(k_tokens, cos_cache, sin_cache)
-    rotated_q = Squeeze(rotated_q_tokens, head_sequence_axis)
-    rotated_k = Squeeze(rotated_k_tokens, head_sequence_axis)
-""",
-    )
+    {rotated_q} = Squeeze(rotated_q_tokens, head_sequence_axis)
+    {rotated_k} = Squeeze(rotated_k_tokens, head_sequence_axis)
+"""
 
 
 def tensorrt_rtx() -> onnx.FunctionProto:

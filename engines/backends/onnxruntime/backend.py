@@ -33,8 +33,8 @@ class OnnxRuntimeBackend:
     """See `Backend`."""
 
     name = "onnxruntime"
-    distributions = ("onnxruntime", "onnxruntime-gpu")
-    sources = ("engines/backends/onnxruntime", "plugins")
+    distributions: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
+    sources: tuple[str, ...] = ("engines/backends/onnxruntime", "plugins")
     needs_engine = False
     device: Literal["cpu", "gpu"] = "cpu"
     rounds_inputs_of_few_bits = True
@@ -138,9 +138,12 @@ class OnnxRuntimeBackend:
         num_slots: int,
         capacity: int,
         num_threads: int | None = None,
+        device: str | None = None,
     ) -> Engine:
         """See `Backend`. A record's limits are what it was planned for; the graphs themselves have none."""
         del record
+        if device is not None:
+            raise UserError(f"--device {device} is for GPUs: {self.name} computes on the CPU. Leave it out.")
         from engines.backends.onnxruntime.session import open_sessions  # noqa: PLC0415 - ONNX Runtime
 
         return open_sessions(bundle, num_slots=num_slots, capacity=capacity, num_threads=num_threads)

@@ -4,7 +4,7 @@ By choosing function bodies, and on CPU by computing in float32: ONNX Runtime ha
 All of it happens in memory at load time; float32 weights stay where they are, in the mapped file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,24 @@ def load_graph(path: Path, config: ModelConfig) -> onnx.ModelProto:
 
 def choose_bodies(model: onnx.ModelProto, config: ModelConfig) -> None:
     """Replace the functions of our ops by ONNX Runtime's bodies."""
-    bodies = {
-        body.name: body
-        for body in (
+    decoder = config.decoder
+    replace_bodies(
+        model,
+        [
             rotary.onnxruntime(),
             patch_attention.onnxruntime(config.vision.num_heads),
-            cached_attention.onnxruntime(
-                config.decoder.num_attention_heads, config.decoder.num_key_value_heads
-            ),
-        )
-    }
+            cached_attention.onnxruntime(decoder.num_attention_heads, decoder.num_key_value_heads),
+        ],
+    )
+
+
+def replace_bodies(model: onnx.ModelProto, bodies: Sequence[onnx.FunctionProto]) -> None:
+    """Put other bodies in the place of those functions of our ops that a graph has."""
+    by_name = {body.name: body for body in bodies}
     names = [function.name for function in model.functions if function.domain == OP_DOMAIN]
     others = [function for function in model.functions if function.domain != OP_DOMAIN]
     del model.functions[:]
-    model.functions.extend([*others, *(bodies[name] for name in names)])
+    model.functions.extend([*others, *(by_name[name] for name in names)])
     model.opset_import.append(helper.make_opsetid(MICROSOFT_DOMAIN, 1))
 
 

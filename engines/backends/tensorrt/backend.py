@@ -189,9 +189,15 @@ class TensorRtBackend:
         num_slots: int,
         capacity: int,
         num_threads: int | None = None,
+        device: str | None = None,
     ) -> Engine:
         """See `Backend`. A slot's capacity is the engine's, whatever was asked for."""
         del capacity, num_threads
+        if device is not None:
+            raise UserError(
+                f"--device {device}: {self.name} takes the first GPU that it sees. Leave --device out, and name "
+                "another one in CUDA_VISIBLE_DEVICES."
+            )
         from engines.backends.tensorrt.run.open import open_sessions  # noqa: PLC0415 - CUDA
 
         assert record is not None, "needs_engine"

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-NUM_CANDIDATES = 256
-"""Also how many an engine gives: the order in which a draw goes through tokens depends on it (`sampling.sample_token`),
-so a seed's answers do."""
+from export.contract import NUM_CANDIDATES
 
 _BLOCK = 64
 Logits = npt.NDArray[np.float32]

@@ -8,9 +8,10 @@ import numpy.typing as npt
 
 from engines.runtime.tokens.choose import Outcome, choose_from_heads, choose_from_logits
 from engines.runtime.tokens.chooser import Chooser, Mask
-from engines.runtime.tokens.heads import NUM_CANDIDATES, Heads, heads_of, heads_of_candidates
+from engines.runtime.tokens.heads import Heads, heads_of, heads_of_candidates
 from engines.runtime.tokens.sampling import TokenLogprobs, ordered_logprobs, token_logprobs
 from engines.session import CandidateDecoder, Candidates, DecoderSession
+from export.contract import NUM_CANDIDATES
 from export.inputs import DecoderInputs
 
 Logits = npt.NDArray[np.float32]
@@ -143,7 +144,8 @@ class CandidateLogits:
 
     def _heads(self, rows: Sequence[int], vocab_size: int) -> Heads:
         found, asked_ids = self._candidates, self._asked_ids
-        some = slice(None) if len(rows) == len(asked_ids) else list(rows)
+        # All of them in their order, without a copy, where it is so.
+        some = slice(None) if list(rows) == list(range(len(asked_ids))) else list(rows)
         return heads_of_candidates(
             found.top_logits[:, 0][some],
             found.top_ids[:, 0][some],

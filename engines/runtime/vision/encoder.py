@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
 from engines.runtime.sequence import TokenSequence, timed
 from engines.runtime.vision.cache import EmbeddingCache
 from engines.runtime.vision.images import Picture, encode_pictures
 from engines.session import VisionSession
 from export.checkpoint.config import ModelConfig
-
-Embeds = npt.NDArray[np.float32]
+from export.inputs import Embeds
 
 
 class PictureEncoder:
@@ -23,7 +19,7 @@ class PictureEncoder:
     ) -> None:
         self._vision, self._model, self._stats = vision, model, stats
         self._max_patches = limits.max_vision_patches_per_call
-        self.cache = EmbeddingCache(limits.embedding_cache_bytes)
+        self.cache = EmbeddingCache(limits.embedding_cache_bytes, limits.device_embedding_cache_bytes)
 
     def encode_next(self, sequences: Sequence[TokenSequence]) -> list[tuple[TokenSequence, Exception]]:
         """Give sequences the embeddings of their missing pictures, as far as one call goes, the first sequences first.

@@ -7,13 +7,15 @@ around it; pictures of any prompts can be packed into one call of the vision eng
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from engines.session import EngineError, VisionSession
+from engines.session import DeviceVisionSession, EngineError, VisionSession
 from export.checkpoint.config import ModelConfig
-from export.inputs import ModelInputs, VisionInputs
+from export.inputs import Embeds, ModelInputs, VisionInputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,14 @@ def pictures_from_inputs(inputs: ModelInputs, model: ModelConfig) -> tuple[Pictu
     return tuple(pictures)
 
 
-def encode_pictures(
-    pictures: Sequence[Picture], vision: VisionSession, model: ModelConfig
-) -> list[npt.NDArray[np.float32]]:
+def encode_rows(vision: VisionSession, inputs: VisionInputs) -> Embeds:
+    """All patches of one call to visual tokens [V, C], on the device where the session can leave them there."""
+    if hasattr(vision, "encode_on_device"):
+        return cast("DeviceVisionSession", vision).encode_on_device(inputs)
+    return vision.encode(inputs)
+
+
+def encode_pictures(pictures: Sequence[Picture], vision: VisionSession, model: ModelConfig) -> list[Embeds]:
     """Encode pictures, of one prompt or of many, in one packed call: visual tokens [V_i, C] of each.
 
     Attention never crosses a segment, so what a picture is packed with changes nothing.
@@ -83,15 +90,15 @@ def encode_pictures(
         np.concatenate([picture.positions for picture in pictures], axis=1),
         np.cumsum([0, *segments], dtype=np.int32),
     )
-    embeds = vision.encode(packed)
+    embeds = encode_rows(vision, packed)
     num_patches = [picture.num_patches for picture in pictures]
     check_visual_embeds(embeds, sum(num_patches), model)
-    stops = np.cumsum(num_patches) // model.vision.patches_per_token
+    stops = [0, *(np.cumsum(num_patches) // model.vision.patches_per_token).tolist()]
     # Copies: a view would keep the embeddings of the whole call in memory as long as one picture's are cached.
-    return [part.copy() for part in np.split(embeds, stops[:-1])]
+    return [embeds[start:stop].copy() for start, stop in pairwise(stops)]
 
 
-def check_visual_embeds(visual_embeds: npt.NDArray[np.float32], num_patches: int, model: ModelConfig) -> None:
+def check_visual_embeds(visual_embeds: Embeds, num_patches: int, model: ModelConfig) -> None:
     """Raise EngineError unless there is a row of visual embeddings for every merged token of the patches."""
     expected = (num_patches // model.vision.patches_per_token, model.decoder.hidden_size)
     if visual_embeds.shape != expected:

@@ -28,7 +28,7 @@ class ToyBackend(OnnxRuntimeBackend):
         output.write_bytes(graph.encode())
         return super().build(bundle, graph, limits, architectures, options, output, progress, outputs=outputs)
 
-    def open(self, bundle, record, *, num_slots, capacity, num_threads=None):
+    def open(self, bundle, record, *, num_slots, capacity, num_threads=None, device=None):
         assert capacity <= record.limits["max_context"]
         capacity = record.limits["max_context"]
         return super().open(bundle, record, num_slots=num_slots, capacity=capacity, num_threads=num_threads)

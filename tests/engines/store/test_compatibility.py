@@ -138,6 +138,7 @@ def test_an_engine_serves_what_its_compatibility_says(level: str, sm: int, expec
 def test_every_target_names_a_package_that_tells_its_version() -> None:
     assert {name: backend.distributions[0] for name, backend in BACKENDS.items()} == {
         "onnxruntime": "onnxruntime",
+        "onnxruntime-cuda": "onnxruntime-gpu",
         "tensorrt-rtx": "tensorrt-rtx-cu13-libs",
         "tensorrt": "tensorrt-cu13",
     }

@@ -72,3 +72,18 @@ def test_the_onnxruntime_body_equals_the_reference(call, heads):
     inputs = attention_inputs(CALLS[call], heads)
     body = onnx_functions.onnxruntime(heads[0], heads[1])
     assert_valid_parts_equal(run_with_onnxruntime(CACHED_ATTENTION, body, inputs), inputs)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("call", CALLS_OF_ORT)
+def test_the_cuda_body_equals_the_reference_on_the_cpu_kernel_of_the_same_operator(call, heads):
+    """Row by row where rows have several tokens, as its session calls it."""
+    inputs = attention_inputs(CALLS[call], heads)
+    body = onnx_functions.onnxruntime_cuda(heads[0], heads[1])
+    is_step = inputs[0].shape[1] == 1
+    for row in [slice(None)] if is_step else [slice(r, r + 1) for r in range(len(inputs[0]))]:
+        alone = [array[row] for array in inputs]
+        if not is_step:
+            length = int(alone[6][0] - alone[5][0])
+            alone[:3] = [array[:, :length] for array in alone[:3]]
+        assert_valid_parts_equal(run_with_onnxruntime(CACHED_ATTENTION, body, alone), alone)

@@ -33,10 +33,15 @@ def attention_inputs(lengths: list[int], num_heads: int, head_dim: int) -> list[
         ("portable", run_with_onnxruntime),
         ("portable", run_with_onnx_reference),
         ("ort", run_with_onnxruntime),
+        ("cuda", run_with_onnxruntime),
     ],
 )
 def test_bodies_equal_the_reference(target, run, num_heads, head_dim, lengths):
-    body = onnx_functions.portable() if target == "portable" else onnx_functions.onnxruntime(num_heads)
+    body = {
+        "portable": onnx_functions.portable(),
+        "ort": onnx_functions.onnxruntime(num_heads),
+        "cuda": onnx_functions.onnxruntime_cuda(num_heads, "float32"),
+    }[target]
     inputs = attention_inputs(lengths, num_heads, head_dim)
     expected = patch_attention(*(torch.from_numpy(array) for array in inputs))
     (result,) = run(PATCH_ATTENTION, body, inputs)

@@ -28,7 +28,9 @@ def rotary_inputs(case: tuple[Array, Array, int, int, int], num_tokens: int) -> 
 @pytest.mark.parametrize("case", [MROPE_2B, MROPE_ODD, VISION], ids=["mrope-2b", "mrope-odd", "vision"])
 @pytest.mark.parametrize("run", [run_with_onnxruntime, run_with_onnx_reference])
 @pytest.mark.parametrize(
-    "body", [onnx_functions.portable(), onnx_functions.onnxruntime()], ids=["portable", "ort"]
+    "body",
+    [onnx_functions.portable(), onnx_functions.onnxruntime(), onnx_functions.onnxruntime_cuda()],
+    ids=["portable", "ort", "cuda"],
 )
 def test_bodies_equal_the_reference(body, run, case, num_tokens):
     inputs = rotary_inputs(case, num_tokens)

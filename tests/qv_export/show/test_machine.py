@@ -4,6 +4,7 @@ import pytest
 
 from engines import packages
 from engines.backends.onnxruntime import backend as onnxruntime_backend
+from engines.backends.onnxruntime_cuda import backend as onnxruntime_cuda_backend
 from engines.backends.tensorrt import flavour
 from engines.gpus import GpuFacts
 from qv_export.show.machine import (
@@ -27,7 +28,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Modules:
     """Pretend that just these modules are installed."""
 
     def install(*names: str, tensorrt: str | None = None) -> None:
-        for module in (onnxruntime_backend, flavour):
+        for module in (onnxruntime_backend, onnxruntime_cuda_backend, flavour):
             monkeypatch.setattr(module, "has_module", lambda name: name in names)
         found = {"tensorrt": tensorrt, "tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.32.0"}
         monkeypatch.setattr(packages, "installed_version", found.get)
@@ -89,7 +90,12 @@ def test_a_target_needs_its_library_and_its_gpu(
 ) -> None:
     modules(*installed, tensorrt=tensorrt)
     targets = target_facts(gpus)
-    assert [target.name for target in targets] == ["onnxruntime", "tensorrt-rtx", "tensorrt"]
+    assert [target.name for target in targets] == [
+        "onnxruntime",
+        "onnxruntime-cuda",
+        "tensorrt-rtx",
+        "tensorrt",
+    ]
     assert [target.name for target in targets if target.builds] == builds
     assert [target.name for target in targets if target.runs] == runs
     assert all(target.advice for target in targets if not target.runs and target.name != "onnxruntime")

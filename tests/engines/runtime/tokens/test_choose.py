@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.runtime.tokens.chooser import Chooser
-from engines.runtime.tokens.heads import NUM_CANDIDATES, head_edge, heads_of, log_sum_exp
+from engines.runtime.tokens.heads import head_edge, heads_of, log_sum_exp
 from engines.runtime.tokens.sampling import next_token, token_logprobs
 from engines.runtime.tokens.step_logits import CandidateLogits, WholeLogits
 from engines.session import Candidates, EngineError
 from export.checkpoint.generation_config import GenerationConfig
+from export.contract import NUM_CANDIDATES
 
 VOCAB = 1000
 NUM_STEPS = {"candidates": 10_000, "whole": 4_000}
@@ -145,7 +146,11 @@ def test_ten_thousand_steps_choose_the_token_that_whole_logits_choose_or_ask_for
             for row, chooser in enumerate(choosers):
                 asked_ids[row, : len(chooser.asked_ids)] = chooser.asked_ids
             device = Device(logits, asked_ids, random)
-            found = CandidateLogits(device.candidates, asked_ids).choose(range(num_rows), choosers)
+            # In any order: running answers are not sorted by their slots.
+            order = random.permutation(num_rows).tolist()
+            step = CandidateLogits(device.candidates, asked_ids)
+            chosen = step.choose(order, [choosers[row] for row in order])
+            found = [chosen[order.index(row)] for row in range(num_rows)]
             num_whole += device.num_whole
         assert [str(one) if isinstance(one, Exception) else one for one in found] == expected
         num_steps += num_rows

@@ -69,6 +69,7 @@ def test_packed_pictures_get_their_own_embeddings_in_memory_of_their_own():
     embeds = encode_pictures(pictures, vision, MODEL)
     assert [part.shape for part in embeds] == [(3, HIDDEN), (2, HIDDEN)]
     for picture, part in zip(pictures, embeds, strict=True):
+        assert isinstance(part, np.ndarray)
         np.testing.assert_allclose(part, encode_patches(picture.patches), rtol=1e-6)
         assert not np.shares_memory(part, vision.embeds)
 
