@@ -28,6 +28,7 @@ from export.contract import (
     candidates_contract,
     decoder_contract,
 )
+from export.errors import UserError
 from export.inputs import DecoderInputs, Embeds, VisionInputs
 
 _OUTPUTS = ("top_logits", "top_ids", "log_sum_exp", "asked_logits")
@@ -37,6 +38,11 @@ def open_sessions(
     bundle: Bundle, device: Device, *, num_slots: int, capacity: int, num_threads: int | None = None
 ) -> Engine:
     """Open both graphs of a bundle on a device. Args and errors as `open_graph`; `capacity` is each slot's tokens."""
+    if len(bundle.stages) > 1:
+        raise UserError(
+            f"{bundle.directory}: target onnxruntime-cuda runs a decoder that is one graph; this one is cut into "
+            f"{len(bundle.stages)} stages. Export the checkpoint without --pipeline-stages, or use another target."
+        )
     mover = Mover(device)
     vision = DeviceVision(open_graph(bundle, "vision", device, num_threads), device, mover)
     decoder = open_graph(bundle, "decoder", device, num_threads, wants_graphs=True)

@@ -83,7 +83,7 @@ def test_the_float32_graphs_mean_on_the_cpu_what_the_cpu_backend_computes(tmp_pa
 
 
 def _session(bundle: Bundle, name: str) -> ort.InferenceSession:
-    model = load_graph(bundle.graph(name), bundle.config, "float32")  # type: ignore[arg-type]
+    model = load_graph(bundle.graph(name), bundle.config, "float32")
     if name == "decoder":
         add_candidates(model, bundle.config)
     options = ort.SessionOptions()
