@@ -13,6 +13,7 @@ from engines.backends.candidates import add_candidates
 from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import load_graph as load_cpu_graph
 from engines.backends.onnxruntime.graph import raised_weights
+from engines.backends.onnxruntime.quantized import has_codes
 from engines.backends.onnxruntime_cuda.device import Device
 from engines.backends.onnxruntime_cuda.graph import load_graph
 from engines.session import EngineError
@@ -88,7 +89,8 @@ def open_graph(
         for weight, array in raised_weights(model, path.parent):
             weights.append(ort.OrtValue.ortvalue_from_numpy(array))
             options.add_initializer(weight, weights[-1])
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        if not has_codes(model):
+            options.add_session_config_entry("session.disable_prepacking", "1")
     session, has_graphs = _session(model.SerializeToString(), options, device, wants_graphs and is_gpu)
     return OpenGraph(session, dtype, has_graphs, weights)
 
