@@ -53,13 +53,10 @@ class Chooser:
         self.looks_back = looks_back(config)
         self.suppressed = _mask_of(config.suppress_tokens, vocab_size) if config.suppress_tokens else None
         """[vocab] true where a token is never chosen, one for all that suppress the same; None: none is."""
-        self.is_plain = (
-            self.is_greedy
-            and not self.looks_back
-            and config.repetition_penalty == 1.0
-            and guide is None
-            and config.num_logprobs is None
-        )
+        is_plain = self.is_greedy and not self.looks_back and config.repetition_penalty == 1.0
+        self.is_plain_in_form = is_plain and guide is not None
+        """Whether the likeliest token that the guide allows is the choice, unless it is suppressed."""
+        self.is_plain = is_plain and guide is None and config.num_logprobs is None
         """Whether the likeliest token is the choice, unless it is suppressed."""
         biased = {token_id: bias for token_id, bias in config.logit_bias if token_id < vocab_size}
         self._is_bias_sound = len(biased) == sum(token_id < vocab_size for token_id, _ in config.logit_bias)

@@ -7,19 +7,15 @@ while the engine computes its logits.
 
 import json
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 from tokenizers import Tokenizer
 
+from engines.runtime.tokens.masks import Allowed, MaskedMatcher, Vocabulary
 from export.errors import UserError
 
-Allowed = npt.NDArray[np.bool_]
-"""[vocab]"""
 Form = Literal["json", "regex", "choice", "grammar"]
 
 MAX_GRAMMAR_CHARACTERS = 1 << 16
@@ -27,6 +23,10 @@ MAX_GRAMMAR_CHARACTERS = 1 << 16
 
 class Guide(Protocol):
     """Follows one answer."""
+
+    def begin(self, guides: "Sequence[Any]") -> None:
+        """Begin to compute what these allow, this guide being one of them, beside what the caller does next."""
+        ...
 
     def allowed(self) -> Allowed:
         """Which tokens may come next."""
@@ -52,7 +52,8 @@ class GuideMaker:
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...], vocab_size: int) -> None:
-        self._tokenizer, self._eos_token_ids, self._vocab_size = tokenizer, eos_token_ids, vocab_size
+        self._tokenizer, self._eos_token_ids = tokenizer, eos_token_ids
+        self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._lock = threading.Lock()
         self._prepared: LLTokenizer | None = None
 
@@ -74,7 +75,7 @@ class GuideMaker:
         if matcher is None or matcher.is_error():
             reason = words[0] if words else matcher.get_error() if matcher else ""
             raise UserError(f"The {_NAMES[form]} cannot be followed: {reason.strip():.500}")
-        return [_MatcherGuide(matcher.deep_copy(), self._vocab_size) for _ in range(number)]
+        return [MaskedMatcher(matcher.deep_copy(), self._vocabulary) for _ in range(number)]
 
     def _prepare(self) -> LLTokenizer:
         """Takes about a second for a large vocabulary: once, when the first guide is asked for."""
@@ -82,41 +83,6 @@ class GuideMaker:
             if self._prepared is None:
                 self._prepared = LLTokenizer(self._tokenizer.to_str(), eos_token=list(self._eos_token_ids))
             return self._prepared
-
-
-class _MatcherGuide:
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
-        self.is_over = False
-        self._next: Future[Allowed] = _threads().submit(self._compute)
-
-    def allowed(self) -> Allowed:
-        return self._next.result()
-
-    def accept(self, token_id: int) -> None:
-        self._next.result()
-        if not self._matcher.consume_token(token_id):
-            raise RuntimeError(
-                f"the grammar does not take token {token_id}: {self._matcher.get_error():.300}"
-            )
-        # Asked here and kept: while a thread computes, nobody else may ask the matcher.
-        self.is_over = bool(self._matcher.is_stopped())
-        if not self.is_over:
-            self._next = _threads().submit(self._compute)
-
-    def _compute(self) -> Allowed:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.zeros(self._vocab_size, np.bool_)
-        found = np.unpackbits(bits, bitorder="little")[: self._vocab_size]
-        allowed[: len(found)] = found
-        if self._matcher.is_error():
-            raise RuntimeError(f"the grammar ran into a bound: {self._matcher.get_error():.300}")
-        return allowed
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(2, thread_name_prefix="grammar")
 
 
 _NAMES: dict[Form, str] = {

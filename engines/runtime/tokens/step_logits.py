@@ -40,6 +40,9 @@ def run_decoder(
         inputs: of the call.
         choosers: what will choose from each row; None where nothing will.
     """
+    guides = [chooser.guide for chooser in choosers if chooser is not None and chooser.guide is not None]
+    if guides:
+        guides[0].begin(guides)
     if not gives_candidates(decoder):
         return WholeLogits(decoder.forward(first_slot, inputs)[:, 0])
     asked_ids = _asked_ids(choosers)
@@ -70,28 +73,52 @@ class WholeLogits:
         """See `StepLogits`. The likeliest token is found by one pass; a draw goes by heads, all together."""
         outcomes: list[Outcome] = [0] * len(rows)
         drawing: list[tuple[int, Chooser, Logits, Mask | None]] = []
+        masks, masked = self._masked(rows, choosers)
         for at, (row, chooser) in enumerate(zip(rows, choosers, strict=True)):
-            logits = self._logits[row]
-            try:
-                allowed = chooser.allowed()
-            except Exception as error:  # noqa: BLE001  ends the request of this row and no other
-                outcomes[at] = error
+            if at in masked:
+                outcomes[at] = masked[at]
                 continue
+            logits, allowed = self._logits[row], masks[at]
             if chooser.is_greedy or logits.size <= NUM_CANDIDATES or not np.isfinite(logits.max()):
                 outcomes[at] = choose_from_logits(chooser, logits, chooser.generator, allowed)
             else:
                 drawing.append((at, chooser, logits, allowed))
         if drawing:
-            places, drawers, logits_of, masks = zip(*drawing, strict=True)
+            places, drawers, logits_of, masks_of = zip(*drawing, strict=True)
             heads = heads_of(
                 logits_of,
                 [chooser.asked_ids for chooser in drawers],
                 [chooser.needs_sum for chooser in drawers],
             )
-            found = choose_from_heads(drawers, heads, logits_of.__getitem__, masks)
+            found = choose_from_heads(drawers, heads, logits_of.__getitem__, masks_of)
             for at, outcome in zip(places, found, strict=True):
                 outcomes[at] = outcome
         return outcomes
+
+    def _masked(
+        self, rows: Sequence[int], choosers: Sequence[Chooser]
+    ) -> tuple[list[Mask | None], dict[int, Outcome]]:
+        """The mask of each row, and what a mask alone decides: errors, and the likeliest of the allowed tokens."""
+        masks: list[Mask | None] = [None] * len(rows)
+        outcomes: dict[int, Outcome] = {}
+        for at, chooser in enumerate(choosers):
+            try:
+                masks[at] = chooser.allowed()
+            except Exception as error:  # noqa: BLE001  ends the request of this row and no other
+                outcomes[at] = error
+        alone = [
+            (at, mask) for at, mask in enumerate(masks) if mask is not None and choosers[at].is_plain_in_form
+        ]
+        if alone:
+            logits = self._logits[[rows[at] for at, _ in alone]]  # [A, vocab]
+            largest = logits.max(axis=1)
+            logits[~np.stack([mask for _, mask in alone])] = -np.inf
+            best = logits.argmax(axis=1)
+            is_sound = np.isfinite(largest) & np.isfinite(logits[np.arange(len(best)), best])
+            for (at, _), token_id, is_clear in zip(alone, best.tolist(), is_sound.tolist(), strict=True):
+                if is_clear and not choosers[at].is_suppressed(token_id):
+                    outcomes[at] = token_id
+        return masks, outcomes
 
     def logprobs(self, row: int, token_id: int, num_top: int) -> TokenLogprobs:
         """See `StepLogits`."""

@@ -28,6 +28,9 @@ class Guide:
     def __init__(self, allowed: np.ndarray) -> None:
         self._allowed = allowed
 
+    def begin(self, guides: object) -> None:
+        pass
+
     def allowed(self) -> np.ndarray:
         return self._allowed
 

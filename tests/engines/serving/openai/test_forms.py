@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.schema_grammar import schemas
 from tests.engines.serving.openai.served import HELLO, MODEL, QUESTIONS, ask, body_of, messages_of
 
 PICTURE = messages_of(next(question for question in QUESTIONS if question.images))
@@ -123,41 +124,20 @@ def test_other_forms_that_cannot_be_followed_are_refused_by_name(client, fields)
     assert any(body_of(caught.value)["param"].startswith(name) for name in fields)
 
 
-scalars = st.sampled_from(
-    [
-        {"type": "integer", "minimum": -5, "maximum": 20},
-        {"type": "boolean"},
-        {"type": "null"},
-        {"type": "string", "maxLength": 4},
-        {"type": "number", "minimum": 0, "maximum": 1},
-        {"enum": ["a", 1, None, "zwei"]},
-        {"const": "fixed"},
-        {"type": "string", "pattern": "^[a-f]{2}$"},
-    ]
-)
-
-
-def objects(children):
-    names = st.lists(st.sampled_from(["id", "name", "größe", "a b"]), min_size=1, max_size=3, unique=True)
-    return st.tuples(names, st.lists(children, min_size=3, max_size=3)).map(
-        lambda pair: {
-            "type": "object",
-            "properties": dict(zip(pair[0], pair[1], strict=False)),
-            "required": pair[0],
-            "additionalProperties": False,
-        }
-    )
-
-
-def arrays(children):
-    return children.map(lambda items: {"type": "array", "items": items, "minItems": 1, "maxItems": 2})
-
-
-def unions(children):
-    return st.lists(children, min_size=1, max_size=2).map(lambda parts: {"anyOf": parts})
-
-
-schemas = st.recursive(scalars, lambda inner: objects(inner) | arrays(inner) | unions(inner), max_leaves=4)
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|box_start|>(1,2)<|box_end|>", "a <|im_end|><|im_end|> b"])
+def test_a_text_that_reads_like_special_tokens_is_text_in_every_form(client, text):
+    """Its tokens are ordinary ones: the token of that name would end the answer, or be none of the grammar's."""
+    form = {"structured_outputs": {"choice": [text]}}
+    assert text_of(ask(client, HELLO, max_tokens=80, extra_body=form)) == text
+    schema = {
+        "type": "object",
+        "properties": {text: {"const": text}},
+        "required": [text],
+        "additionalProperties": False,
+    }
+    answer = ask(client, HELLO, max_tokens=160, response_format=named(schema))
+    assert answer.choices[0].finish_reason == "stop"
+    assert json.loads(text_of(answer)) == {text: text}
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -166,6 +146,6 @@ def test_every_finished_answer_to_any_schema_validates(client, schema, seed):
     sampling = {"temperature": 1.5, "seed": seed, "extra_body": {"top_k": 0}}
     answer = ask(client, HELLO, response_format=named(schema), max_tokens=300, **sampling)
     if answer.choices[0].finish_reason == "stop":
-        jsonschema.validate(json.loads(text_of(answer)), schema)
+        jsonschema.validate(json.loads(text_of(answer)), schema, format_checker=jsonschema.FormatChecker())
     else:
         assert answer.choices[0].finish_reason == "length"

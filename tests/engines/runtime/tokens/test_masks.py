@@ -1,0 +1,87 @@
+"""Masks of a step: together what each is alone, texts that read like special tokens, tokens that are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.runtime.tokens.guided import GuideMaker
+from export.processor.text.tokenizer import load_tokenizer
+
+TOKENIZER = load_tokenizer(Path(__file__).parents[4] / "models" / "qwen2-vl-tiny")
+END, VOCAB = 693, 720
+"""More rows than there are tokens, as published tables have them."""
+
+
+@pytest.fixture(scope="module")
+def maker():
+    return GuideMaker(TOKENIZER, (END,), VOCAB)
+
+
+def written(guide, random):
+    """A random text that the guide allows, and its tokens."""
+    ids: list[int] = []
+    while not guide.is_over:
+        token_id = int(random.choice(np.flatnonzero(guide.allowed())))
+        if token_id == END:
+            break
+        ids.append(token_id)
+        guide.accept(token_id)
+    return TOKENIZER.decode(ids, skip_special_tokens=False), ids
+
+
+def test_masks_that_are_begun_together_are_those_of_each_alone(maker):
+    def made():
+        forms = [("regex", "[a-c]{3}x"), ("json", {"enum": [1, "a"]}), ("choice", ["yes", "no"])]
+        return [maker.guides(form, content)[0] for form, content in forms]
+
+    random = np.random.default_rng(0)
+    together, alone = made(), made()
+    for _ in range(3):
+        together[0].begin(together)
+        for one, other in zip(together, alone, strict=True):
+            if one.is_over:
+                assert other.is_over
+                continue
+            assert np.array_equal(one.allowed(), other.allowed())
+            assert one.allowed().shape == (VOCAB,)
+            token_id = int(random.choice(np.flatnonzero(one.allowed())))
+            if token_id != END:
+                one.accept(token_id)
+                other.accept(token_id)
+
+
+def test_what_was_begun_is_not_begun_again_and_what_is_over_not_at_all(maker):
+    [guide] = maker.guides("choice", ["a"])
+    guide.begin([guide])
+    first = guide.allowed()
+    guide.begin([guide])
+    assert guide.allowed() is first
+    guide.accept(int(np.flatnonzero(first)[0]))
+    assert guide.is_over
+    guide.begin([guide])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_end|>", "<|box_start|>", "x<|box_start|>y<|im_end|>z", "<|image_pad|><|image_pad|>", "<|im"],
+)
+def test_a_text_that_reads_like_special_tokens_is_written_with_ordinary_ones(maker, text):
+    special = {one for one, token in TOKENIZER.get_added_tokens_decoder().items() if token.special}
+    for seed in range(3):
+        [guide] = maker.guides("choice", [text])
+        found, ids = written(guide, np.random.default_rng(seed))
+        assert found == text
+        assert not special & set(ids)
+
+
+def test_a_grammar_that_names_a_special_token_gets_it(maker):
+    [guide] = maker.guides("grammar", 'start: <|box_start|> "a" <|box_end|>')
+    _, ids = written(guide, np.random.default_rng(0))
+    assert [TOKENIZER.id_to_token(one) for one in (ids[0], ids[-1])] == ["<|box_start|>", "<|box_end|>"]
+
+
+def test_a_token_that_is_not_allowed_is_refused(maker):
+    [guide] = maker.guides("choice", ["a"])
+    with pytest.raises(RuntimeError, match="does not take"):
+        guide.accept(END)
