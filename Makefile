@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow demo ci-example tiny clean
+.PHONY: help setup check format test test-slow load-generator demo ci-example tiny clean
 
 PYTHON3 ?= python3
 VENV := .venv
@@ -40,6 +40,14 @@ test: $(STAMP) ## Run every test that this machine can run, but those of the sec
 
 test-slow: $(STAMP) ## Run the second tier: what takes long and seldom breaks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+LOAD_GENERATOR := $(VENV)/load-generator
+load-generator: $(STAMP) ## Make an environment for guidellm, with which a test of the second tier asks the server
+	@# Beside ours, which it sees: it wants another Click, and torch and Transformers need not come twice.
+	$(BIN)/python -m venv $(LOAD_GENERATOR)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(LOAD_GENERATOR)/bin/python -c 'import site; print(site.getsitepackages()[0])')/outer.pth"
+	$(LOAD_GENERATOR)/bin/python -m pip install --quiet --disable-pip-version-check 'guidellm>=0.8,<0.9'
 
 demo: $(STAMP) ## Export the small trained checkpoint and ask it about pictures and videos
 	@rm -rf $(DEMO)

@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,19 @@ from qv_export.parameters import TargetChoice, serving_options
 from qv_export.show.console import note
 
 KEY_VARIABLE = "QV_EXPORT_API_KEY"
+
+
+def checked_origin(origin: str) -> str:
+    """An origin as browsers send it: scheme, host and port, nothing behind.
+
+    Raises:
+        UserError: it is none.
+    """
+    if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+        raise UserError(
+            f"--allow-origin {origin!r:.80} is no origin. Give scheme and host, such as https://chat.example.org, or *."
+        )
+    return origin
 
 
 @click.command(short_help="Answer over OpenAI's API, in this process.")
@@ -39,6 +53,14 @@ KEY_VARIABLE = "QV_EXPORT_API_KEY"
 )
 @click.option("--no-page", is_flag=True, help="Leave the page at / out.")
 @click.option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    callback=lambda _context, _parameter, origins: tuple(map(checked_origin, origins)),
+    help="Let scripts of pages from there ask, such as https://chat.example.org; * is everywhere. Default: none.",
+)
+@click.option(
     "--drain-seconds",
     type=click.FloatRange(min=0),
     default=30.0,
@@ -59,6 +81,7 @@ def serve(
     allowed_hosts: tuple[str, ...],
     api_key_file: Path | None,
     no_page: bool,
+    origins: tuple[str, ...],
     drain_seconds: float,
 ) -> None:
     """Answer questions to BUNDLE over OpenAI's API, http://HOST:PORT/v1, and on a page at http://HOST:PORT/.
@@ -116,6 +139,7 @@ def serve(
             ),
             keys,
             with_page=not no_page,
+            origins=origins,
         )
 
 

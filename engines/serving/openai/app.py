@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,7 +25,14 @@ from engines.serving.served import ServedModel
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(model: ServedModel, name: str, keys: Sequence[str] = (), *, with_page: bool = True) -> Starlette:
+def make_app(
+    model: ServedModel,
+    name: str,
+    keys: Sequence[str] = (),
+    *,
+    with_page: bool = True,
+    origins: Sequence[str] = (),
+) -> Starlette:
     """The ASGI application over an open model.
 
     Args:
@@ -32,6 +40,7 @@ def make_app(model: ServedModel, name: str, keys: Sequence[str] = (), *, with_pa
         name: what clients call it.
         keys: of those who may ask; none: everybody.
         with_page: whether `/` is a page that asks.
+        origins: of pages elsewhere whose scripts may ask, as browsers name them; `*`: of all.
     """
     chat = ChatCompletions(model, name)
     app = Starlette(
@@ -39,6 +48,7 @@ def make_app(model: ServedModel, name: str, keys: Sequence[str] = (), *, with_pa
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/models", _models(model, name)),
             Route("/v1/models/{model:path}", _models(model, name)),
+            *(Route(path, _refusal(path, instead), methods=_METHODS) for path, instead in _ELSEWHERE.items()),
             Route("/health", _health),
             Route("/ready", _ready(model)),
             Route("/version", _version),
@@ -46,11 +56,25 @@ def make_app(model: ServedModel, name: str, keys: Sequence[str] = (), *, with_pa
             Route("/openapi.json", _openapi),
             *(page_routes() if with_page else ()),
         ],
-        middleware=[Middleware(KeyGuard, keys=keys)] if keys else [],
+        middleware=[
+            # Before the keys: a browser's question whether it may ask holds none.
+            *([_cross_origin(origins)] if origins else []),
+            *([Middleware(KeyGuard, keys=keys)] if keys else []),
+        ],
         exception_handlers={HTTPException: _http_error},
     )
     app.state.chat = chat
     return app
+
+
+def _cross_origin(origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("authorization", "content-type", "x-request-id"),
+        expose_headers=("x-request-id", "retry-after"),
+    )
 
 
 def _models(model: ServedModel, name: str) -> _Endpoint:
@@ -64,14 +88,38 @@ def _models(model: ServedModel, name: str) -> _Endpoint:
     }
 
     async def models(request: Request) -> Response:
-        asked = request.path_params.get("model")
-        if asked is None:
+        asked = str(request.path_params.get("model", "")).strip("/")
+        if not asked:
             return JSONResponse({"object": "list", "data": [card]})
         if asked == name:
             return JSONResponse(card)
         return _error(HTTPStatus.NOT_FOUND, f"The model {asked!r:.80} is not here; this server has {name!r}.")
 
     return models
+
+
+_METHODS = ("GET", "POST")
+_CHAT = "POST /v1/chat/completions, with a conversation in `messages`"
+_ELSEWHERE = {
+    "/v1/completions": _CHAT,
+    "/v1/responses": _CHAT,
+    "/v1/messages": _CHAT,
+    "/v1/embeddings": None,
+    "/v1/images/generations": None,
+    "/v1/audio/transcriptions": None,
+    "/v1/files": None,
+    "/v1/batches": "`qv-export batch`, which takes OpenAI's batch files",
+}
+"""What other servers of this API have and this one has not, and what to ask in its place."""
+
+
+def _refusal(path: str, instead: str | None) -> _Endpoint:
+    words = f"Use {instead}." if instead else f"It answers {_CHAT}."
+
+    async def refuse(_: Request) -> Response:
+        return _error(HTTPStatus.NOT_FOUND, f"This server has no {path}. {words}")
+
+    return refuse
 
 
 async def _health(_: Request) -> Response:
@@ -106,10 +154,16 @@ async def _openapi(_: Request) -> Response:
     return JSONResponse(openapi_schema())
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     """What the router refuses, in the form of all other errors."""
     assert isinstance(error, HTTPException)
-    return _error(HTTPStatus(error.status_code), error.detail, dict(error.headers or {}))
+    status, headers = HTTPStatus(error.status_code), dict(error.headers or {})
+    words = error.detail
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        words = f"{request.method} is not taken here, {headers.get('Allow', 'another method')} is."
+    elif status == HTTPStatus.NOT_FOUND:
+        words = f"Nothing is at {request.url.path!r:.80}. GET /openapi.json lists what there is."
+    return _error(status, words, headers)
 
 
 def _error(status: HTTPStatus, message: str, headers: dict[str, str] | None = None) -> Response:

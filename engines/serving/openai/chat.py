@@ -256,7 +256,9 @@ class ChatCompletions:
         call: _Call,
     ) -> None:
         head = call.head("chat.completion.chunk", self._model_name)
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        options = asked.stream_options
+        with_usage = options is not None and options.include_usage
+        is_continuous = options is not None and options.include_usage and options.continuous_usage_stats
         if with_usage:
             head["usage"] = None
         num_open = len(choices)
@@ -275,6 +277,8 @@ class ChatCompletions:
                 self._cancel([tickets[index]])
                 num_open -= 1
                 chunks.append(choice.closing())
+            if is_continuous:
+                head["usage"] = usage_of(choices)
             if chunks:
                 await stream.write(*({**head, "choices": [chunk]} for chunk in chunks))
         usage = [{**head, "choices": [], "usage": usage_of(choices)}] if with_usage else []

@@ -45,11 +45,12 @@ def serve(
     keys: Sequence[str] = (),
     *,
     with_page: bool = True,
+    origins: Sequence[str] = (),
 ) -> None:
     """Answer until the process is asked to end (SIGTERM, SIGINT); then finish what was taken, as long as the settings
     allow, and leave by that signal's way.
     """
-    app = make_app(model, name, keys, with_page=with_page)
+    app = make_app(model, name, keys, with_page=with_page, origins=origins)
     server = _Server(
         uvicorn.Config(
             app,

@@ -25,6 +25,8 @@ class _Fields(BaseModel):
 
 class StreamOptions(_Fields):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """With `include_usage`: in every chunk, as vLLM tells it and load generators ask."""
     include_obfuscation: Literal[False] | None = None
 
 
@@ -150,9 +152,15 @@ class ChatCompletionRequest(_Fields):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=16)
     # What is always so here may be said.
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    use_beam_search: Literal[False] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    add_generation_prompt: Literal[True] | None = None
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")

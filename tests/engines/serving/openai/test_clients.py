@@ -1,8 +1,10 @@
 """Clients that nobody here wrote ask `qv-export serve` over loopback: document parsing, LangChain, a load generator."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 
 from tests.engines.serving.openai.served import MODEL, QUESTIONS
 from tests.support.serve import ROOT
+
+LOAD_GENERATOR = Path(sys.prefix) / "load-generator" / "bin" / "guidellm"
 
 # --- mineru-vl-utils ----------------------------------------------------------------------------------------------
 
@@ -35,14 +39,15 @@ def page():
 
 
 def test_a_document_is_parsed_in_two_steps_without_an_error_of_the_server(parser, page, monkeypatch):
-    responses = []
-    send = parser.client.get_response_data
-    monkeypatch.setattr(
-        parser.client, "get_response_data", lambda response: responses.append(response) or send(response)
-    )
+    statuses, read = [], parser.client.get_response_data
+
+    def heard(response: Any) -> Any:
+        statuses.append(response.status_code)
+        return read(response)
+
+    monkeypatch.setattr(parser.client, "get_response_data", heard)
     assert isinstance(list(parser.two_step_extract(page)), list)
-    assert [response.status_code for response in responses] == [200] * len(responses)
-    assert responses
+    assert set(statuses) == {200}
 
 
 def test_every_kind_of_block_that_a_layout_names_is_read(parser, page, monkeypatch):
@@ -93,3 +98,38 @@ def test_langchain_reads_a_picture_calls_with_a_schema_and_is_told_of_mistakes(s
     assert 0 <= formed["count"] <= 99
     with pytest.raises(Exception, match="renders no tools"):
         model.bind_tools([{"type": "function", "function": {"name": "clock"}}]).invoke("When?")
+
+
+# --- guidellm -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not LOAD_GENERATOR.exists(), reason="needs a load generator of its own: make load-generator"
+)
+@pytest.mark.parametrize("data", ["synthetic_text", "synthetic_image"])
+def test_a_load_generator_measures_the_server_without_an_error(server, tmp_path, data):
+    report = tmp_path / "report.json"
+    size = ",width=112,height=112" if data == "synthetic_image" else ""
+    options = {
+        "backend": f"kind=openai_http,target={server.url},model={MODEL}",
+        "tokenizer": f"kind=huggingface_auto,model={ROOT / 'models' / MODEL}",
+        "profile": "kind=concurrent,streams=4",
+        "constraint": "kind=max_requests,count=24",
+        "data": f"kind={data},prompt_tokens=24,output_tokens=8{size}",
+        "output": f"kind=json,path={report}",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = subprocess.run(
+        [LOAD_GENERATOR, "run", "--disable-console", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [measured] = json.loads(report.read_text())["benchmarks"]
+    totals = measured["metrics"]["request_totals"]
+    assert totals["errored"] == 0
+    assert totals["successful"] == 24
