@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import chain
 
+import psutil
 import pytest
 
 from engines.batch.parts import Parts
@@ -114,6 +115,37 @@ def test_workers_answer_as_one_process_does_and_tell_what_is_left(bundle, pictur
         assert "12 rows, 2 with an error; " in text.splitlines()[-1]
         assert "pictures/s" in text.splitlines()[-1]
         assert "the engine waited" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_workers_end_with_the_run_however_it_ends(bundle, tmp_path, number, status):
+    body = {"messages": [{"role": "user", "content": "Say"}], "max_tokens": 300, "ignore_eos": True}
+    lines = [json.dumps({"custom_id": str(i), "body": body}) for i in range(40)]
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines))
+    asked = ("--requests", tmp_path / "requests.jsonl", "-o", tmp_path / "out", "--workers", 2, "--slots", 1)
+    process = subprocess.Popen(command(bundle, *asked), cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "out").glob("*.unfinished")):
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.02)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert sum("engines.batch.child" in " ".join(child.cmdline()) for child in below) == 2
+        process.send_signal(number)
+        assert process.wait(60) == status
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
 
 
 def test_a_prompt_before_the_picture_is_computed_once(bundle, pictures, tmp_path):
