@@ -126,15 +126,16 @@ def find_engine(bundle: Bundle, key: str) -> EngineRecord:
         record = read_record(directory)
         problems = objections(directory, record)
     except UserError as error:
-        problems = [str(error)]
+        problems = [error.message.removesuffix(".")]
     if problems:
         raise UserError(
-            f"{bundle.directory} has no whole engine {key}: {'; '.join(problems)}. "
-            f"`{command_line('inspect', bundle.directory)}` lists what it has, and `qv-export build` makes one."
+            f"{bundle.directory} has no whole engine {key}: {'; '.join(problems)}.",
+            f"`{command_line('inspect', bundle.directory)}` lists what it has, and `qv-export build` makes one.",
         )
     if record.target not in BACKENDS:
         raise UserError(
-            f"The engine {key} was built for {record.target!r}, which this qv-export does not know."
+            f"The engine {key} was built for {record.target!r}, which this qv-export does not know.",
+            f"Known are {', '.join(BACKENDS)}. Use the qv-export version that built it, or build another.",
         )
     return record
 
@@ -171,7 +172,7 @@ def _smallest_that_fits(
         f"--max-batch {num_slots} --max-context {capacity}"
     )
     if not records:
-        raise UserError(f"{bundle.directory} has no engine for {backend.name}. Build one: {command}")
+        raise UserError(f"{bundle.directory} has no engine for {backend.name}.", f"Build one: {command}")
     unfit = {record.key: _unfit(record, bundle, machine, num_slots, capacity) for record in records}
     fitting = [record for record in records if not unfit[record.key]]
     if fitting:
@@ -209,6 +210,7 @@ def _require_whole(bundle: Bundle, record: EngineRecord) -> None:
     directory = bundle.engine_directory(record.key)
     if changed := list(record.changed_files(directory, read=True)):
         raise UserError(
-            f"The engine {directory} is damaged: {'; '.join(changed)}. Remove that directory and build it again: "
-            f"{rebuild_command(record, bundle.directory, this_machine())}"
+            f"The engine {directory} is damaged: {'; '.join(changed)}.",
+            f"Remove that directory and build it again: "
+            f"{rebuild_command(record, bundle.directory, this_machine())}",
         )

@@ -39,7 +39,11 @@ def find_proof(bundle: Bundle, chosen: Choice, digests: Mapping[str, str]) -> Ve
     newest = max(proofs, key=lambda verdict: verdict.created, default=None)
     if newest is not None and all(verdict.created < newest.created for verdict in refuted):
         return newest
-    raise UserError(_no_proof(bundle, chosen, verdicts, digests))
+    raise UserError(
+        _no_proof(bundle, chosen, verdicts, digests),
+        f"Run `{validation_command(bundle, chosen)}`, or deploy it all the same with --allow-unvalidated; the "
+        "repository will say so.",
+    )
 
 
 def validation_command(bundle: Bundle, chosen: Choice) -> str:
@@ -62,8 +66,7 @@ def _no_proof(bundle: Bundle, chosen: Choice, verdicts: Sequence[Verdict], diges
     listed = "".join(f"\n- {line}" for line in found)
     return (
         f"{bundle.directory} was not validated with what would answer, {name}: nobody has shown that it computes what "
-        f"the model means.{listed}\nRun `{validation_command(bundle, chosen)}`, or deploy it all the same with "
-        "--allow-unvalidated; the repository will say so."
+        f"the model means.{listed}"
     )
 
 

@@ -182,8 +182,8 @@ class Bundle:
         directory = self.engine_directory(record.key)
         if changed := list(record.changed_files(directory, read=True)):
             raise UserError(
-                f"The engine {record.key} in {self.directory} is not as it was built: {'; '.join(changed)}. "
-                "Build it again."
+                f"The engine {record.key} in {self.directory} is not as it was built: {'; '.join(changed)}.",
+                "Build it again.",
             )
         return {f"{ENGINES_DIRECTORY}/{record.key}/{file.name}": str(file.sha256) for file in record.files}
 

@@ -15,7 +15,15 @@ class UserError(Exception):
         # Names in it come from whoever wrote the file, and it goes to terminals, logs, reports and clients.
         self.message = plain_text(message)
         self.remedy = None if remedy is None else plain_text(remedy)
-        super().__init__(self.message if self.remedy is None else f"{self.message} {self.remedy}")
+        super().__init__(with_remedy(self.message, self.remedy))
+
+
+def with_remedy(message: str, remedy: str | None) -> str:
+    """What is wrong and what to do, one after the other: on a line of its own after a list."""
+    if remedy is None:
+        return message
+    between = "\n" if "\n" in message else " "
+    return f"{message}{between}{remedy}"
 
 
 def is_request_to_stop(error: BaseException) -> bool:

@@ -23,7 +23,8 @@ def balanced_layers(config: ModelConfig, num_stages: int) -> tuple[int, ...]:
     num_layers = decoder.num_hidden_layers
     if not 1 <= num_stages <= num_layers:
         raise UserError(
-            f"--pipeline-stages {num_stages}: the decoder has {num_layers} layers, so 1 to {num_layers} stages."
+            f"--pipeline-stages {num_stages}: the decoder has {num_layers} layers, so 1 to {num_layers} stages.",
+            f"Give at most {num_layers}.",
         )
     table = decoder.vocab_size * decoder.hidden_size
     queries = decoder.num_attention_heads * decoder.head_dim

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from export.errors import UserError
+from export.errors import UserError, with_remedy
 from export.wording import plain_text
 from qv_export.commands.batch import batch
 from qv_export.commands.bench import bench
@@ -31,6 +31,7 @@ from qv_export.commands.inspect import inspect
 from qv_export.commands.run import run
 from qv_export.commands.serve import serve
 from qv_export.commands.validate import validate
+from qv_export.parameters import MistakenValue
 from qv_export.process import ExitCode, leave, prepare, was_interrupted
 from qv_export.show.console import print_json
 
@@ -171,9 +172,7 @@ def _ending_of(error: BaseException, arguments: Sequence[str]) -> Ending:
     if was_interrupted() or isinstance(error, click.Abort | KeyboardInterrupt):
         return Ending(ExitCode.INTERRUPTED, "interrupted")
     if isinstance(error, click.ClickException):
-        context = getattr(error, "ctx", None)
-        remedy = f"{context.command_path} --help" if context else None
-        return Ending(ExitCode.USER_ERROR, error.format_message(), remedy)
+        return _ending_of_click(error)
     if isinstance(error, UserError):
         return Ending(ExitCode.USER_ERROR, error.message, error.remedy)
     if isinstance(error, ModuleNotFoundError):
@@ -195,11 +194,21 @@ def _ending_of(error: BaseException, arguments: Sequence[str]) -> Ending:
     return Ending(ExitCode.FAULT, f"a fault of qv-export or of this machine: {summary}", hint)
 
 
+def _ending_of_click(error: click.ClickException) -> Ending:
+    if isinstance(error, MistakenValue) and error.remedy is not None:
+        return Ending(ExitCode.USER_ERROR, error.found(), error.remedy)
+    context = getattr(error, "ctx", None)
+    remedy = f"{context.command_path} --help" if context else None
+    return Ending(ExitCode.USER_ERROR, error.format_message(), remedy)
+
+
 def _line(ending: Ending) -> str:
     if ending.code == ExitCode.INTERRUPTED:
         return ending.message
-    between = "\n" if ending.code == ExitCode.FAULT else " "
-    return plain_text(between.join(filter(None, (f"error: {ending.message}", ending.remedy))))
+    message = f"error: {ending.message}"
+    if ending.code == ExitCode.FAULT and ending.remedy:
+        return plain_text(f"{message}\n{ending.remedy}")
+    return plain_text(with_remedy(message, ending.remedy))
 
 
 def _tell_machine(ending: Ending) -> ExitCode:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from export.errors import UserError
+from export.errors import UserError, with_remedy
 
 
 def default_target() -> str:
@@ -40,6 +40,27 @@ class TargetChoice(click.Choice[str]):
         """Click sets what it was made with, which is nothing."""
 
 
+class MistakenValue(click.BadParameter):
+    """A value of an option or argument that cannot be meant, and what to give instead."""
+
+    def __init__(
+        self, message: str, remedy: str | None, ctx: click.Context | None, param: click.Parameter | None
+    ) -> None:
+        super().__init__(message, ctx, param)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return with_remedy(self.message, self.remedy)
+
+    def found(self) -> str:
+        """What is wrong, by the option's name."""
+        return super().format_message()
+
+    def format_message(self) -> str:
+        """What Click shows beneath the command's usage."""
+        return with_remedy(self.found(), self.remedy)
+
+
 class CheckpointPath(click.Path):
     """A checkpoint's directory."""
 
@@ -54,7 +75,7 @@ class CheckpointPath(click.Path):
         try:
             require_checkpoint(path)
         except UserError as error:
-            self.fail(str(error), param, ctx)
+            raise MistakenValue(error.message, error.remedy, ctx, param) from None
         return path
 
 
@@ -69,9 +90,8 @@ class MediaPath(click.Path):
         """Refuse web addresses by name: nothing is fetched."""
         if str(value).lower().startswith(("http://", "https://", "data:")):
             shown = str(value) if len(str(value)) < 80 else f"{str(value)[:60]}..."
-            self.fail(
-                f"{shown!r} is a web address, and `run` fetches nothing. Download it first.", param, ctx
-            )
+            found = f"{shown!r} is a web address, and `run` fetches nothing."
+            raise MistakenValue(found, "Download it first.", ctx, param)
         return Path(str(super().convert(value, param, ctx)))
 
 

@@ -127,7 +127,7 @@ def _alone(directory: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(lock)
         raise UserError(
-            f"Another validation is writing {directory}. Wait for it, or give another --report."
+            f"Another validation is writing {directory}.", "Wait for it, or give another --report."
         ) from None
     try:
         yield
@@ -164,7 +164,7 @@ def validate_bundle(bundle: Bundle, target: str, level: str, report_directory: P
     """
     name = next((known for known in LEVELS if known == level), None)
     if name is None:
-        raise UserError(f"There is no level {level!r}. Choose one of {', '.join(LEVELS)}.")
+        raise UserError(f"There is no level {level!r}.", f"Choose one of {', '.join(LEVELS)}.")
     plan = make_plan(bundle, target, name, Profile())
     with tempfile.TemporaryDirectory(prefix="qv-export-") as scratch:
         report = run_plan(plan, report_directory or Path(scratch) / "report", lambda *_: None)

@@ -283,8 +283,9 @@ def _required_noise(directory: Path, case: PreparedCase, plan: Plan) -> Measurem
     if summary is None or not _fits(summary, case):
         what = "no record of" if summary is None else "a record of other inputs for"
         raise UserError(
-            f"{directory} has {what} the case {case.name!r}. Record the set again with the same --level, --cases "
-            f"and profile: `{command_line('validate', plan.bundle.directory, '--record', directory)}`."
+            f"{directory} has {what} the case {case.name!r}.",
+            f"Record the set again with the same --level, --cases "
+            f"and profile: `{command_line('validate', plan.bundle.directory, '--record', directory)}`.",
         )
     return summary.noise
 

@@ -30,5 +30,5 @@ def backend_of(name: str) -> Backend:
         UserError: there is none of that name.
     """
     if name not in BACKENDS:
-        raise UserError(f"There is no target {name!r}. Choose one of {', '.join(BACKENDS)}.")
+        raise UserError(f"There is no target {name!r}.", f"Choose one of {', '.join(BACKENDS)}.")
     return BACKENDS[name]

@@ -29,8 +29,8 @@ class Parts:
         found = sorted(directory.glob(f"part-{shard:05}-*"))
         if found and not resume:
             raise UserError(
-                f"{directory} has output of this shard already ({found[0].name}). Give --resume to go on with it, or "
-                "another output."
+                f"{directory} has output of this shard already ({found[0].name}).",
+                "Give --resume to go on with it, or another output.",
             )
         for unfinished in [path for path in found if path.suffix == _UNFINISHED]:
             _keep_whole_lines(unfinished)

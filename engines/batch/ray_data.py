@@ -49,7 +49,7 @@ def share_of(resources: Mapping[str, float], device: str, num_nodes: int, num_wo
     cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
     if cpus <= 0:
         raise UserError(
-            "The Ray cluster has no CPU for what feeds the workers. Start its nodes with --num-cpus."
+            "The Ray cluster has no CPU for what feeds the workers.", "Start its nodes with --num-cpus."
         )
     if device == "cpu":
         num_actors = num_workers or num_nodes
@@ -126,7 +126,8 @@ def _start(
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"No Ray cluster at {address!r:.100}: {error!s:.300}. Start one (`ray start --head`) and give its address."
+            f"No Ray cluster at {address!r:.100}: {error!s:.300}.",
+            "Start one (`ray start --head`) and give its address.",
         ) from None
     _, chosen, settings = choice.resolve()
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -161,8 +161,8 @@ def require_own_ids(rows: Sequence[Row]) -> None:
     if twice:
         named = ", ".join(repr(one) for one in twice[:_MOST_TOLD])
         raise UserError(
-            f"{len(twice)} rows have the custom_id of an earlier one: {named:.400}. Give each an id of its own: "
-            "answers are told apart by them, and a run is gone on with."
+            f"{len(twice)} rows have the custom_id of an earlier one: {named:.400}.",
+            "Give each an id of its own: answers are told apart by them, and a run is gone on with.",
         )
 
 

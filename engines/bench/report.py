@@ -100,7 +100,8 @@ def read_report(path: Path) -> Report:
     if content.get("version") != VERSION:
         raise UserError(
             f"{path} is no report of `qv-export bench` that this version reads: expected version {VERSION}, found "
-            f"{content.get('version')!r:.40}. Measure again, and keep the file that -o writes."
+            f"{content.get('version')!r:.40}.",
+            "Measure again, and keep the file that -o writes.",
         )
     try:
         return dataclass_from_json(Report, content, str(path))

@@ -94,7 +94,8 @@ def _bounded_strings(
     if num_structure_bytes > max_structure_bytes or 2 * num_strings > max_structure_bytes:
         raise UserError(
             f"{name} has more than {max_structure_bytes} bytes outside of its strings, or more than "
-            f"{max_structure_bytes // 2} strings. Send fewer parts."
+            f"{max_structure_bytes // 2} strings.",
+            "Send fewer parts.",
         )
 
 

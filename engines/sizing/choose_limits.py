@@ -35,8 +35,8 @@ def choose_limits(
             "given" if "max_context" in given else "what the pictures need with room for text and an answer"
         )
         raise UserError(
-            f"max_context {values['max_context']} ({origin}) exceeds the {longest} tokens that the model was made for. "
-            f"Use at most --max-context {longest}, or smaller or fewer pictures."
+            f"max_context {values['max_context']} ({origin}) exceeds the {longest} tokens that the model was made for.",
+            f"Use at most --max-context {longest}, or smaller or fewer pictures.",
         )
     most_segments = values.get("max_patches", Limits.max_patches) // config.vision.patches_per_token
     fitting = {"max_segments": max(1, min(values.get("max_segments", Limits.max_segments), most_segments))}

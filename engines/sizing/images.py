@@ -53,8 +53,8 @@ def read_picture_sizes(directory: Path, settings: ImageSettings) -> PictureSizes
             skipped.append(str(error))
     if not patches:
         raise UserError(
-            f"--profile-from {directory}: no picture found ({len(skipped)} files cannot be read as one). "
-            "Give a folder of pictures like those that will be served."
+            f"--profile-from {directory}: no picture found ({len(skipped)} files cannot be read as one).",
+            "Give a folder of pictures like those that will be served.",
         )
     return PictureSizes(str(directory), tuple(sorted(patches)), tuple(skipped))
 
@@ -69,7 +69,7 @@ def _files(directory: Path) -> Iterator[Path]:
     for count, path in enumerate(files):
         if count == MAX_FILES:
             raise UserError(
-                f"{directory} holds more than {MAX_FILES} files. Give a folder with a sample of them."
+                f"{directory} holds more than {MAX_FILES} files.", "Give a folder with a sample of them."
             )
         if path.is_file():
             yield path

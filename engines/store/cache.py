@@ -177,7 +177,7 @@ def writing_engine(bundle: Path, key: str, *, rebuild: bool = False) -> Iterator
             if scratch is not None and scratch.exists():
                 raise
             raise UserError(
-                f"{bundle} was exported anew while its engine was built. Build it again."
+                f"{bundle} was exported anew while its engine was built.", "Build it again."
             ) from error
 
 
@@ -194,8 +194,8 @@ def _locked(engines: Path, key: str) -> Iterator[None]:
     """Let one process at a time build an engine; the kernel drops the lock of a killed one."""
     if engines.is_symlink():
         raise UserError(
-            f"{engines} is a link: engines are built into the bundle itself, never into another directory. "
-            "Remove the link, or copy the bundle with `cp -rL`."
+            f"{engines} is a link: engines are built into the bundle itself, never into another directory.",
+            "Remove the link, or copy the bundle with `cp -rL`.",
         )
     path = engines / f".{key}.lock"
     lock = -1

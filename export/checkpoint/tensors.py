@@ -329,7 +329,7 @@ def _sharded_paths(directory: Path) -> list[Path]:
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
         raise UserError(
-            f"{directory}: {len(missing)} of {len(names)} weight files are missing: {', '.join(missing)}. "
-            "Download them again."
+            f"{directory}: {len(missing)} of {len(names)} weight files are missing: {', '.join(missing)}.",
+            "Download them again.",
         )
     return [directory / name for name in names]

@@ -91,25 +91,26 @@ def require_replaceable(output: Path, kind: DirectoryKind) -> Path:
         try:
             output = output.resolve()
         except RuntimeError:  # a loop of links, up to Python 3.12
-            raise UserError(f"{output} is a loop of symbolic links. Choose another output.") from None
+            raise UserError(f"{output} is a loop of symbolic links.", "Choose another output.") from None
         except ValueError as error:  # a NUL
-            raise UserError(f"{str(output)!r} cannot be a path: {error}. Choose another output.") from None
+            raise UserError(f"{str(output)!r} cannot be a path: {error}.", "Choose another output.") from None
         try:  # once: another run may put it in place, or take it away, between two looks
             found = output.stat()
         except FileNotFoundError:
             return output
         if not stat.S_ISDIR(found.st_mode):
-            raise UserError(f"{output} exists and is not a directory. Choose another output.")
+            raise UserError(f"{output} exists and is not a directory.", "Choose another output.")
         if os.path.ismount(output):
             raise UserError(
-                f"{output} is a mount point, which cannot be replaced. Use {output / kind.name.split()[-1]} instead."
+                f"{output} is a mount point, which cannot be replaced.",
+                f"Use {output / kind.name.split()[-1]} instead.",
             )
         with suppress(FileNotFoundError):
             if not any(output.iterdir()):
                 return output
         if not kind.is_one(output) and output.exists():
             raise UserError(
-                f"{output} exists and is not {kind.name}; it will not be replaced. Choose another output."
+                f"{output} exists and is not {kind.name}; it will not be replaced.", "Choose another output."
             )
     return output
 
@@ -284,6 +285,6 @@ def _user_error(
         )
     if preparing and error.errno in _BAD_PATH:
         return UserError(
-            f"{place} cannot be the place of {kind.name}: {error.strerror}. Choose another output."
+            f"{place} cannot be the place of {kind.name}: {error.strerror}.", "Choose another output."
         )
     return None

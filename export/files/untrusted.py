@@ -30,10 +30,11 @@ def own_path(path: Path) -> Path:
         directory = path.parent.resolve(strict=True)
         real = path.resolve(strict=True)
     except RuntimeError:  # a loop of links, up to Python 3.12
-        raise UserError(f"{path} is a loop of symbolic links. Put the file itself there.") from None
+        raise UserError(f"{path} is a loop of symbolic links.", "Put the file itself there.") from None
     if not (real.is_relative_to(directory) or real.is_relative_to(_hub_blobs(directory))):
         raise UserError(
-            f"{path} is a link to {real}, outside of its directory: it is not read. Put the file itself there."
+            f"{path} is a link to {real}, outside of its directory: it is not read.",
+            "Put the file itself there.",
         )
     _require_regular(path, real.lstat())
     return real
@@ -127,7 +128,7 @@ def _too_large(path: Path, most_bytes: int) -> UserError:
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UserError(
-            f"{path} is not a regular file but {_kind(found.st_mode)}. Put the file itself there."
+            f"{path} is not a regular file but {_kind(found.st_mode)}.", "Put the file itself there."
         )
 
 

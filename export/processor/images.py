@@ -65,8 +65,8 @@ def read_image(
     picture, lost_share, clause = mended
     if lost_share > MAX_LOST_SHARE:
         raise UserError(
-            f"{describe(source)} is truncated or corrupt: {clause}; at most {MAX_LOST_SHARE:.0%} may be lost. "
-            "Send the file again."
+            f"{describe(source)} is truncated or corrupt: {clause}; at most {MAX_LOST_SHARE:.0%} may be lost.",
+            "Send the file again.",
         )
     with decoding(source):
         return rgb_from_image(upright(picture)), (f"{describe(source)}: {clause}.",)
@@ -150,8 +150,8 @@ def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
         raise UserError(_too_large(describe(source), "more than Pillow's limit")) from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{describe(source)} is not a picture that can be read. Expected one of "
-            f"{', '.join((*PICTURE_FORMATS, 'HEIC'))}."
+            f"{describe(source)} is not a picture that can be read.",
+            f"Expected one of {', '.join((*PICTURE_FORMATS, 'HEIC'))}.",
         ) from None
     except MemoryError:
         raise
@@ -169,7 +169,8 @@ def decoding(source: object) -> Iterator[None]:
     # Pillow's decoders raise nearly any type on broken input: OSError, SyntaxError, struct.error, IndexError.
     except Exception as error:  # noqa: BLE001
         raise UserError(
-            f"{describe(source)} is truncated or corrupt: {str(error) or type(error).__name__}. Send the file again."
+            f"{describe(source)} is truncated or corrupt: {str(error) or type(error).__name__}.",
+            "Send the file again.",
         ) from None
 
 
@@ -218,7 +219,7 @@ def path_of_file(source: object) -> Path:
     text = os.fspath(source)
     if text.startswith(("http://", "https://", "data:")):
         raise UserError(
-            f"{text[:80]} is a web address. Download it first and give a path or the file's bytes."
+            f"{text[:80]} is a web address.", "Download it first and give a path or the file's bytes."
         )
     path = Path(text.removeprefix("file://"))
     try:

@@ -61,12 +61,12 @@ def check_schemes(schemes: Mapping[Part, str | None]) -> dict[Part, str]:
         if name == "nvfp4":
             problems.append(
                 "nvfp4 is not made here: its products run on compute capability 12.0 alone, and nothing of it could be "
-                "run or checked so far. int4 is as small, and fp8 as exact"
+                "run or checked so far; int4 is as small, and fp8 as exact"
             )
         elif name not in known:
             problems.append(f"{name!r} is no way to quantize the {part}. Known are {', '.join(known)}")
     if problems:
-        raise UserError(". ".join(problems) + ".")
+        raise UserError(". ".join(problems) + ".", "Choose another way, or leave it out.")
     return asked
 
 
@@ -120,7 +120,8 @@ def _chosen(source: Checkpoint, schemes: Mapping[Part, str]) -> dict[str, str]:
     quantized = {*source.linears, *source.packed}
     if any(_PARTS[part].fullmatch(name) for part in schemes for name in quantized):
         raise UserError(
-            f"{source.directory} is quantized already. Leave --quantize out, or give the checkpoint it was made of."
+            f"{source.directory} is quantized already.",
+            "Leave --quantize out, or give the checkpoint it was made of.",
         )
     chosen: dict[str, str] = {}
     for part, scheme in schemes.items():

@@ -99,7 +99,7 @@ class StoredLinear:
         zeros = values.get("zeros")
         order = values.get("order")
         if order is not None and not _are_permutations(order, self.shape[1]):
-            raise UserError(f"{self.name}.order must hold every input once. Export the checkpoint again.")
+            raise UserError(f"{self.name}.order must hold every input once.", "Export the checkpoint again.")
         return QuantizedLinear(
             precision=self.precision,
             codes=codes if self.precision == "fp8" else codes.T,

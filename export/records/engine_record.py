@@ -82,14 +82,14 @@ class EngineRecord:
         content = parse_json_object(text, source)
         if content.pop("format", None) != FORMAT or content.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f'{source} is no record of an engine that this qv-export reads ("{FORMAT}", version {FORMAT_VERSION}). '
-                "Build the engine again."
+                f'{source} is no record of an engine that this qv-export reads ("{FORMAT}", version {FORMAT_VERSION}).',
+                "Build the engine again.",
             )
         problems: list[str] = []
         record = read_dataclass(cls, content, problems, whole=True)
         if record is None:
             raise UserError(
-                f"{source} is not a valid engine record: {'; '.join(problems)}. Build the engine again."
+                f"{source} is not a valid engine record: {'; '.join(problems)}.", "Build the engine again."
             )
         return record
 
@@ -132,13 +132,13 @@ def read_record(directory: Path) -> EngineRecord:
     """
     path = directory / RECORD_NAME
     if directory.is_symlink():
-        raise UserError(f"{directory} is a link: an engine lies inside of its bundle. Build it again.")
+        raise UserError(f"{directory} is a link: an engine lies inside of its bundle.", "Build it again.")
     try:
         text = read_own_bytes(path, MAX_JSON_BYTES).decode("utf-8")
         return EngineRecord.from_json(text, str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{directory} holds no engine: {RECORD_NAME} not found. Make one with `qv-export build`."
+            f"{directory} holds no engine: {RECORD_NAME} not found.", "Make one with `qv-export build`."
         ) from None
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise UserError(f"{path} cannot be read: {error}") from None

@@ -111,8 +111,8 @@ class Manifest:
             raise UserError(f'{source} is not a bundle\'s manifest: "format" must be "{FORMAT}".')
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f"{source}: format version {content.get('format_version')!r}, this qv-export reads {FORMAT_VERSION}. "
-                "Export the checkpoint again, or use the qv-export version that wrote the bundle."
+                f"{source}: format version {content.get('format_version')!r}, this qv-export reads {FORMAT_VERSION}.",
+                "Export the checkpoint again, or use the qv-export version that wrote the bundle.",
             )
         problems: list[str] = []
         # Stages are absent in bundles from before there were any.

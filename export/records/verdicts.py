@@ -93,11 +93,13 @@ def read_verdicts(bundle: Path, engine_key: str) -> list[Verdict]:
         return []
     content = read_json_object(path)
     if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} holds no verdicts that this qv-export reads. Remove it, and validate again.")
+        raise UserError(
+            f"{path} holds no verdicts that this qv-export reads.", "Remove it, and validate again."
+        )
     entries = content.get("verdicts")
     verdicts = [Verdict.from_json(entry, str(path)) for entry in entries] if isinstance(entries, list) else []
     if any(verdict.engine_key != engine_key for verdict in verdicts):
-        raise UserError(f"{path} holds verdicts of another engine. Remove it, and validate again.")
+        raise UserError(f"{path} holds verdicts of another engine.", "Remove it, and validate again.")
     return sorted(verdicts, key=lambda verdict: verdict.created, reverse=True)
 
 

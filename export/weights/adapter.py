@@ -75,7 +75,10 @@ def read_adapter(directory: Path, weights: Path | None = None) -> Adapter:
     """
     path = directory / CONFIG_FILE
     if not path.exists():
-        raise UserError(f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}.")
+        raise UserError(
+            f"{directory} is no PEFT adapter: it has no {CONFIG_FILE}.",
+            "Give the directory that PEFT saved it in.",
+        )
     problems: list[str] = []
     scaling_of = _read_scaling(Section(read_json_object(path), problems))
     tensors = {tensor.name: tensor for tensor in read_safetensors_header(weights or directory / WEIGHTS_FILE)}

@@ -58,13 +58,13 @@ def read_safetensors_header(path: Path) -> list[StoredTensor]:
         tensors = [_stored_tensor(path, name, entry, 8 + header_bytes) for name, entry in entries.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, UserError) as error:
         raise UserError(
-            f"{path} is not a readable safetensors file: {error!s:.1000}. Download it again."
+            f"{path} is not a readable safetensors file: {error!s:.1000}.", "Download it again."
         ) from None
     end = max((tensor.offset_bytes + tensor.length_bytes for tensor in tensors), default=8 + header_bytes)
     if end > size:
-        raise UserError(f"{path} is truncated: {size} bytes, expected {end}. Download it again.")
+        raise UserError(f"{path} is truncated: {size} bytes, expected {end}.", "Download it again.")
     if problem := _gap(tensors, 8 + header_bytes, size):
-        raise UserError(f"{path} is not a readable safetensors file: {problem}. Download it again.")
+        raise UserError(f"{path} is not a readable safetensors file: {problem}.", "Download it again.")
     return tensors
 
 

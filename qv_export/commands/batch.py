@@ -119,7 +119,7 @@ def batch(
         rows = rows_of_requests(requests_file)
     else:
         if not patterns or prompt is None:
-            raise UserError("Give --requests FILE, or --input GLOB with --prompt TEXT.")
+            raise click.UsageError("Give --requests FILE, or --input GLOB with --prompt TEXT.")
         rows = _rows_of_files(patterns, _fields(max_new_tokens, json_schema), prompt, prompt_first)
     choice = ModelChoice(bundle, engine_key or target, num_slots, max_context, num_threads)
     parts = Parts(output, number, resume=resume)

@@ -105,12 +105,12 @@ def bench(
     from export.bundle import open_bundle
 
     if other is None and (max_loss is not None or compare_anyway):
-        raise UserError("--max-loss and --compare-anyway go with --compare OTHER.json. Give that too.")
+        raise UserError("--max-loss and --compare-anyway go with --compare OTHER.json.", "Give that too.")
     if target and engine_key:
         raise UserError("--engine names an engine, and with it what computes: give it or --target, not both.")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(
-            f"{output} cannot be written: {output.absolute().parent} is no folder. Make it first."
+            f"{output} cannot be written: {output.absolute().parent} is no folder.", "Make it first."
         )
     before = None if other is None else read_report(other)
     opened, machine = open_bundle(bundle), this_machine()

@@ -57,4 +57,4 @@ def require_media(kinds: set[str], budgets: Mapping[str, Any]) -> None:
     followed = {name for kind in kinds for name in KEYS_OF[kind]}
     if vain := [f"--{name.replace('_', '-')}" for name in budgets if name not in followed]:
         needed = "--video" if "image" in kinds else "--image or --video"
-        raise UserError(f"{', '.join(vain)}: nothing here could follow it. Give it with {needed}.")
+        raise UserError(f"{', '.join(vain)}: nothing here could follow it.", f"Give it with {needed}.")

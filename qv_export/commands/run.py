@@ -160,7 +160,7 @@ def run(
     """Ask the exported model in BUNDLE about pictures and videos. The answer streams to stdout."""
     budgets, form = take_budgets(sampling), take_form(sampling)
     if sampling["num_logprobs"] is not None and not as_json:
-        raise UserError("--logprobs are told by --json alone. Give that too.")
+        raise UserError("--logprobs are told by --json alone.", "Give that too.")
     if (prompt is None) == (messages_file is None):
         raise click.UsageError("Give either --prompt TEXT or --messages FILE.")
     if messages_file is None:

@@ -196,7 +196,7 @@ def draw_located(path: Path, located: "Sequence[Located]", messages: Sequence[Ma
     try:
         picture.save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written: {error}. Choose another place for --draw.") from None
+        raise UserError(f"{path} cannot be written: {error}.", "Choose another place for --draw.") from None
 
 
 def _json(text: str, what: str) -> Any:

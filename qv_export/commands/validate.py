@@ -133,9 +133,11 @@ def validate(
     """
     require_one_purpose(report_directory, record_directory, for_polygraphy, self_test)
     if golden is not None and (tasks is not None or record_directory is not None):
-        raise UserError("--against replaces the reference, which --tasks and --record need. Leave one out.")
+        raise UserError(
+            "--against replaces the reference, which --tasks and --record need.", "Leave one out."
+        )
     if unquantized is not None and tasks is None:
-        raise UserError("--unquantized is asked the questions of --tasks. Give those too.")
+        raise UserError("--unquantized is asked the questions of --tasks.", "Give those too.")
     from export.bundle import open_bundle
     from validate.pipeline import keep_report_verdict, make_plan, run_plan
 
@@ -177,15 +179,19 @@ def require_one_purpose(
         UserError: with what to give.
     """
     if self_test and (report is not None or golden_set is not None):
-        raise UserError("--self-test tries the gates and gives no verdict. Leave --report and --record out.")
+        raise UserError(
+            "--self-test tries the gates and gives no verdict.", "Leave --report and --record out."
+        )
     if not self_test and (report is None) == (golden_set is None):
-        raise UserError("Give either --report DIR, to validate, or --record DIR, to write a golden set.")
+        raise click.UsageError(
+            "Give either --report DIR, to validate, or --record DIR, to write a golden set."
+        )
     if for_polygraphy:
         from validate.records.polygraphy_files import require_polygraphy
 
         require_polygraphy()
         if golden_set is None:
-            raise UserError("--polygraphy is what --record DIR writes in addition. Give that too.")
+            raise UserError("--polygraphy is what --record DIR writes in addition.", "Give that too.")
 
 
 def show_self_test(plan: "Plan", as_json: bool) -> bool:

@@ -116,10 +116,12 @@ def _load(path: Path) -> "onnx.ModelProto":
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(read_bounded_bytes(path, MAX_GRAPH_BYTES))
     except (OSError, ValueError, DecodeError) as error:  # a name with a NUL is a ValueError
-        raise UserError(f"{path} cannot be read as an ONNX model: {error}") from None
+        raise UserError(
+            f"{path} cannot be read as an ONNX model: {error}.", "Give a bundle's directory or an .onnx file."
+        ) from None
     # Protobuf takes many a file for an empty or odd message.
     if not model.ir_version or not model.graph.node:
-        raise UserError(f"{path} is not an ONNX model. Give a bundle's directory or an .onnx file.")
+        raise UserError(f"{path} is not an ONNX model.", "Give a bundle's directory or an .onnx file.")
     return model
 
 

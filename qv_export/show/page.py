@@ -27,7 +27,7 @@ def write_page(inspection: Inspection, path: Path) -> None:
         replace_text(path, plain_text(page, len(page)))
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be written: {reason}. Choose another place for --html.") from None
+        raise UserError(f"{path} cannot be written: {reason}.", "Choose another place for --html.") from None
 
 
 def page_title(inspection: Inspection) -> str:

@@ -26,7 +26,7 @@ def test_what_is_no_architecture_is_refused_with_an_example(value: str) -> None:
 def test_a_web_address_is_refused_as_what_it_is(value: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is a web address.*Download it first") as caught:
         MediaPath().convert(value, None, None)
-    assert len(caught.value.message) < 200
+    assert len(caught.value.format_message()) < 200
 
 
 def test_a_folder_of_frames_is_a_video_and_no_picture(tmp_path) -> None:
@@ -38,12 +38,15 @@ def test_a_folder_of_frames_is_a_video_and_no_picture(tmp_path) -> None:
 def test_a_hub_id_is_told_from_a_wrong_path(tmp_path) -> None:
     with pytest.raises(click.BadParameter) as caught:
         CheckpointPath().convert("Qwen/Qwen2-VL-2B-Instruct", None, None)
-    assert "hf download Qwen/Qwen2-VL-2B-Instruct --local-dir Qwen2-VL-2B-Instruct" in caught.value.message
+    assert (
+        "hf download Qwen/Qwen2-VL-2B-Instruct --local-dir Qwen2-VL-2B-Instruct"
+        in caught.value.format_message()
+    )
     for path in ("nowhere", "/Qwen/nowhere", "a/b/c", str(tmp_path / "nowhere")):
         with pytest.raises(click.BadParameter) as caught:
             CheckpointPath().convert(path, None, None)
-        assert "hf download" not in caught.value.message
-        assert "does not exist" in caught.value.message
+        assert "hf download" not in caught.value.format_message()
+        assert "does not exist" in caught.value.format_message()
 
 
 def test_other_things_than_a_checkpoint_are_named(tmp_path) -> None:

@@ -30,7 +30,7 @@ def load_cases(path: Path, processor: Processor) -> list[PreparedCase]:
     conversations = list(_folder(path) if path.is_dir() else _file(path))
     if not conversations:
         raise UserError(
-            f"{path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}). Give another --cases."
+            f"{path} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).", "Give another --cases."
         )
     names = [name for name, _ in conversations]
     if repeated := {name for name in names if names.count(name) > 1}:

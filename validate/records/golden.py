@@ -61,8 +61,8 @@ def open_golden(directory: Path, content: Mapping[str, Any]) -> None:
         found = {}
     if found.get("format") != FORMAT:
         raise UserError(
-            f"{directory} is no golden set: {GOLDEN_NAME} is missing or not one of ours. "
-            "Record one with `qv-export validate BUNDLE --record DIRECTORY`."
+            f"{directory} is no golden set: {GOLDEN_NAME} is missing or not one of ours.",
+            "Record one with `qv-export validate BUNDLE --record DIRECTORY`.",
         )
     wanted = {"format_version": FORMAT_VERSION, **content}
     problems = [
@@ -91,6 +91,6 @@ def open_workspace(directory: Path, run: Mapping[str, Any], *, resume: bool) -> 
     differences = [name for name in run if found.get(name) != run[name]]
     if differences:
         raise UserError(
-            f"The interrupted run in {directory} differs in {', '.join(differences)}. "
-            "Give the same options, or start anew without --resume."
+            f"The interrupted run in {directory} differs in {', '.join(differences)}.",
+            "Give the same options, or start anew without --resume.",
         )

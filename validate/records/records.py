@@ -201,7 +201,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, BadZipFile) as error:
-        raise UserError(f"{path} is no readable record of a case: {error}. Record it again.") from None
+        raise UserError(f"{path} is no readable record of a case: {error}.", "Record it again.") from None
 
 
 def write_json(path: Path, content: Any) -> None:

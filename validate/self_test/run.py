@@ -89,7 +89,8 @@ def run_self_test(plan: Plan, progress: Progress, faults: Sequence[Mutation] | N
     """
     if plan.chosen is None:
         raise UserError(
-            "--self-test puts faults into an engine's graphs, and the reference has none. Give another --target."
+            "--self-test puts faults into an engine's graphs, and the reference has none.",
+            "Give another --target.",
         )
     cases = tuple(case for case in plan.inside if case.name in CASE_NAMES)
     if not cases:

@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
         """See `Backend`."""
         del gpus
         if asked:
-            raise UserError("--sm is for TensorRT: ONNX Runtime compiles when it loads. Leave it out.")
+            raise UserError("--sm is for TensorRT: ONNX Runtime compiles when it loads.", "Leave it out.")
         return ()
 
     def serves(self, sm: int) -> bool:
@@ -77,7 +77,7 @@ class OnnxRuntimeBackend:
         del architectures
         if options:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-            raise UserError(f"{named} is for TensorRT: ONNX Runtime compiles when it loads. Leave it out.")
+            raise UserError(f"{named} is for TensorRT: ONNX Runtime compiles when it loads.", "Leave it out.")
 
     def key_options(self, architectures: tuple[int, ...], options: Options) -> Mapping[str, str]:
         """See `Backend`: it has none."""

@@ -100,13 +100,14 @@ class TensorRtBackend:
             return served or DEFAULT_RTX_SMS
         if not served:
             raise UserError(
-                "--target tensorrt builds on an NVIDIA GPU of SM80 or newer, which `nvidia-smi` does not list here. "
-                "Build where the GPU is, or use --target tensorrt-rtx, which builds on any CPU."
+                "--target tensorrt builds on an NVIDIA GPU of SM80 or newer, which `nvidia-smi` does not list here.",
+                "Build where the GPU is, or use --target tensorrt-rtx, which builds on any CPU.",
             )
         if wanted and wanted != served[:1]:
             raise UserError(
                 f"--target tensorrt builds for the GPU that it runs on: found SM{served[0]} here, asked was "
-                f"{', '.join(f'SM{sm}' for sm in wanted)}. Leave --sm out, or build on such a machine."
+                f"{', '.join(f'SM{sm}' for sm in wanted)}.",
+                "Leave --sm out, or build on such a machine.",
             )
         return served[:1]
 

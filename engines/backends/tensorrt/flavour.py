@@ -64,8 +64,8 @@ def require_installed(flavour: Flavour) -> str:
     name = next((name for name in MODULES[flavour] if find_spec(name)), None)
     if name is None:
         raise UserError(
-            f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed. "
-            f"Install it: {remedy(flavour)}"
+            f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed.",
+            f"Install it: {remedy(flavour)}",
         )
     return name
 
@@ -81,8 +81,8 @@ def load_bindings(flavour: Flavour) -> Bindings:
         return cast(Bindings, importlib.import_module(name))
     except (ImportError, OSError) as error:
         raise UserError(
-            f"Target {flavour}: the module {name} is installed, but does not load: {error}. "
-            f"Install it anew: {remedy(flavour)}"
+            f"Target {flavour}: the module {name} is installed, but does not load: {error}.",
+            f"Install it anew: {remedy(flavour)}",
         ) from error
 
 

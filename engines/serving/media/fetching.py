@@ -164,7 +164,8 @@ class Fetcher:
         """The parts of an address that the policy allows."""
         if len(url) > _MAX_URL_CHARACTERS or not url.isascii() or not url.isprintable() or " " in url:
             raise UserError(
-                f"A web address must be plain ASCII of at most {_MAX_URL_CHARACTERS} characters. Write the rest as %XX."
+                f"A web address must be plain ASCII of at most {_MAX_URL_CHARACTERS} characters.",
+                "Write the rest as %XX.",
             )
         try:
             parts = urlsplit(url)
@@ -182,7 +183,7 @@ class Fetcher:
             problems.append(f"this server does not fetch from {parts.hostname!r}")
         if problems:
             raise UserError(
-                f"{url[:80]} is not fetched: {'; '.join(problems)}. Send the file's bytes instead."
+                f"{url[:80]} is not fetched: {'; '.join(problems)}.", "Send the file's bytes instead."
             )
         return parts
 

@@ -218,7 +218,7 @@ class PooledReader:
         reply = self._run("sizes", list(pictures), cost, "A picture", is_list=True)
         sizes = reply.header.get("sizes")
         if not isinstance(sizes, list) or len(sizes) != len(pictures):
-            raise UserError("The pictures cannot be read. Save them again.")
+            raise UserError("The pictures cannot be read.", "Save them again.")
         for picture, (width, height, work) in zip(pictures, sizes, strict=True):
             self._costs[id(picture)] = _cost(int(width) * int(height), int(work))
         return [(int(width), int(height)) for width, height, _ in sizes]
@@ -235,7 +235,7 @@ class PooledReader:
         files = list(source) if is_list else [source]
         reply = self._run(kind, files, cost, name, is_list=is_list, budget=budget)
         if reply.frames is None:
-            raise UserError(f"{name} cannot be decoded. Save it again.")
+            raise UserError(f"{name} cannot be decoded.", "Save it again.")
         seconds, notes = reply.header.get("seconds", []), reply.header.get("notes", [])
         return DecodedMedium(
             list(reply.frames),
@@ -262,11 +262,12 @@ class PooledReader:
                 raise UserError("cancelled by the client") from None
             seconds = time.monotonic() - started
             raise UserError(
-                f"{name} was not decoded within {seconds:.1f} s. Send a smaller or shorter one, or try again later."
+                f"{name} was not decoded within {seconds:.1f} s.",
+                "Send a smaller or shorter one, or try again later.",
             ) from None
         except (EOFError, ValueError, ConnectionError):
             raise UserError(
-                f"{name} ended the process that decoded it: it is broken. Save it again."
+                f"{name} ended the process that decoded it: it is broken.", "Save it again."
             ) from None
         finally:
             self._spent_seconds += time.monotonic() - started
@@ -274,7 +275,7 @@ class PooledReader:
             raise UserError(str(reply.header["refused"]))
         if "too_large" in reply.header:
             most = self._pool.settings.worker_memory_bytes >> 20
-            raise UserError(f"{name} takes more than {most} MB to decode. Send it smaller.")
+            raise UserError(f"{name} takes more than {most} MB to decode.", "Send it smaller.")
         if "fault" in reply.header:
             raise RuntimeError(f"a media process failed: {reply.header['fault']}")
         return reply

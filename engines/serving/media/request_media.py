@@ -127,9 +127,9 @@ class RequestMedia:
         if is_data_url(reference) or not colon:
             return _from_text(reference, kind)
         if scheme.lower() not in {"http", "https"}:
-            raise UserError(f"{scheme}:// addresses are never read. Send the file's bytes.")
+            raise UserError(f"{scheme}:// addresses are never read.", "Send the file's bytes.")
         if self._fetcher is None:
-            raise UserError("This server fetches no web addresses. Send the file's bytes.")
+            raise UserError("This server fetches no web addresses.", "Send the file's bytes.")
         return self._fetcher.fetch(reference, deadline=self._deadline, is_cancelled=self._is_cancelled)
 
     def _file(self, reference: str) -> bytes:
@@ -163,12 +163,13 @@ class RequestMedia:
         if num_pixels > limits.max_picture_pixels:
             raise UserError(
                 f"The pictures have {num_pixels} pixels together, this server decodes {limits.max_picture_pixels} at "
-                "most. Send them smaller."
+                "most.",
+                "Send them smaller.",
             )
         if limits.max_context is not None and num_tokens > limits.max_context:
             raise UserError(
-                f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}. "
-                "Send fewer or smaller ones."
+                f"The pictures take {num_tokens} tokens but the context holds {limits.max_context}.",
+                "Send fewer or smaller ones.",
             )
 
 

@@ -39,7 +39,7 @@ def checked_keys(keys: Sequence[str], source: str) -> tuple[str, ...]:
     """
     if not keys:
         raise UserError(
-            f"{source} holds no API key. Write one a line, or leave it out to serve whoever asks."
+            f"{source} holds no API key.", "Write one a line, or leave it out to serve whoever asks."
         )
     for number, key in enumerate(keys, 1):
         if len(key) < _LEAST_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:

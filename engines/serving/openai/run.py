@@ -32,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         found.close()
         raise UserError(
-            f"{host} port {port} cannot be listened on: {error}. Choose another --host or --port."
+            f"{host} port {port} cannot be listened on: {error}.", "Choose another --host or --port."
         ) from None
     return found
 

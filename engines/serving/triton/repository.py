@@ -134,8 +134,8 @@ def _require_able(record: EngineRecord, settings: ServerSettings, *, has_parts: 
     """Refuse an engine that cannot do what the settings ask."""
     if not backend_of(record.target).needs_engine:
         raise UserError(
-            f"The engine {record.key} is a record of limits alone: {record.target} opens the graphs themselves. "
-            "Leave --engine out, and give its limits as --slots and --max-context."
+            f"The engine {record.key} is a record of limits alone: {record.target} opens the graphs themselves.",
+            "Leave --engine out, and give its limits as --slots and --max-context.",
         )
     problems = [
         f"{settings_name} {asked} is more than its {limit} {record.limits[limit]}"

@@ -80,7 +80,8 @@ def mrope_position_ids(
     if int(is_visual.sum()) != sum(lengths):
         raise UserError(
             f"The prompt has {int(is_visual.sum())} image and video tokens, but its {len(grids)} pictures and videos "
-            f"need {sum(lengths)}. Give one placeholder for each picture or video."
+            f"need {sum(lengths)}.",
+            "Give one placeholder for each picture or video.",
         )
     position_ids = np.empty((3, len(token_ids)), np.int32)
     token, next_id = 0, 0

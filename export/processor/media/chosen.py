@@ -56,7 +56,9 @@ def _stretch(frames: FrameSource, budget: Budget) -> tuple[int, int]:
     asked = [name for name in ("fps", "video_start", "video_end") if getattr(budget, name) is not None]
     has_clock = frames.starts_s is not None or frames.fps is not None
     if asked and not has_clock:
-        raise UserError(f"{frames.name} has no clock: {', '.join(asked)} cannot be followed. Leave them out.")
+        raise UserError(
+            f"{frames.name} has no clock: {', '.join(asked)} cannot be followed.", "Leave them out."
+        )
     if budget.video_start is None and budget.video_end is None:
         return 0, frames.num_frames
     start_s, end_s = budget.video_start or 0.0, budget.video_end

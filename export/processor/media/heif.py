@@ -63,7 +63,7 @@ def read_plan(content: bytes, name: str) -> HeifPlan:
         plan = _plan(_Items.of(dict(_boxes(content))[b"meta"][4:], content))
     except (KeyError, IndexError, struct.error, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"{name} is a HEIC picture whose boxes are broken ({error!r:.80}). Save it again."
+            f"{name} is a HEIC picture whose boxes are broken ({error!r:.80}).", "Save it again."
         ) from None
     width, height = plan.coded_size
     if not 0 < width * height <= MAX_PICTURE_PIXELS or 0 in plan.size or len(plan.tiles) > _MAX_TILES:
@@ -112,7 +112,7 @@ def _decoded_items(content: bytes, plan: HeifPlan, name: str) -> dict[int, Image
                     if isinstance(frame, av.VideoFrame) and packet.stream.id not in found:
                         found[packet.stream.id] = Image.fromarray(frame.to_ndarray(format="rgb24"))
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{name} is truncated or corrupt: {error}. Send the file again.") from None
+        raise UserError(f"{name} is truncated or corrupt: {error}.", "Send the file again.") from None
     return found
 
 

@@ -35,8 +35,8 @@ def check_headers(head: bytes, content: bytes, name: str) -> None:
         # Counting bytes is quick; only where a thumbnail or a second picture may have part in them are blocks walked.
         if content.count(_SCAN) > MAX_JPEG_SCANS and _num_scans(content) > MAX_JPEG_SCANS:
             raise UserError(
-                f"{name} is a JPEG of more than {MAX_JPEG_SCANS} scans; each goes over the whole picture. "
-                "Save it again."
+                f"{name} is a JPEG of more than {MAX_JPEG_SCANS} scans; each goes over the whole picture.",
+                "Save it again.",
             )
     elif head.startswith(b"\0\0\1\0"):
         _check_icon(content, name)
@@ -90,5 +90,6 @@ def _check_icon(content: bytes, name: str) -> None:
         if max(width, height) > MAX_ICON_SIDE:
             raise UserError(
                 f"{name} is an icon that holds a picture of {width} x {height} pixels; at most {MAX_ICON_SIDE} a side "
-                "are decoded. Send that picture itself."
+                "are decoded.",
+                "Send that picture itself.",
             )

@@ -140,7 +140,8 @@ def _check_amount(found: _Packets, most_bytes: int, name: str, limits: MediaLimi
     if found.num_bytes > most_bytes:
         raise UserError(
             f"{name} has frames that lie over each other: its first {found.num_packets} have {found.num_bytes} bytes, "
-            "more than the whole file. Convert the video again."
+            "more than the whole file.",
+            "Convert the video again.",
         )
 
 

@@ -153,7 +153,7 @@ class _TextGuard:
         free = list(islice(unused, len(ends) + 1))
         if len(free) < len(ends) + 1:
             raise UserError(
-                "The messages use every private-use character of Unicode's last plane. Remove some."
+                "The messages use every private-use character of Unicode's last plane.", "Remove some."
             )
         self.mark = free.pop()
         """A character that stands nowhere in the messages."""

@@ -179,7 +179,7 @@ def _medium(part_type: str, given: dict[str, Any], where: str) -> Medium:
             f"{where}: expected the {kind} under the key {keys[0]!r}, found {sorted(map(str, given))}."
         )
     if len(found) > 1:
-        raise UserError(f"{where} holds the {kind} {len(found)} times: {', '.join(found)}. Keep one.")
+        raise UserError(f"{where} holds the {kind} {len(found)} times: {', '.join(found)}.", "Keep one.")
     source = given.pop(found[0])
     if isinstance(source, Mapping):  # {"url": ..., "detail": ...}, as OpenAI's clients send it
         inner = {key: value for key, value in source.items() if value is not None}
@@ -216,7 +216,7 @@ def _checked_text(text: Any, where: str) -> str:
 def _refuse_unknown_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(str(key) for key in content if key not in known)
     if unknown:
-        raise UserError(f"{where} has keys that nothing here follows: {', '.join(unknown)}. Remove them.")
+        raise UserError(f"{where} has keys that nothing here follows: {', '.join(unknown)}.", "Remove them.")
 
 
 def with_paths_from(messages: Any, directory: Path) -> Any:

@@ -60,8 +60,8 @@ class ChatTemplate:
         asked = dict(variables or {})
         if unread := sorted(str(name) for name in asked if name in own or name not in self.variables):
             raise UserError(
-                f"The checkpoint's chat template does not read {', '.join(unread)}, so nothing would follow it. "
-                "Leave it out."
+                f"The checkpoint's chat template does not read {', '.join(unread)}, so nothing would follow it.",
+                "Leave it out.",
             )
         job = {
             "source": self.source,

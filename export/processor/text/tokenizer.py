@@ -57,7 +57,8 @@ def _refuse_growth(tokenizer: Tokenizer, directory: Path) -> None:
     if growth > _MAX_GROWTH:
         raise UserError(
             f"{directory}: the tokenizer's normalizer can make a text {growth:.3g} times as long, of at most "
-            f"{_MAX_GROWTH}. Take the tokenizer files of the model's own repository."
+            f"{_MAX_GROWTH}.",
+            "Take the tokenizer files of the model's own repository.",
         )
 
 
@@ -121,7 +122,8 @@ def _add_declared_tokens(tokenizer: Tokenizer, path: Path) -> None:
         if tokenizer.token_to_id(token.content) != token_id:
             raise UserError(
                 f"{path}: {token.content!r} is declared with id {token_id}, but the vocabulary gives it "
-                f"{tokenizer.token_to_id(token.content)}. Take all tokenizer files from one repository."
+                f"{tokenizer.token_to_id(token.content)}.",
+                "Take all tokenizer files from one repository.",
             )
 
 

@@ -112,7 +112,9 @@ class ContainerFrames:
         """Raise where too much was lost."""
         if self.num_decoded == 0:
             reason = f" ({self._failure})" if self._failure else ""
-            raise UserError(f"{self.name}: not one frame could be decoded{reason}. Convert the video again.")
+            raise UserError(
+                f"{self.name}: not one frame could be decoded{reason}.", "Convert the video again."
+            )
         if self._survey.hole_share and self._limits.strict:
             raise self._has_hole(self._survey.hole_share, 0)
         share = self._survey.lost_share + self._survey.hole_share
@@ -120,13 +122,15 @@ class ContainerFrames:
         if share > MAX_LOST_SHARE:
             raise UserError(
                 f"{self.name} is damaged: {share:.0%} of its frames cannot be decoded ({self._failure}); at most "
-                f"{MAX_LOST_SHARE:.0%} may be lost. Convert or download the video again."
+                f"{MAX_LOST_SHARE:.0%} may be lost.",
+                "Convert or download the video again.",
             )
 
     def _has_hole(self, share: float, most: float) -> UserError:
         return UserError(
             f"{self.name} is damaged: {share:.0%} of it, between its frames, cannot be read; at most {most:.0%} may be "
-            "lost. Record or download the video again."
+            "lost.",
+            "Record or download the video again.",
         )
 
     def _decode(self, container: InputContainer, needed: Container[int] | None) -> Iterator[av.VideoFrame]:
@@ -166,8 +170,8 @@ class ContainerFrames:
         self._failure = self._failure or f"frame {self._num_packets}: {_reason(error)}"
         if self._limits.strict:
             raise UserError(
-                f"{self.name} is damaged: frame {self._num_packets} cannot be decoded ({_reason(error)}). "
-                "Convert or download the video again."
+                f"{self.name} is damaged: frame {self._num_packets} cannot be decoded ({_reason(error)}).",
+                "Convert or download the video again.",
             ) from None
 
     def _look_through(self) -> Survey:
@@ -181,12 +185,14 @@ class ContainerFrames:
             survey = survey_packets(container, stream, self.name, self._limits)
         if survey.cut and (self._limits.strict or survey.lost_share > MAX_LOST_SHARE):
             raise UserError(
-                f"{self.name} ends early: {survey.cut}. Record, convert or download the video again."
+                f"{self.name} ends early: {survey.cut}.", "Record, convert or download the video again."
             )
         if survey.hole_share > MAX_LOST_SHARE and not self._limits.strict:
             raise self._has_hole(survey.hole_share, MAX_LOST_SHARE)
         if survey.damage and self._limits.strict:
-            raise UserError(f"{self.name} is damaged: {survey.damage}. Record or download the video again.")
+            raise UserError(
+                f"{self.name} is damaged: {survey.damage}.", "Record or download the video again."
+            )
         if survey.num_frames == 0:
             raise UserError(
                 f"{self.name} holds no frame: its video stream is empty. Check how it was recorded."
@@ -203,7 +209,7 @@ class ContainerFrames:
                 )
             except av.error.EOFError:
                 raise UserError(
-                    f"{self.name} holds no frame: it ends after its header. Record it again."
+                    f"{self.name} holds no frame: it ends after its header.", "Record it again."
                 ) from None
             except (av.FFmpegError, OSError, ValueError) as error:  # OSError: an empty file
                 raise UserError(
@@ -219,7 +225,7 @@ class ContainerFrames:
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no stream at all"
             raise UserError(
-                f"{self.name} has no video stream, found only: {kinds}. Give a file with pictures in it."
+                f"{self.name} has no video stream, found only: {kinds}.", "Give a file with pictures in it."
             )
         # An animated AVIF holds a still picture, too, marked as default alike.
         stream = max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.frames != 1))
@@ -230,7 +236,7 @@ class ContainerFrames:
         if stream.codec_context is None or stream.codec_context.codec.name not in _CODECS:
             found = "" if stream.codec_context is None else f" ({stream.codec_context.codec.name})"
             raise UserError(
-                f"{self.name}: no decoder here for its video stream{found}. Convert it to H.264 first."
+                f"{self.name}: no decoder here for its video stream{found}.", "Convert it to H.264 first."
             )
         if stream.width * stream.height > MAX_PICTURE_PIXELS:
             raise UserError(

@@ -72,7 +72,7 @@ class PictureFrames:
 
     def __init__(self, pictures: Sequence[ImageSource], name: str) -> None:
         if not pictures:
-            raise UserError(f"{name} holds no frame. Give at least one picture.")
+            raise UserError(f"{name} holds no frame.", "Give at least one picture.")
         self.name = name
         self.num_frames = self.num_decoded = len(pictures)
         self._pictures = pictures

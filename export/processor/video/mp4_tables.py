@@ -136,7 +136,7 @@ def _read_table(file: BinaryIO, place: int, tag: bytes, size: int, track: _Track
         raise _refusal(name, f"a table of {count} entries", size)
     match tag:
         case b"cmov":
-            raise UserError(f"{name} has a compressed index (cmov), which is not read. Convert it first.")
+            raise UserError(f"{name} has a compressed index (cmov), which is not read.", "Convert it first.")
         case b"hdlr":
             track.handlers.add(head[8:12])
         case b"stsz" | b"stz2" | b"trun":
@@ -179,5 +179,6 @@ def _number(file: BinaryIO, place: int) -> int:
 def _refusal(name: str, found: str, size: int) -> UserError:
     return UserError(
         f"{name} announces {found} in {size} bytes: it is cut off inside of its index, or made to exhaust a reader's "
-        "memory. Convert or download the video again."
+        "memory.",
+        "Convert or download the video again.",
     )

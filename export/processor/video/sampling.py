@@ -151,6 +151,7 @@ def _frame_size(
     if num_tokens > settings.max_tokens:
         raise UserError(
             f"resized_height and resized_width ask for {num_tokens} tokens in {num_steps} steps; a video has "
-            f"{settings.max_tokens} at most. Ask for less, or for fewer frames."
+            f"{settings.max_tokens} at most.",
+            "Ask for less, or for fewer frames.",
         )
     return asked

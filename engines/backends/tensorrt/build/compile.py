@@ -161,8 +161,8 @@ def _space_is_the_users(output: Path) -> Iterator[None]:
         if error.errno not in _NO_SPACE:
             raise
         raise UserError(
-            f"No space left in {output.parent} while writing the engine ({error.strerror}). Free some, or choose "
-            "another place."
+            f"No space left in {output.parent} while writing the engine ({error.strerror}).",
+            "Free some, or choose another place.",
         ) from error
 
 

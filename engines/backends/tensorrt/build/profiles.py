@@ -106,6 +106,7 @@ def require_small_padding(config: ModelConfig, limits: Limits) -> None:
     if rows * channels > _MAX_ELEMENTS:
         raise UserError(
             f"max_segments {limits.max_segments} x max_patches {limits.max_patches} x {channels} channels are more "
-            f"than the {_MAX_ELEMENTS:,} elements that a tensor of TensorRT may have. Lower one of them: "
-            f"at most {_MAX_ELEMENTS // (channels * limits.max_patches)} segments of that many patches fit."
+            f"than the {_MAX_ELEMENTS:,} elements that a tensor of TensorRT may have.",
+            f"Lower one of them: "
+            f"at most {_MAX_ELEMENTS // (channels * limits.max_patches)} segments of that many patches fit.",
         )

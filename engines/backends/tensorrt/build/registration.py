@@ -18,8 +18,8 @@ def register_plugins(options: BuildOptions) -> tuple[int, ...]:
     here = current_sm()
     if options.sm not in {(), (here,)}:
         raise UserError(
-            f"TensorRT builds for the GPU at hand, SM{here}; asked was SM{options.sm[0]}. "
-            "Build on such a machine, or leave --sm away."
+            f"TensorRT builds for the GPU at hand, SM{here}; asked was SM{options.sm[0]}.",
+            "Build on such a machine, or leave --sm away.",
         )
     register(_AMPERE if options.hardware_compatibility == "ampere_plus" else here, driver_cuda())
     return (here,)

@@ -76,7 +76,7 @@ def load_cuda() -> Any:
         from cuda.bindings import runtime  # noqa: PLC0415  (only a machine that runs engines has it)
     except ImportError as error:
         command = package_command("cuda-python>=13")
-        raise UserError(f"TensorRT engines need cuda-python to run. Install it: {command}") from error
+        raise UserError("TensorRT engines need cuda-python to run.", f"Install it: {command}") from error
     return runtime
 
 

@@ -101,8 +101,8 @@ class TensorRtDecoder:
         largest = inputs["token_ids"].profiles[PREFILL].maximum
         if num_slots > largest[0]:
             raise UserError(
-                f"{num_slots} slots asked, the decoder's engine has {largest[0]} rows. "
-                f"Build with --max-batch {num_slots}, or ask for fewer slots."
+                f"{num_slots} slots asked, the decoder's engine has {largest[0]} rows.",
+                f"Build with --max-batch {num_slots}, or ask for fewer slots.",
             )
         self.num_slots = num_slots
         self.capacity = inputs[cache_name("past", "key", 0)].shape[2]

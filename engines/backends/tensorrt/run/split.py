@@ -78,9 +78,9 @@ def vision_calls(
     lengths = np.diff(cu_seqlens)
     if lengths.max() > max_patches:
         raise UserError(
-            f"A picture has {lengths.max():,} patches of 14 x 14 pixels, the engine takes {max_patches:,} at once. "
+            f"A picture has {lengths.max():,} patches of 14 x 14 pixels, the engine takes {max_patches:,} at once.",
             f"Lower the processor's max_pixels to {max_patches * 14 * 14:,}, or build with "
-            f"--max-patches {lengths.max()}."
+            f"--max-patches {lengths.max()}.",
         )
     first = 0
     for last in range(1, len(lengths) + 1):

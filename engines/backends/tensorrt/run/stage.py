@@ -123,6 +123,6 @@ def require_aligned_slots(cache: TensorFacts, num_slots: int) -> None:
     if num_slots > 1 and capacity % step:
         raise UserError(
             f"{num_slots} slots asked, each of {capacity} tokens of {token_bytes} bytes: the second would not begin "
-            f"at a multiple of {ALIGNMENT} bytes, which TensorRT needs. "
-            f"Build with --max-context {-(-capacity // step) * step}, or ask for one slot."
+            f"at a multiple of {ALIGNMENT} bytes, which TensorRT needs.",
+            f"Build with --max-context {-(-capacity // step) * step}, or ask for one slot.",
         )
