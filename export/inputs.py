@@ -118,6 +118,8 @@ class SeenMedium:
     """When each frame of a video that is seen stands, from its first frame; empty where there is no clock."""
     notes: tuple[str, ...] = ()
     """What was lost, a sentence each."""
+    size: tuple[int, int] | None = None
+    """Width and height of a picture as it was sent, upright; None of a video."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engines.sizing.limits import Limits
     from engines.store.build import Built
     from export.checkpoint.generation_config import GenerationConfig
-    from export.inputs import ModelInputs
+    from export.inputs import ModelInputs, SeenMedium
     from export.processor.text.located import Located
     from export.records.manifest import WeightsMode
     from validate.report.report import Report
@@ -255,8 +255,9 @@ class Model:
             EngineError: the engine's answer is unusable.
         """
         events: list[TokenEvent] = []
+        media: list[SeenMedium] = []
         messages = self._messages(prompt, images, videos, system)
-        pieces = list(self._pieces(messages, seed, wishes, events))
+        pieces = list(self._pieces(messages, seed, wishes, events, media))
         last, token_ids = events[-1], [event.token_id for event in events]
         return Answer(
             text="".join(pieces),
@@ -264,7 +265,7 @@ class Model:
             finish_reason=last.finish_reason
             or "stop",  # a stop string ended it, and nothing further was asked for
             timings=last.timings,
-            located=tuple(self.bundle.processor.located(token_ids, messages)),
+            located=tuple(self.bundle.processor.located(token_ids, media)),
             logprobs=tuple(event.logprobs for event in events if event.logprobs is not None),
         )
 
@@ -279,7 +280,7 @@ class Model:
         **wishes: Any,
     ) -> Iterator[str]:
         """The same, as pieces of text that come as they are written. Args and errors as `generate`."""
-        yield from self._pieces(self._messages(prompt, images, videos, system), seed, wishes, [])
+        yield from self._pieces(self._messages(prompt, images, videos, system), seed, wishes, [], [])
 
     def chat(self, system: str | None = None) -> "Chat":
         """A conversation that remembers its turns."""
@@ -330,8 +331,9 @@ class Model:
         seed: int | None,
         wishes: Mapping[str, Any],
         heard: "list[TokenEvent]",
+        media: "list[SeenMedium]",
     ) -> Iterator[str]:
-        """Pieces of text; `heard` collects the events behind them."""
+        """Pieces of text; `heard` collects the events behind them, `media` what became of pictures and videos."""
         from engines.runtime.tokens.text_stream import TextStream
 
         processor = self.bundle.processor
@@ -347,6 +349,7 @@ class Model:
         )
         generation = overridden(self.bundle.generation_config, sampling)
         inputs = processor.inputs_from_messages(messages, **template)
+        media += inputs.media
         for event, piece in text_pieces(self.events(inputs, generation, seed=seed, form=form), stream):
             if event is not None:
                 heard.append(event)

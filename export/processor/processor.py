@@ -13,7 +13,6 @@ from export.errors import UserError
 from export.inputs import Grid, ModelInputs, SeenMedium
 from export.models.families import family_of
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
-from export.processor.images import load_image
 from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
 from export.processor.media.medium import DecodedMedium
@@ -136,23 +135,21 @@ class Processor:
             cu_seqlens=cu_seqlens_from_grids(grids),
             grids=tuple(grids),
             media=tuple(
-                SeenMedium(medium.kind, one.seconds, one.notes)
+                SeenMedium(medium.kind, one.seconds, one.notes, one.size)
                 for medium, one in zip(media, decoded, strict=True)
             ),
         )
 
-    def located(self, token_ids: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[Located]:
-        """What an answer to a conversation locates in its picture; see `export.processor.text.located`.
+    def located(self, token_ids: Sequence[int], media: Sequence[SeenMedium]) -> list[Located]:
+        """What an answer locates in the picture that its conversation shows; see `export.processor.text.located`.
 
-        The picture is read once more, and only where the answer names a place: its size is that in which it was sent.
+        Args:
+            token_ids: the answer's.
+            media: of the prompt's `ModelInputs`. Pixels are told of one picture alone.
         """
         text = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
-        if not located_in_text(text, ()):
-            return []
-        media = media_from_conversation(read_conversation(messages, self.template.source))
-        images = [source_from_text(medium.source, "image") for medium in media if medium.kind == "image"]
-        is_alone = len(media) == len(images) == 1
-        return located_in_text(text, [load_image(images[0]).size] if is_alone else ())
+        sizes = [medium.size for medium in media if medium.size is not None]
+        return located_in_text(text, sizes if len(media) == 1 else ())
 
     def patches_from_media(self, media: Sequence[Medium]) -> tuple[NDArray[np.float32], list[Grid]]:
         """Decode, resize and cut up pictures and videos: float32 [P, patch_values] and a grid for each.

@@ -239,7 +239,7 @@ def answer(
     text, heard, is_stopped = stream_text(
         chain([first_event], events), bundle.processor.tokenizer, told, echo=not as_json
     )
-    located = bundle.processor.located([event.token_id for event in heard], messages)
+    located = bundle.processor.located([event.token_id for event in heard], inputs.media)
     result = {
         "text": text,
         "token_ids": [event.token_id for event in heard],

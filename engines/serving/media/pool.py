@@ -237,9 +237,11 @@ class PooledReader:
         if reply.frames is None:
             raise UserError(f"{name} cannot be decoded.", "Save it again.")
         seconds, notes = reply.header.get("seconds", []), reply.header.get("notes", [])
+        size = reply.header.get("size")
         return DecodedMedium(
             list(reply.frames),
             tuple(float(second) for second in seconds),
+            None if size is None else (int(size[0]), int(size[1])),
             tuple(str(note)[:1000] for note in notes[:16]),
         )
 

@@ -94,7 +94,8 @@ def _answer(job: Job, files: list[bytes]) -> tuple[dict[str, Any], list[npt.NDAr
             works = [decoding_work(file, *size) for file, size in zip(files, sizes, strict=True)]
             return {"sizes": [[*size, work] for size, work in zip(sizes, works, strict=True)]}, []
         decoded = job.reader.decode(job.operation, files if job.is_list else files[0], job.budget)
-        return {"seconds": decoded.seconds, "notes": decoded.notes}, list(decoded.frames)
+        header = {"seconds": decoded.seconds, "size": decoded.size, "notes": decoded.notes}
+        return header, list(decoded.frames)
     except UserError as error:
         return {"refused": str(error)}, []
     except MemoryError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -216,6 +217,7 @@ class ChatCompletions:
             tokenizer,
             with_logprobs=bool(asked.logprobs),
             ends=wish.config.eos_token_ids,
+            locate=partial(self._model.processor.located, media=prepared.requests[index].inputs.media),
             tools=ToolCallReader(prepared.tools.max_calls) if prepared.tools else None,
         )
 

@@ -1,7 +1,7 @@
 """One answer of a chat completion as it grows: events in, pieces of text out, and the JSON of both forms."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -9,6 +9,10 @@ from tokenizers import Tokenizer
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
 from engines.runtime.tokens.text_stream import TextStream, token_bytes
 from engines.serving.openai.tools import ToolCallReader
+from export.processor.text.located import Located
+
+Locate = Callable[[Sequence[int]], list[Located]]
+"""What an answer's tokens locate in its conversation's picture."""
 
 _FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "capacity": "length"}
 """In OpenAI's words; what ends without an answer of its own has none."""
@@ -39,11 +43,14 @@ class Choice:
         *,
         with_logprobs: bool,
         ends: Collection[int],
+        locate: Locate,
         tools: ToolCallReader | None = None,
     ) -> None:
         self.index = index
         self._stream, self._tokenizer, self._with_logprobs = stream, tokenizer, with_logprobs
-        self._ends, self._tools = ends, tools
+        self._ends, self._tools, self._locate = ends, tools, locate
+        self._token_ids: list[int] = []
+        self._located: list[Located] = []
         self._pieces: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._calls: list[dict[str, Any]] = []
@@ -70,6 +77,7 @@ class Choice:
         logprobs: tuple[dict[str, Any], ...] = ()
         # What ends an answer is none of its words, a token that the client named no more than the checkpoint's own.
         if isinstance(event, TokenEvent) and event.token_id not in self._ends:
+            self._token_ids.append(event.token_id)
             text = self._stream.push(event.token_id)
             logprobs = self._told(event)
         calls: list[dict[str, Any]] = []
@@ -83,6 +91,7 @@ class Choice:
             self.finish_reason = _FINISH_REASONS[event.finish_reason]
         if self.is_over:
             text, calls = self._finished(text, calls)
+            self._located = self._locate(self._token_ids)
         self._pieces.append(text)
         self._logprobs += logprobs
         self._calls += calls
@@ -124,6 +133,7 @@ class Choice:
             "message": message,
             "logprobs": {"content": self._logprobs, "refusal": None} if self._with_logprobs else None,
             "finish_reason": self.finish_reason,
+            **self._places(),
         }
 
     def opening(self) -> dict[str, Any]:
@@ -144,7 +154,11 @@ class Choice:
 
     def closing(self) -> dict[str, Any]:
         """The last chunk."""
-        return {**self._chunk({}), "finish_reason": self.finish_reason}
+        return {**self._chunk({}), "finish_reason": self.finish_reason, **self._places()}
+
+    def _places(self) -> dict[str, Any]:
+        """What the answer located, as `run --json` tells it; nothing where it names no place."""
+        return {"located": [asdict(one) for one in self._located]} if self._located else {}
 
     def _chunk(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}

@@ -67,7 +67,12 @@ CHAT_OUTPUTS = (
         (1,),
         "empty until the last response: stop, length, capacity, cancelled or deadline",
     ),
-    ServerTensor("usage", "TYPE_STRING", (1,), "empty until the last response: JSON of tokens and seconds"),
+    ServerTensor(
+        "usage",
+        "TYPE_STRING",
+        (1,),
+        "empty until the last response: JSON of tokens, seconds, and what the answer located",
+    ),
 )
 """One response for each request, or with `stream` a decoupled stream of them."""
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from engines.serving.warm_up import warm_up
 from export.checkpoint.config import load_config
 from export.errors import UserError
 from export.inputs import SeenMedium
+from export.processor.text.located import Located
 
 _POLL_SECONDS = 0.1
 """How soon a client that went away is noticed while no token comes."""
@@ -121,7 +122,7 @@ class TritonPythonModel:
         )
         left_seconds = receipt.left_seconds(chat.timeout_seconds)
         ticket = self._service.submit(chat.request, events.put, deadline_seconds=left_seconds)
-        held: list[str] = []
+        answer = _Answer(stream)
         try:
             while True:
                 try:
@@ -130,29 +131,30 @@ class TritonPythonModel:
                     event = None
                 if sender.is_cancelled():
                     raise CancelledError
-                if event is not None and self._respond(event, stream, chat, held, sender):
+                if event is not None and self._respond(event, answer, chat, sender):
                     return
         finally:
             self._service.cancel(ticket)  # changes nothing after the end
 
-    def _respond(
-        self, event: Event, stream: TextStream, chat: ChatRequest, held: list[str], sender: Any
-    ) -> bool:
+    def _respond(self, event: Event, answer: "_Answer", chat: ChatRequest, sender: Any) -> bool:
         """Send what an event adds to the answer, or hold it where the answer goes out whole; True after the last."""
         if isinstance(event, FailureEvent):
             raise event.error
         # What ends an answer is none of its words, a token that the client named no more than the checkpoint's own.
-        text = ""
+        text, stream = "", answer.stream
         if isinstance(event, TokenEvent) and event.token_id not in chat.request.config.eos_token_ids:
+            answer.token_ids.append(event.token_id)
             text = stream.push(event.token_id)
         if event.is_last or stream.is_stopped:
             reason = "stop" if stream.is_stopped else str(event.finish_reason)
-            text = "".join([*held, text, stream.finish()])
-            _send(sender, text, reason, _usage(event.timings, chat.request.inputs.media), is_last=True)
+            text = "".join([*answer.held, text, stream.finish()])
+            media = chat.request.inputs.media
+            located = self._reader.processor.located(answer.token_ids, media)
+            _send(sender, text, reason, _usage(event.timings, media, located), is_last=True)
             self._log(event.timings, reason)
             return True
         if not chat.is_streamed:
-            held.append(text)
+            answer.held.append(text)
         elif text:
             _send(sender, text, "", "", is_last=False)
         return False
@@ -162,7 +164,17 @@ class TritonPythonModel:
         backend.Logger.log_info(json.dumps({"finish_reason": reason, **asdict(timings)}))
 
 
-def _usage(timings: Timings, media: Sequence[SeenMedium]) -> str:
+@dataclass
+class _Answer:
+    """What was said so far."""
+
+    stream: TextStream
+    token_ids: list[int] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    """Pieces that go out with the last, where the answer goes out whole."""
+
+
+def _usage(timings: Timings, media: Sequence[SeenMedium], located: Sequence[Located]) -> str:
     seconds = {name: round(value, 6) for name, value in asdict(timings).items() if name.endswith("_seconds")}
     return json.dumps(
         {
@@ -171,6 +183,7 @@ def _usage(timings: Timings, media: Sequence[SeenMedium]) -> str:
             "reused_tokens": timings.num_reused_tokens,
             "completion_tokens": timings.num_new_tokens,
             **({"media": [asdict(seen) for seen in media]} if media else {}),
+            **({"located": [asdict(one) for one in located]} if located else {}),
             **seconds,
         }
     )

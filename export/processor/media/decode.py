@@ -56,7 +56,7 @@ class LocalReader:
             return read_video(source, self.video_settings, self.limits, budget)
         settings = budget.image_settings(self.image_settings, self.limits)
         image, notes = read_image(source, self.limits)
-        return DecodedMedium([resized_image(image, settings, budget)], notes=notes)
+        return DecodedMedium([resized_image(image, settings, budget)], size=image.size, notes=notes)
 
 
 def resized_image(

@@ -15,5 +15,7 @@ class DecodedMedium:
     """Each [H, W, 3], all of one size; one of a picture."""
     seconds: tuple[float, ...] = ()
     """When each frame of a video stands, from its first one; empty where there is no clock: pictures, lists."""
+    size: tuple[int, int] | None = None
+    """Width and height of a picture as it was sent, upright; None of a video."""
     notes: tuple[str, ...] = ()
     """What was lost or is shown otherwise than the file says, a sentence each."""

@@ -71,7 +71,7 @@ def read_video(
         indices = choose_frames(frames, settings, budget)
         resized = _read_resized(frames, indices, settings, budget)
         if len(resized) == len(indices):
-            return DecodedMedium(resized, seconds_of(frames, indices), tuple(frames.notes))
+            return DecodedMedium(resized, seconds_of(frames, indices), notes=tuple(frames.notes))
         # Packets without a picture of their own (VP8's hidden references) made the count too high. Now that the
         # frames have been counted by decoding, the second round is exact.
         frames.num_frames = frames.num_decoded

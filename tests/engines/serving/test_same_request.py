@@ -11,6 +11,7 @@ import re
 import jsonschema
 import numpy as np
 import pytest
+from PIL import Image
 
 from engines.open import choose_engine
 from engines.serving.openai.app import make_app
@@ -21,9 +22,11 @@ from engines.serving.triton.interface import CHAT_INPUTS
 from engines.serving.triton.repository import write_repository
 from engines.store.compatibility import this_machine
 from examples.demo import demo_questions
+from examples.tiny.tasks import make_sample
 from export.bundle import open_bundle
 from export.exporter import export_checkpoint
 from tests.support.fake_triton import Request, imported_models
+from tests.support.pictures import encoded
 from tests.support.serve import ROOT
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -58,7 +61,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def openai(bundle):
-    """Asks OpenAI's API: (text, why it ended), or what was refused."""
+    """Asks OpenAI's API: (text, why it ended, what it located), or what was refused."""
     chosen = choose_engine(bundle, None, num_slots=2, capacity=512, machine=this_machine())
     with ServedModel(bundle, chosen, SETTINGS) as model, asyncio.Runner() as runner:
         app = make_app(model, "tiny", with_page=False)
@@ -70,7 +73,7 @@ def openai(bundle):
                 return f"{content['error']['param']}: {content['error']['message']}"
             assert status == 200, content
             [choice] = content["choices"]
-            return choice["message"]["content"], choice["finish_reason"]
+            return choice["message"]["content"], choice["finish_reason"], choice.get("located", [])
 
         yield ask
         app.state.chat.close()
@@ -101,7 +104,8 @@ def triton(bundle, tmp_path_factory):
             if response.error is not None:
                 return response.error.message
             reason = response.text("finish_reason")
-            return response.text("text"), {"capacity": "length"}.get(reason, reason)
+            located = json.loads(response.text("usage")).get("located", [])
+            return response.text("text"), {"capacity": "length"}.get(reason, reason), located
 
         yield ask
         model.finalize()
@@ -127,12 +131,28 @@ def shown(question, **budget):
     return [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt}]}]
 
 
+def shape_to_find(size_factor=1):
+    """A picture of one shape, and the question where it is."""
+    sample = next(s for s in (make_sample("box", (3, n)) for n in range(20)) if len(s.media) == 1)
+    frame = Image.fromarray(sample.media[0].frames[0])
+    sent = encoded(frame.resize((size_factor * frame.width, size_factor * frame.height)), "PNG")
+    url = "data:image/png;base64," + base64.b64encode(sent).decode()
+    budget = {"max_pixels": frame.width * frame.height}
+    content = [
+        {"type": "image_url", "image_url": {"url": url}, **budget},
+        {"type": "text", "text": sample.prompt},
+    ]
+    return [{"role": "user", "content": content}], frame.size
+
+
 GATE, VIDEO = demo_questions()[0], next(question for question in demo_questions() if question.videos)
 DRAWN = {"temperature": 1.5, "top_k": 0, "seed": 3, "max_tokens": 8}
 
 MEANT = {
     "nothing but messages": {},
     "a picture": {"messages": shown(GATE)},
+    "a box": {"messages": shape_to_find()[0]},
+    "a box with marks": {"messages": shape_to_find()[0], "skip_special_tokens": False},
     "a picture with a budget": {"messages": shown(GATE, max_pixels=28 * 28 * 4)},
     "a video": {"messages": shown(VIDEO)},
     "several turns": {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO]},
@@ -173,10 +193,21 @@ def test_a_request_means_the_same_to_both_servers(openai, triton, row):
     assert triton(MEANT[row]) == told
 
 
+@pytest.mark.parametrize("size_factor", [1, 3])
+def test_boxes_are_told_in_pixels_of_the_picture_as_it_was_sent(openai, triton, size_factor):
+    messages, (width, height) = shape_to_find(size_factor)
+    text, _, [found] = openai({"messages": messages})
+    assert "<|box_start|>" not in text
+    assert (found["kind"], len(found["pixels"])) == ("box", 2)
+    for (x, y), pixel in zip(found["thousandths"], found["pixels"], strict=True):
+        assert pixel == pytest.approx([size_factor * width * x / 1000, size_factor * height * y / 1000])
+    assert triton({"messages": messages})[2] == [found]
+
+
 def test_the_rows_differ_and_forms_are_met(openai):
     answers = {row: openai(fields) for row, fields in MEANT.items()}
-    assert answers["a picture"] == (GATE.answer, "stop")
-    assert answers["a video"] == (VIDEO.answer, "stop")
+    assert answers["a picture"] == (GATE.answer, "stop", [])
+    assert answers["a video"] == (VIDEO.answer, "stop", [])
     jsonschema.validate(json.loads(answers["a schema"][0]), SCHEMA)
     assert re.fullmatch("[0-9]{3}-[a-c]", answers["a regular expression"][0])
     assert answers["choices"][0] in {"a house", "ein Haus — groß"}

@@ -1,5 +1,6 @@
 """`qv-export serve` as OpenAI's own client sees it, over loopback, with the small trained checkpoint."""
 
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -7,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+from PIL import Image
 
+from examples.tiny.tasks import make_sample
 from tests.engines.serving.openai.served import HELLO, MODEL, QUESTIONS, ask, body_of, messages_of
+from tests.support.pictures import encoded
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=[question.prompt for question in QUESTIONS])
@@ -25,6 +29,22 @@ def test_a_question_is_answered_right_whole_and_streamed(client, question):
     assert last.choices == []
     assert last.usage.completion_tokens == whole.usage.completion_tokens
     assert {chunk.id for chunk in chunks} == {last.id}
+
+
+def test_what_an_answer_locates_comes_with_its_end(client):
+    sample = next(s for s in (make_sample("box", (3, n)) for n in range(20)) if len(s.media) == 1)
+    url = (
+        "data:image/png;base64,"
+        + base64.b64encode(encoded(Image.fromarray(sample.media[0].frames[0]), "PNG")).decode()
+    )
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": sample.prompt}]
+    messages = [{"role": "user", "content": content}]
+    [whole] = ask(client, messages).choices
+    assert whole.located[0]["kind"] == "box"
+    assert whole.located[0]["pixels"]
+    *before, last = [chunk.choices[0] for chunk in ask(client, messages, stream=True)]
+    assert last.located == whole.located
+    assert not any(hasattr(choice, "located") for choice in before)
 
 
 def test_without_the_wish_a_stream_tells_no_usage(client):
