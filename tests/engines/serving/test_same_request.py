@@ -213,7 +213,7 @@ def test_the_rows_differ_and_forms_are_met(openai):
     assert answers["choices"][0] in {"a house", "ein Haus — groß"}
     assert answers["a form that is cut"][1] == "length"
     assert "<|im_end|>" in answers["special tokens told"][0]
-    assert len(set(answers.values())) > len(answers) // 2
+    assert len({answer[:2] for answer in answers.values()}) > len(answers) // 2
 
 
 # What is asked, and what each server must name in its refusal.
