@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
         ("serving", [], ["one at a time", "p95", "Resident memory"]),
         ("video", [], ["qv-export", "qwen-vl-utils, pyav", "ratio to ours"]),
         ("validate", [], ["quick", "pass", "16 GB"]),
+        ("fuzz_parsers", ["--seconds", "20"], ["config.json", "request body"]),
         ("media_process", [], ["224 x 224", "CPU in all"]),
         pytest.param(
             "fuzz_serving",
