@@ -171,6 +171,7 @@ def load(
     *,
     max_context: int | None = None,
     num_threads: int | None = None,
+    device: str | None = None,
 ) -> "Model":
     """Load a bundle's engine, ready to answer.
 
@@ -179,6 +180,7 @@ def load(
         engine: a backend's name or an engine's key; None: the default backend, ONNX Runtime on the CPU.
         max_context: tokens of prompt and answer together; None: 4,096, or the model's own if that is less.
         num_threads: CPU threads; None takes every core.
+        device: which GPU, such as "cuda:1", where one computes; None: the first.
 
     Raises:
         UserError: no bundle, or no engine that this machine can load.
@@ -193,7 +195,9 @@ def load(
         raise UserError(f"max_context must be from 1 to the model's {longest}, found {max_context}.")
     capacity = max_context or min(DEFAULT_CONTEXT_TOKENS, longest)
     chosen = choose_engine(opened, engine, num_slots=1, capacity=capacity, machine=this_machine())
-    sessions = open_chosen(opened, chosen, num_slots=1, capacity=capacity, num_threads=num_threads)
+    sessions = open_chosen(
+        opened, chosen, num_slots=1, capacity=capacity, num_threads=num_threads, device=device
+    )
     return Model(opened, sessions, chosen.key)
 
 

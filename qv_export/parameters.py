@@ -114,6 +114,12 @@ class Architecture(click.ParamType[int]):
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+device_option = click.option(
+    "--device",
+    metavar="cuda[:N]",
+    help="Which GPU, for targets on one: cuda:1 is the second. Default: the first.",
+)
+
 _SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--slots",
@@ -130,6 +136,7 @@ _SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores."
     ),
+    device_option,
     click.option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait. Default: 64."),
     click.option(
         "--allow-host",

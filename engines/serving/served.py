@@ -51,6 +51,7 @@ class ServedModel:
             num_slots=settings.num_slots,
             capacity=settings.capacity,
             num_threads=settings.num_threads,
+            device=settings.device,
         )
         self.service = SchedulerService(Scheduler(vision, decoder, bundle.config, settings.scheduler))
         self.room = Room(settings.max_held_bytes)

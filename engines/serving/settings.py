@@ -37,6 +37,8 @@ class ServerSettings:
     """Tokens of prompt and answer in one KV slot."""
     num_threads: int | None = None
     """CPU threads of each engine session; None lets ONNX Runtime take all cores."""
+    device: str | None = None
+    """Which GPU, such as `cuda:1`, where one computes; None: the first."""
     engine: str | None = None
     """Key of the bundle's TensorRT engine that computes, on the GPU; None: ONNX Runtime, on the CPU."""
     drain_seconds: float = 30.0
@@ -100,6 +102,7 @@ def settings_for(
     num_slots: int | None,
     max_context: int | None,
     num_threads: int | None,
+    device: str | None = None,
     max_queue: int | None,
     allowed_hosts: Sequence[str],
 ) -> ServerSettings:
@@ -116,6 +119,7 @@ def settings_for(
         num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
         capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
         num_threads=num_threads,
+        device=device,
         engine=engine_key,
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
     )

@@ -43,6 +43,7 @@ def triton(
     num_slots: int | None,
     max_context: int | None,
     num_threads: int | None,
+    device: str | None,
     engine: str | None,
     has_parts: bool,
     max_queue: int | None,
@@ -66,6 +67,7 @@ def triton(
         num_slots=num_slots,
         max_context=max_context,
         num_threads=num_threads,
+        device=device,
         max_queue=max_queue,
         allowed_hosts=allowed_hosts,
     )

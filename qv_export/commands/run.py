@@ -22,7 +22,7 @@ from qv_export.commands.run_wishes import (
     template_arguments,
     wish_options,
 )
-from qv_export.parameters import MediaPath, TargetChoice, default_target
+from qv_export.parameters import MediaPath, TargetChoice, default_target, device_option
 from qv_export.show.console import note, print_answer, print_json, progress
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Prompt:
     help="Tokens in the KV cache. Default: what the prompt needs.",
 )
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@device_option
 @click.option(
     "--prefill-chunk",
     type=click.IntRange(min=1),
@@ -141,6 +142,7 @@ def run(
     seed: int | None,
     max_context: int | None,
     num_threads: int | None,
+    device: str | None,
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
@@ -186,6 +188,7 @@ def run(
         num_threads,
         prefill_chunk,
         engine_key or target,
+        device,
         as_json,
         strict_media,
         form,
@@ -203,6 +206,7 @@ def answer(
     num_threads: int | None,
     prefill_chunk: int | None,
     engine: str,
+    device: str | None,
     as_json: bool,
     strict_media: bool = False,
     form: Mapping[str, Any] | None = None,
@@ -230,7 +234,7 @@ def answer(
         clock.lap("process")
         step("Loading the graphs")
         # Only now, so that a mistake in the prompt is told before a backend loads its library.
-        model = api.load(bundle, engine, max_context=capacity, num_threads=num_threads)
+        model = api.load(bundle, engine, max_context=capacity, num_threads=num_threads, device=device)
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from engines.backends.base import GraphProgress, Options
+from engines.backends.facts import EngineFacts
 from engines.backends.onnxruntime.backend import OnnxRuntimeBackend
 from engines.backends.onnxruntime_cuda.device_name import device_index
 from engines.gpus import GpuFacts
@@ -16,7 +19,7 @@ from engines.sizing.costs import ModelCosts, model_costs
 from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
-from export.errors import UserError
+from export.contract import GraphName
 from export.install import package_command
 from export.records.engine_record import EngineRecord
 
@@ -87,6 +90,27 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
             lambda _graph, weights_bytes: (0, weights_bytes + _BASE_BYTES),
         )
 
+    def build(
+        self,
+        bundle: Bundle,
+        graph: GraphName,
+        limits: Limits,
+        architectures: tuple[int, ...],
+        options: Options,
+        output: Path,
+        progress: GraphProgress,
+        *,
+        outputs: tuple[str, ...] = (),
+    ) -> EngineFacts:
+        """See `Backend`. On any machine: what the CPU shows of the graph, and that each operator has a CUDA kernel."""
+        from engines.backends.onnxruntime_cuda.graph import load_graph  # noqa: PLC0415 - ONNX Runtime
+
+        load_graph(bundle.graph(graph), bundle.config, bundle.manifest.dtype)
+        facts = super().build(
+            bundle, graph, limits, architectures, options, output, progress, outputs=outputs
+        )
+        return replace(facts, target=self.name)
+
     def load_problems(self, record: EngineRecord, machine: Machine) -> list[str]:
         """See `Backend`."""
         del record
@@ -152,16 +176,3 @@ def provider_problem() -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def require_architecture(dtype: str, gpu: GpuFacts) -> None:
-    """Refuse a dtype that a GPU does not compute in.
-
-    Raises:
-        UserError: what it needs, and what to do.
-    """
-    if gpu.sm < _LEAST_ARCHITECTURE[dtype]:
-        raise UserError(
-            f"{gpu.name} is SM{gpu.sm}, which has no {dtype}: SM{_LEAST_ARCHITECTURE[dtype]} and up do. "
-            "Export with --dtype float16 or float32."
-        )

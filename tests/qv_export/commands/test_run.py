@@ -58,13 +58,14 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     CliRunner().invoke(
         run, ["bundle", "--prompt", "x", "--top-p", "0.5", "--seed", "7"], catch_exceptions=False
     )
-    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, *flags)] = asked
+    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, device, *flags)] = asked
     assert {name: value for name, value in sampling.items() if value is not None} == {"top_p": 0.5}
     assert sampling.keys() == (override_generation_config.__kwdefaults__ or {}).keys() - {"do_sample"}
     assert told == Told()
     assert engine == "onnxruntime"
     assert (seed, max_context, num_threads, prefill_chunk) == (7, None, None, None)
-    assert flags == [False, False, None]  # --json, --strict-media and --json-schema
+    assert device is None
+    assert flags == [False, False, {}]  # --json, --strict-media and the answer's form
 
 
 def test_media_come_before_the_text_and_the_system_message_before_both() -> None:
