@@ -78,22 +78,36 @@ def compute_in_float32(model: onnx.ModelProto) -> None:
 
 
 def _cast_scales(graph: onnx.GraphProto, low: set[str]) -> set[str]:
-    """Let a `Cast` stand before every scale of codes, and give the scales' names.
+    """Let a `Cast` stand before every scale of codes or of zero points, and give the scales' names.
 
     ONNX Runtime folds it before it looks for codes to compute with. Handed over as values, scales would be looked for
     in the file.
     """
     casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     scales = set()
-    for node in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
-        scale = node.input[1]
+    for node, place in list(_scale_inputs(graph)):
+        scale = node.input[place]
         if scale in low:
-            node.input[1] = f"{scale}/float32"
+            node.input[place] = f"{scale}/float32"
             if scale not in scales:
                 cast = helper.make_node("Cast", [scale], [f"{scale}/float32"], to=TensorProto.FLOAT)
                 graph.node.insert(0, cast)
         scales |= {scale, casts.get(scale, scale)} & low
     return scales
+
+
+def _scale_inputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Nodes that read a scale, and as which input: those of codes, and products of constants, which are folded."""
+    constants = {weight.name for weight in graph.initializer}
+    for node in graph.node:
+        if not set(node.input) <= constants:
+            continue
+        constants |= set(node.output)
+        if node.op_type == "DequantizeLinear":
+            yield node, 1
+        elif node.op_type == "Mul":
+            yield node, 0
+            yield node, 1
 
 
 def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:

@@ -132,6 +132,15 @@ def test_it_answers_the_demo_as_the_quantized_reference_does(exported):
         assert said == [question.answer for question in demo_questions()]
 
 
+@pytest.mark.parametrize("kind", ["awq", "W4A16 asymmetric"])
+def test_zero_points_whose_scales_are_float16_or_bfloat16_are_folded_as_numbers(tmp_path, kind):
+    quantize_checkpoint(TINY, tmp_path / "checkpoint", KINDS[kind])
+    model = api.load(api.export(tmp_path / "checkpoint", tmp_path / "bundle"))
+    question = demo_questions()[0]
+    said = str(model.generate([{"role": "user", "content": question.content()}]))
+    assert said == question.answer
+
+
 def test_every_product_is_computed_with_its_codes(exported, tmp_path, monkeypatch):
     kind, _, meant, bundle = exported
     made = ort.SessionOptions
