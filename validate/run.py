@@ -253,7 +253,7 @@ class _Reference:
 
             engine = self._plan.engine
             self._high_precision = HighPrecisionReference.from_directory(
-                self._plan.bundle.directory, rounds_inputs_in=engine.dtype if engine.rounds_inputs else None
+                self._plan.bundle.directory, engine_dtype=engine.dtype, rounds_inputs=engine.rounds_inputs
             )
         return self._high_precision
 

@@ -47,10 +47,12 @@ class Quantized:
 
 def four_bit_weights_have_blocks(model: onnx.ModelProto) -> Findings:
     """TensorRT multiplies by 4-bit codes where 16 to 512 inputs share a scale, and expands those of whole outputs."""
-    for node in Quantized(model).weights(TensorProto.INT4):
+    graph = Quantized(model)
+    for node in graph.weights(TensorProto.INT4):
         block = _attribute(node, "block_size", 0)
-        if block not in _BLOCKS:
-            found = f"blocks of {block}" if block else "a scale for each output"
+        inputs = graph.shapes[node.input[0]][_attribute(node, "axis", 1)] if block else 0
+        if block not in _BLOCKS or block == inputs:
+            found = "a scale for each output" if block == inputs else f"blocks of {block}"
             yield f"{label(node)}: 4-bit codes with {found}: TensorRT would expand them. Use blocks of 16 to 512"
 
 

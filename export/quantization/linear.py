@@ -72,11 +72,12 @@ class QuantizedLinear:
         return self.shape[1] // self.num_blocks
 
     def in_small_blocks(self) -> "QuantizedLinear":
-        """The same weight, its blocks divided until they are small enough: each part has its block's scale and zero."""
-        if self.block <= LARGEST_BLOCK:
-            return self
+        """The same weight in several small blocks: each part of a divided one has its scale and zero."""
         _, num_inputs = self.shape
-        block = next(size for size in range(LARGEST_BLOCK, 0, -1) if self.block % size == 0)
+        if self.block <= LARGEST_BLOCK and self.num_blocks > 1:
+            return self
+        largest = min(LARGEST_BLOCK, max(1, num_inputs // 2))
+        block = next(size for size in range(largest, 0, -1) if self.block % size == 0)
         times = num_inputs // block // self.num_blocks
         zeros = None if self.zeros is None else np.repeat(self.zeros, times, axis=1)
         return replace(self, scales=np.repeat(self.scales, times, axis=1), zeros=zeros)

@@ -20,8 +20,8 @@ _ROWS_BYTES = 16 << 20  # of a piece that is worked on at once: it and its copie
 
 
 def block_of(num_inputs: int) -> int | None:
-    """The block of a 4-bit weight [N, num_inputs]; None: none divides it."""
-    return next((block for block in BLOCKS if num_inputs % block == 0), None)
+    """The block of a 4-bit weight [N, num_inputs], one of several in each output; None: none divides it."""
+    return next((block for block in BLOCKS if num_inputs % block == 0 and num_inputs > block), None)
 
 
 def quantize(

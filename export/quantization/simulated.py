@@ -12,6 +12,7 @@ from export.quantization.linear import Precision
 
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 _SMALLEST_MAXIMUM = 1e-6
+_PAST_THE_TIE = 1.5  # a value a third of a step or more from its code is carried over the middle
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,21 @@ class Rounding:
     activations: float | Literal["per_token"]
 
 
+class InputRounding:
+    """Rounds a module's input before it runs: a forward pre-hook."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        self._rounding = rounding
+        self.turns_a_tie = False
+        """Of each token, round the value that lies nearest between two codes to the other one: what any engine may do
+        that computes in another order, and what few computations show."""
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
+        scale = self._rounding.activations
+        given = scale if isinstance(scale, float) else None
+        return (rounded_to(inputs[0], self._rounding.precision, given, turns_a_tie=self.turns_a_tie),)
+
+
 def round_inputs(model: nn.Module, roundings: Mapping[str, Rounding]) -> None:
     """Let products round their inputs in the reference as they do in the graph: part of what the model means.
 
@@ -30,9 +46,25 @@ def round_inputs(model: nn.Module, roundings: Mapping[str, Rounding]) -> None:
         roundings: by the published name of the weight.
     """
     for name, rounding in roundings.items():
-        scale = rounding.activations if isinstance(rounding.activations, float) else None
-        hook = _rounding(rounding.precision, scale)
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(hook)
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(InputRounding(rounding))
+
+
+@contextmanager
+def turning_ties(model: nn.Module) -> Iterator[None]:
+    """Let every rounding of an input turn a tie of each token meanwhile."""
+    roundings = [
+        hook
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()  # noqa: SLF001 - torch names no way to ask for them
+        if isinstance(hook, InputRounding)
+    ]
+    for rounding in roundings:
+        rounding.turns_a_tie = True
+    try:
+        yield
+    finally:
+        for rounding in roundings:
+            rounding.turns_a_tie = False
 
 
 @contextmanager
@@ -58,21 +90,14 @@ def _block_rounding(block: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[
     return lambda _module, inputs: (rounded_in_blocks(inputs[0], block),)
 
 
-def _rounding(precision: str, scale: float | None) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-    def rounded(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        (x,) = inputs
-        return (rounded_to(x, precision, scale),)
-
-    return rounded
-
-
-def rounded_to(x: Tensor, precision: str, scale: float | None) -> Tensor:
+def rounded_to(x: Tensor, precision: Precision, scale: float | None, *, turns_a_tie: bool = False) -> Tensor:
     """A product's input as it becomes.
 
     Args:
         x: [..., K], any float dtype, which stays.
         precision: "int8" or "fp8".
         scale: of every token; None: each token's largest value becomes the largest code.
+        turns_a_tie: see `InputRounding`.
     """
     largest = _LARGEST[precision]
     step: Tensor | float
@@ -81,12 +106,22 @@ def rounded_to(x: Tensor, precision: str, scale: float | None) -> Tensor:
     else:
         step = x.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST_MAXIMUM) / largest
     normal = x / step
-    if precision == "fp8":
-        codes = normal.clamp(-largest, largest).to(torch.float8_e4m3fn).to(x.dtype)
-    else:
-        codes = normal.round().clamp(-128, 127)
+    codes = _codes(normal, precision)
+    if turns_a_tie:
+        # Beyond the value from its code lies the other neighbour; where the value is the code, none is nearer.
+        other = _codes(normal + (normal - codes) * _PAST_THE_TIE, precision)
+        lost = (normal - other).abs() - (normal - codes).abs()
+        nearest = torch.where(other == codes, torch.inf, lost).argmin(-1, keepdim=True)
+        codes = codes.scatter(-1, nearest, other.gather(-1, nearest))
     rounded: Tensor = codes * step
     return rounded
+
+
+def _codes(normal: Tensor, precision: Precision) -> Tensor:
+    if precision == "fp8":
+        largest = _LARGEST[precision]
+        return normal.clamp(-largest, largest).to(torch.float8_e4m3fn).to(normal.dtype)
+    return normal.round().clamp(-128, 127)
 
 
 def rounded_in_blocks(x: Tensor, block: int) -> Tensor:

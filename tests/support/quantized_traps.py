@@ -85,6 +85,11 @@ def _four_bits_for_whole_outputs(parts: Parts) -> None:
     parts.node("MatMul", ["x", "w"], "y", PRODUCT)
 
 
+def _four_bits_in_one_block(parts: Parts) -> None:
+    parts.weight(TensorProto.INT4, (1, N), axis=0, block_size=K)
+    parts.node("MatMul", ["x", "w"], "y", PRODUCT)
+
+
 def _four_bits_output_major(parts: Parts) -> None:
     parts.codes("q", TensorProto.INT4, (N, K))
     parts.scales("s", (N, K // BLOCK))
@@ -183,6 +188,7 @@ QUANTIZED_TRAPS: Mapping[str, QuantizedTrap] = {
     "4 bits, a scale for each output": QuantizedTrap(
         _four_bits_for_whole_outputs, "4-bit codes with a scale for each output"
     ),
+    "4 bits, one block": QuantizedTrap(_four_bits_in_one_block, "4-bit codes with a scale for each output"),
     "4 bits [N, K]": QuantizedTrap(_four_bits_output_major, "Store them as [K, N], in blocks", "onnxruntime"),
     "4 bits of three axes": QuantizedTrap(_four_bits_of_three_axes, "4-bit codes of 3 axes"),
     "zero points taken from the weight": QuantizedTrap(_zero_points_on_the_weight, "is read by Sub"),

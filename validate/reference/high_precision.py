@@ -20,7 +20,7 @@ from export.checkpoint.tensors import open_checkpoint
 from export.inputs import DecoderInputs, ModelInputs
 from export.models.pieces import torch_dtype
 from export.models.qwen2_vl.model import KvCache, Qwen2VL, load_reference
-from export.quantization.simulated import rounding_inputs_of_few_bits
+from export.quantization.simulated import rounding_inputs_of_few_bits, turning_ties
 from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, visual_token_ids
@@ -56,25 +56,31 @@ class HighPrecisionReference:
     """The reference model, able to run in any precision."""
 
     def __init__(
-        self, model: Qwen2VL, blocks: Mapping[str, int] | None = None, rounds_inputs_in: str | None = None
+        self, model: Qwen2VL, engine_dtype: str | None = None, blocks: Mapping[str, int] | None = None
     ) -> None:
-        """Args: see `from_directory`; blocks: of its weights in few bits, by name."""
+        """Args: see `from_directory`; blocks: of weights whose inputs the engine rounds by itself, by name."""
         self.model = model
         self.config = model.config
         self._blocks = blocks or {}
-        self._rounds_inputs_in = rounds_inputs_in
+        self._engine_dtype = engine_dtype
 
     @classmethod
     def from_directory(
-        cls, directory: Path, device: str = "cpu", *, rounds_inputs_in: str | None = None
+        cls,
+        directory: Path,
+        device: str = "cpu",
+        *,
+        engine_dtype: str | None = None,
+        rounds_inputs: bool = False,
     ) -> "HighPrecisionReference":
         """Load the weights of a bundle or checkpoint as float32.
 
         Args:
             directory: of the bundle or checkpoint.
             device: where it computes.
-            rounds_inputs_in: the dtype, an engine's, in which products of weights in few bits round their inputs as
-                that engine's kernels do; None: in none.
+            engine_dtype: an engine's, whose noise it is asked for: in it, inputs that the graph rounds are rounded as
+                unluckily as an engine may.
+            rounds_inputs: in that dtype, products of weights in few bits round their inputs as the engine's kernels do.
 
         Raises:
             UserError: no sound Qwen2-VL weights there.
@@ -82,8 +88,7 @@ class HighPrecisionReference:
         model = load_reference(directory, torch.float32, device)
         if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL_PARAMETERS:
             torch.set_num_threads(1)
-        blocks = {} if rounds_inputs_in is None else _blocks_of_few_bits(directory)
-        return cls(model, blocks, rounds_inputs_in)
+        return cls(model, engine_dtype, _blocks_of_few_bits(directory) if rounds_inputs else {})
 
     def record(self, case: PreparedCase, num_decode_steps: int, dtype: str) -> Record:
         """What a case must yield, and the noise of `dtype`, an engine's, on it."""
@@ -194,8 +199,12 @@ class HighPrecisionReference:
     @contextmanager
     def _computing_in(self, dtype: str) -> Iterator[None]:
         """As an engine of that dtype does: in its weights, and in its inputs of products where it rounds those."""
-        blocks = self._blocks if dtype == self._rounds_inputs_in else {}
-        with self._weights_in(dtype), rounding_inputs_of_few_bits(self.model, blocks):
+        if dtype != self._engine_dtype:
+            with self._weights_in(dtype):
+                yield
+            return
+        rounding = rounding_inputs_of_few_bits(self.model, self._blocks)
+        with self._weights_in(dtype), turning_ties(self.model), rounding:
             yield
 
     @contextmanager

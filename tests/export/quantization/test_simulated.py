@@ -9,6 +9,7 @@ from export.quantization.simulated import (
     rounded_in_blocks,
     rounded_to,
     rounding_inputs_of_few_bits,
+    turning_ties,
 )
 from tests.support.quantized_forms import FORMS, K, model_with
 from tests.support.quantized_sessions import rounded_input, session
@@ -28,6 +29,27 @@ def test_the_reference_rounds_as_the_graph_does(form, tmp_path):
     np.testing.assert_allclose(
         rounded_to(X, linear.precision, scale), rounded_input(x, linear), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_tie_of_each_token_is_turned_and_nothing_else(precision):
+    plain = rounded_to(X, precision, None)
+    turned = rounded_to(X, precision, None, turns_a_tie=True)
+    assert ((plain != turned).sum(-1) == 1).all()
+    # The other code of a value between two: hardly farther from it than the nearest.
+    changed = plain != turned
+    farther = (X - turned).abs()[changed] / (X - plain).abs()[changed]
+    assert (farther >= 1).all()
+    assert farther.median() < 1.1
+
+
+def test_ties_are_turned_only_meanwhile():
+    model = nn.ModuleDict({"a": nn.Linear(K, 4)})
+    round_inputs(model, {"a.weight": Rounding("int8", "per_token")})
+    plain = model["a"](X)
+    with turning_ties(model):
+        assert not torch.equal(model["a"](X), plain)
+    assert torch.equal(model["a"](X), plain)
 
 
 def test_blocks_are_rounded_by_their_own_largest_value():
