@@ -25,6 +25,7 @@ from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
 from export.parallel import balanced_layers
 from export.processor.processor import Processor
+from export.quantization.describe import precision_of
 from export.quantization.make import Part, check_schemes, quantize_checkpoint
 from export.records.manifest import Source, sha256_of
 from export.weights.prepare import needs_new_weights, write_new_weights
@@ -119,6 +120,9 @@ def export_checkpoint(
         )
         dtype = dtype or source.dtype
         stages = decoder_stages(balanced_layers(source.config, pipeline_stages))
+        tools = {
+            name: source.config.quantization.source for name in source.packed if source.config.quantization
+        }
         if schemes or source.packed:
             is_copy = weights == "copy"
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
@@ -141,7 +145,9 @@ def export_checkpoint(
         _copy_companions(source, processor, directory)
         bundle_name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
         layers = tuple(len(stage.layers) for stage in stages) if len(stages) > 1 else ()
-        return _write_files(source, bundle_name, directory, graphs, weight_records, dtype, weights, layers)
+        return _write_files(
+            source, bundle_name, directory, graphs, weight_records, dtype, weights, layers, tools
+        )
 
 
 def _cut(
@@ -215,6 +221,7 @@ def _write_files(
     dtype: str,
     weights_mode: WeightsMode,
     stages: tuple[int, ...],
+    tools: Mapping[str, str],
 ) -> Manifest:
     import onnx_ir as ir  # noqa: PLC0415 - see above
 
@@ -233,6 +240,7 @@ def _write_files(
         weights=tuple(weights),
         files=tuple(FileRecord.from_file(directory / name) for name in companions),
         key=_key(graph_records, weights),
+        precision=precision_of(source.linears, tools),
         stages=stages,
     )
     manifest.write(directory)

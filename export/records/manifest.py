@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -81,7 +81,14 @@ class Manifest:
     """`content_key` of everything that could change what the graphs compute."""
     stages: Annotated[tuple[int, ...], Check("a list of numbers of layers", _are_stages)] = ()
     """How many layers each stage of the decoder has; empty for a decoder in one graph."""
+    precision: Mapping[str, str] = field(default_factory=dict)
+    """Of the parts whose linear layers are stored otherwise, in words: {"decoder": "int4 in groups of 128, by AWQ"}."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def precision_text(self) -> str:
+        """Such as "bfloat16", or "bfloat16, decoder in int4 in groups of 128, by AWQ"."""
+        return "; ".join([self.dtype, *(f"{part} in {words}" for part, words in self.precision.items())])
 
     def records(self) -> tuple[FileRecord, ...]:
         """Every recorded file: graphs, weights, others."""
@@ -116,7 +123,7 @@ class Manifest:
             )
         problems: list[str] = []
         # Stages are absent in bundles from before there were any.
-        manifest = read_dataclass(cls, {"stages": [], **content}, problems, whole=True)
+        manifest = read_dataclass(cls, {"stages": [], "precision": {}, **content}, problems, whole=True)
         problems += [] if manifest is None else _problems(manifest)
         if manifest is None or problems:
             raise UserError(f"{source} is not a valid manifest:\n- " + "\n- ".join(problems))

@@ -117,6 +117,6 @@ def summary(manifest: "Manifest", output: Path, seconds: float) -> str:
     weights_bytes = sum(record.bytes for record in manifest.weights)
     verb = "copied" if manifest.weights_mode == "copy" else "linked"
     return (
-        f"{output}: {manifest.dtype}, key {manifest.key}, {size_text(weights_bytes)} of weights {verb}, "
+        f"{output}: {manifest.precision_text}, key {manifest.key}, {size_text(weights_bytes)} of weights {verb}, "
         f"{seconds:.1f} s\nNext: {command_line('run', output, '--image', 'PICTURE', '--prompt', 'TEXT')}"
     )

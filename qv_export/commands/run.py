@@ -391,6 +391,7 @@ def identity(bundle: "Bundle") -> dict[str, str]:
         "path": str(bundle.directory),
         "key": manifest.key,
         "dtype": manifest.dtype,
+        "precision": manifest.precision_text,
         "source": manifest.source.name,
     }
 

@@ -137,7 +137,7 @@ def serve(
             listener,
             lambda: note(
                 f"{address}/v1 answers as {name!r}: {settings.num_slots} slots of {settings.capacity} tokens, "
-                f"engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
+                f"{opened.manifest.precision_text}, engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
             ),
             keys,
             with_page=not no_page,

@@ -22,6 +22,7 @@ def bundle_tables(
     rows = (
         ("source", f"{manifest.source.name} (config sha256 {manifest.source.config_sha256[:16]})"),
         ("dtype", manifest.dtype),
+        *((f"{part} layers", words) for part, words in manifest.precision.items()),
         ("key", manifest.key),
         ("weights", f"{len(manifest.weights)} files, {size_text(weights_bytes)}, {manifest.weights_mode}"),
         ("created", manifest.created),

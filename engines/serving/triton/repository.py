@@ -63,6 +63,8 @@ class Deployment:
     bundle_key: str
     source: str
     dtype: str
+    precision: str
+    """`dtype`, and what of the weights is stored otherwise, in words."""
     engine_key: str
     """Of what answers."""
     verdict: Mapping[str, Any] | None
@@ -106,6 +108,7 @@ def write_repository(
         bundle_key=bundle.manifest.key,
         source=bundle.manifest.source.name,
         dtype=bundle.manifest.dtype,
+        precision=bundle.manifest.precision_text,
         engine_key=chosen.key,
         verdict=None if verdict is None else verdict.to_json(),
         is_validated=verdict is not None,
@@ -240,7 +243,7 @@ def _readme(deployment: Deployment) -> str:
         [
             f"# {deployment.source} for Triton Inference Server",
             "",
-            f"Bundle {deployment.bundle_key}, {deployment.dtype}, {written_by}. {verdict}",
+            f"Bundle {deployment.bundle_key}, {deployment.precision}, {written_by}. {verdict}",
             "",
             "    tritonserver --model-repository=THIS_DIRECTORY --disable-auto-complete-config",
             f"    curl localhost:8000/v2/models/{MODEL_NAME}/generate_stream -d @request.json",

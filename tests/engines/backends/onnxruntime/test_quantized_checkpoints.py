@@ -97,6 +97,15 @@ def test_the_bundle_holds_the_weights_that_the_checkpoint_means(exported):
     assert not opened.packed
 
 
+def test_the_manifest_says_how_the_layers_are_stored_and_whose_codes_they_are(exported):
+    kind, _, _, bundle = exported
+    precision = open_bundle(bundle).manifest.precision
+    assert precision.keys() == {"decoder"}
+    tool = KINDS[kind].description.partition(":")[0]
+    assert precision["decoder"].startswith(KINDS[kind].precision)
+    assert precision["decoder"].endswith(f", by {tool}")
+
+
 def test_it_carries_no_code_twice(exported):
     bundle = exported[-1]
     files = {record.name for record in open_bundle(bundle).manifest.weights}
