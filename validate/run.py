@@ -34,7 +34,7 @@ from validate.bisect.expected import (
 )
 from validate.bisect.probes import canonical_graphs
 from validate.bisect.search import HIGH_PRECISION_DTYPE, Divergence, DivergenceSearch, all_questions
-from validate.cases.prompts import PreparedCase
+from validate.cases.prompts import PreparedCase, options_that_hold
 from validate.execution import EngineUnderTest, OpenEngine
 from validate.gates.gates import GateResult, GateSettings, judge_case, noise_floors
 from validate.gates.invariants import check_properties, properties_outside
@@ -227,6 +227,7 @@ def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = 
         cases=cases,
         properties=tuple(properties),
         properties_outside=properties_outside(plan.engine.profile, floors),
+        options_that_hold=options_that_hold(plan.cases, plan.engine.profile, plan.num_decode_steps),
         depth=() if divergence is None else depth_gates(divergence),
         divergence=divergence,
         task_quality=quality,

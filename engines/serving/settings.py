@@ -5,7 +5,7 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from engines.open import find_engine
@@ -115,6 +115,7 @@ def settings_for(
     if max_context is not None and max_context > longest:
         raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
     built_for = find_engine(bundle, engine_key).limits if engine_key else {}
+    _require_within(built_for, max_batch=("--slots", num_slots), max_context=("--max-context", max_context))
     settings = ServerSettings(
         num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
         capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
@@ -127,3 +128,23 @@ def settings_for(
     if max_queue is not None:
         scheduler = replace(scheduler, max_queue=max_queue)
     return replace(settings, scheduler=scheduler)
+
+
+def _require_within(built_for: Mapping[str, int], **asked: tuple[str, int | None]) -> None:
+    """Refuse what an engine of these limits cannot give: it would fail when the server loads it."""
+    beyond = [
+        (option, limit, value)
+        for limit, (option, value) in asked.items()
+        if value is not None and value > built_for.get(limit, value)
+    ]
+    if beyond:
+        raise UserError(
+            "; ".join(
+                f"{option} {value} is more than the {built_for[limit]} that the engine was built for"
+                for option, limit, value in beyond
+            )
+            + ".",
+            "Ask for no more, or build another engine with "
+            + " ".join(f"--{limit.replace('_', '-')} {value}" for _, limit, value in beyond)
+            + ".",
+        )

@@ -253,6 +253,7 @@ def summary(report: "Report", directory: Path) -> str:
     )
     lines = [
         overview,
+        *filter(None, [report.outside_sentence()]),
         *([report.task_quality.sentence()] if report.task_quality else []),
         *(report.quantization_cost.sentences() if report.quantization_cost else []),
         *filter(None, divergence_lines(report)),

@@ -10,6 +10,7 @@ from export.errors import UserError
 from validate.cases.builtin import Case, Profile, Text
 from validate.cases.prompts import prepare_case
 from validate.execution import EngineUnderTest
+from validate.report.render import markdown_from_report
 from validate.run import record_golden, validate
 
 INSIDE = "images_of_unequal_size.taps.npz"
@@ -129,6 +130,11 @@ def test_a_case_outside_of_the_profile_is_reported_as_such(exported, tmp_path, p
     assert outside.status == "outside_profile"
     assert "300 tokens and 6 decode steps exceed the context of 256" in outside.problem
     assert not outside.gates
+    told = report.outside_sentence()
+    assert told is not None
+    assert "1 of 3 cases are larger than this engine takes, and were not asked: too_long." in told
+    assert told.endswith("An engine built with --max-context 306 takes them.")
+    assert told in markdown_from_report(report)
 
 
 def test_a_run_without_any_case_inside_is_no_pass(exported, tmp_path, progress):

@@ -30,6 +30,10 @@ class Profile:
         return any(mine is not None and (theirs is None or mine < theirs) for mine, theirs in pairs)
 
 
+PAST_THE_EDGE = "one_past_"
+"""How the names of cases begin that go past a profile's edge on purpose."""
+
+
 @dataclass(frozen=True)
 class Text:
     num_tokens: int
@@ -141,7 +145,7 @@ def _standard_cases(profile: Profile, steps: int) -> list[Case]:
         Case("full_batch", rows[: profile.max_batch]),
         Case("full_batch_in_chunks", rows[: profile.max_batch], prefill_chunk_tokens=11),
         Case("context_limit", ((Text(longest),),)),
-        Case("one_past_context_limit", ((Text(longest + 1),),)),
+        Case(f"{PAST_THE_EDGE}context_limit", ((Text(longest + 1),),)),
     ]
 
 
@@ -195,7 +199,7 @@ def _edge_cases(profile: Profile, steps: int) -> list[Case]:
     height, width = largest_grid(min(profile.max_patches, room))
     return [
         Case("largest_image", ((Text(4), Image(height, width), Text(6)),)),
-        Case("one_past_largest_image", ((Text(4), Image(height + 2, width + 2), Text(6)),)),
+        Case(f"{PAST_THE_EDGE}largest_image", ((Text(4), Image(height + 2, width + 2), Text(6)),)),
     ]
 
 

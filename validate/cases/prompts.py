@@ -15,7 +15,17 @@ from export.models.families import family_of
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
 from export.processor.patches import write_patches
 from export.processor.settings import ImageSettings
-from validate.cases.builtin import Case, Image, Part, Profile, Prompt, Text, Video, outside_profile
+from validate.cases.builtin import (
+    PAST_THE_EDGE,
+    Case,
+    Image,
+    Part,
+    Profile,
+    Prompt,
+    Text,
+    Video,
+    outside_profile,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +41,11 @@ class PreparedCase:
         return sum(len(prompt.patches) for prompt in self.prompts)
 
     @property
+    def num_segments(self) -> int:
+        """Pictures, and temporal steps of videos."""
+        return sum(steps for prompt in self.prompts for steps, _, _ in prompt.grids)
+
+    @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """[B] tokens of each prompt."""
         return np.array([len(prompt.token_ids) for prompt in self.prompts], np.int64)
@@ -43,7 +58,7 @@ class PreparedCase:
             self.num_patches,
             num_decode_steps,
             self.prefill_chunk_tokens,
-            sum(steps for prompt in self.prompts for steps, _, _ in prompt.grids),
+            self.num_segments,
         )
 
     def digest(self) -> str:
@@ -54,6 +69,33 @@ class PreparedCase:
                 digest.update(str(array.shape).encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def options_that_hold(
+    cases: Sequence[PreparedCase], profile: Profile, num_decode_steps: int
+) -> dict[str, int]:
+    """The options of `build` for an engine that takes all of the cases, where this profile has less, by name.
+
+    Cases that go past the edge on purpose move with it, and are left out.
+    """
+    kept = [case for case in cases if not case.name.startswith(PAST_THE_EDGE)]
+    longest = [int(case.lengths.max()) for case in kept]
+    calls = [
+        min(length, case.prefill_chunk_tokens or length) for length, case in zip(longest, kept, strict=True)
+    ]
+    needed = {
+        "max_context": (max(longest, default=0) + num_decode_steps, profile.max_context_tokens),
+        "max_patches": (max((case.num_patches for case in kept), default=0), profile.max_patches),
+        "max_batch": (max((len(case.prompts) for case in kept), default=0), profile.max_batch),
+        "max_prompt_tokens": (max(calls, default=0), profile.max_prompt_tokens),
+        "max_segments": (max((case.num_segments for case in kept), default=0), profile.max_segments),
+    }
+    # One KV slot more than the batch: slot reuse is compared with a slot that nobody used.
+    return {
+        name: value + (name == "max_batch")
+        for name, (value, held) in needed.items()
+        if held is not None and value > held
+    }
 
 
 def prepare_case(case: Case, config: ModelConfig, settings: ImageSettings) -> PreparedCase:

@@ -218,6 +218,7 @@ def markdown_from_report(report: Report) -> str:
         "",
         overview,
         "",
+        *([sentence, ""] if (sentence := report.outside_sentence()) else []),
         *divergence_lines(report),
         *([report.task_quality.sentence() + ".", ""] if report.task_quality else []),
         *(_cost_lines(report.quantization_cost) if report.quantization_cost else []),

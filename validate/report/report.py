@@ -8,6 +8,7 @@ from typing import Any, Literal
 from export.files.directory_swap import DirectoryKind
 from export.records.verdicts import LevelName, Verdict
 from validate.bisect.search import Divergence
+from validate.cases.builtin import PAST_THE_EDGE
 from validate.gates.gates import GateResult, GateSettings, failed, gate_kind
 from validate.records.records import Measurement
 from validate.tasks.cost import QuantizationCost
@@ -88,6 +89,8 @@ class Report:
     properties: tuple[GateResult, ...]
     properties_outside: Mapping[str, str]
     """Why a property could not be asked of this engine, by name."""
+    options_that_hold: Mapping[str, int]
+    """Options of `build`, by name, for an engine that takes every case; those alone in which this one has less."""
     depth: tuple[GateResult, ...]
     divergence: Divergence | None
     """Error by depth on a failing case, or on the probe where none failed; None where the engine cannot be looked into,
@@ -96,6 +99,18 @@ class Report:
     machine: Machine
     quantization_cost: QuantizationCost | None = None
     """What quantizing the weights cost; None: it was not asked."""
+
+    def outside_sentence(self) -> str | None:
+        """Which cases the engine's limits cannot hold, and the options that would; None where every one was asked."""
+        names = [case.name for case in self.cases if case.status == "outside_profile"]
+        missed = [name for name in names if not name.startswith(PAST_THE_EDGE)]
+        if not missed:
+            return None
+        options = " ".join(f"--{name.replace('_', '-')} {n}" for name, n in self.options_that_hold.items())
+        return (
+            f"{len(missed)} of {len(self.cases)} cases are larger than this engine takes, and were not asked: "
+            f"{', '.join(missed)}. An engine built with {options} takes them."
+        )
 
     @property
     def gates(self) -> tuple[GateResult, ...]:

@@ -105,3 +105,10 @@ def test_what_an_engine_was_built_for_bounds_its_server(monkeypatch):
     settings = settings_module.settings_for(bundle, "key", **asked)  # type: ignore[arg-type]
     assert (settings.num_slots, settings.capacity, settings.allowed_hosts) == (3, 128, ("a.example",))
     assert (settings.scheduler.max_patches_per_picture, settings.scheduler.max_queue) == (400, 5)
+    with pytest.raises(
+        UserError, match=r"--slots 4 is more than the 3 .*; --max-context 256 is more than"
+    ) as caught:
+        settings_module.settings_for(bundle, "key", **{**asked, "num_slots": 4, "max_context": 256})  # type: ignore[arg-type]
+    assert "build another engine with --max-batch 4 --max-context 256." in str(caught.value.remedy)
+    within = settings_module.settings_for(bundle, "key", **{**asked, "num_slots": 3, "max_context": 64})  # type: ignore[arg-type]
+    assert (within.num_slots, within.capacity) == (3, 64)

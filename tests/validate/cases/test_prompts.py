@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.support.mrope_rule import position_ids_by_the_paper
 from validate.cases.builtin import Case, Image, Profile, Text, Video, make_level
-from validate.cases.prompts import pack_patches, picture_from_patches, prepare_case, visual_token_ids
+from validate.cases.prompts import (
+    options_that_hold,
+    pack_patches,
+    picture_from_patches,
+    prepare_case,
+    visual_token_ids,
+)
 
 MIXED = Case("mixed", ((Text(3), Image(4, 6), Text(2), Video(3, 4, 4), Text(5)), (Text(7),)))
 
@@ -35,6 +43,31 @@ def test_position_ids_follow_the_paper_in_every_case(exported, level):
             positions, delta = position_ids_by_the_paper(kinds, prompt.grids)
             assert np.array_equal(prompt.position_ids, positions), case.name
             assert prompt.position_delta == delta
+
+
+def test_an_engine_of_the_named_options_takes_every_case_but_those_past_its_edge(exported):
+    """As a default engine of 2B: four segments."""
+    narrow = Profile(
+        max_context_tokens=1024, max_patches=2048, max_batch=2, max_prompt_tokens=300, max_segments=4
+    )
+    level = make_level("standard", narrow)
+    cases = [prepare_case(case, exported.config, exported.plan.image_settings) for case in level.cases]
+    options = options_that_hold(cases, narrow, level.num_decode_steps)
+    assert set(options) == {"max_batch", "max_prompt_tokens", "max_segments"}
+    wide = Profile(
+        1024, 2048, options["max_batch"] - 1, options["max_prompt_tokens"], options["max_segments"]
+    )
+    outside = {case.name for case in cases if case.problem(wide, level.num_decode_steps)}
+    assert outside == {"one_past_context_limit", "one_past_largest_image"}
+    assert options_that_hold(cases, wide, level.num_decode_steps) == {}
+    for name, less in (
+        ("max_segments", options["max_segments"] - 1),
+        ("max_batch", options["max_batch"] - 2),
+    ):
+        missed = [
+            case for case in cases if case.problem(replace(wide, **{name: less}), level.num_decode_steps)
+        ]
+        assert len(missed) > 2, name
 
 
 def test_a_picture_comes_back_from_its_patches(exported):
