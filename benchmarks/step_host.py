@@ -73,6 +73,9 @@ class Guide:
     def __init__(self, allowed: Any) -> None:
         self._allowed = allowed
 
+    def begin(self, guides: Any) -> None:
+        pass
+
     def allowed(self) -> Any:
         return self._allowed
 
@@ -178,6 +181,8 @@ def measure(engine: str, rows: int, setting: str, steps: int) -> dict[str, float
         start = time.thread_time()
         scheduler.step()
         seconds.append(time.thread_time() - start)
+    if scheduler.stats().num_failed:
+        raise RuntimeError(f"{setting}: answers failed, so that nothing was measured")
     return {"seconds": statistics.median(seconds), "whole": decoder.num_whole / steps}
 
 

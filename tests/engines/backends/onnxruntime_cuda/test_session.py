@@ -11,6 +11,7 @@ from engines.backends.onnxruntime.session import open_sessions as open_cpu_sessi
 from engines.backends.onnxruntime_cuda.device import Device
 from engines.backends.onnxruntime_cuda.session import open_sessions
 from engines.runtime.answer import Event, Request, TokenEvent
+from engines.runtime.generate import collect_generations, generate_batch
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.session import Engine
@@ -19,6 +20,8 @@ from export.checkpoint.generation_config import GenerationConfig
 from export.exporter import export_checkpoint
 from export.inputs import DecoderInputs
 from export.processor.processor import Processor
+from validate.cases.builtin import Profile, make_level
+from validate.cases.prompts import prepare_case
 
 TINY = Path(__file__).parents[4] / "models" / "qwen2-vl-tiny"
 NUM_SLOTS, CAPACITY, NUM_NEW = 3, 256, 8
@@ -92,6 +95,32 @@ def test_served_answers_are_those_of_the_cpu_backend_whatever_chooses_their_toke
     found = answers(engine, bundle)
     assert found == answers(cpu_engine, bundle)
     assert len({tuple(tokens) for tokens in found}) == len(found), "equal answers would prove little"
+
+
+def test_answers_to_the_validators_cases_are_those_of_the_cpu_backend(bundle, engine, cpu_engine):
+    """One, several and unequal rows, images and films of many shapes, chunks: each case as one batch."""
+    settings, profile = bundle.processor.image_settings, Profile(CAPACITY, 4096, NUM_SLOTS, CAPACITY, 64)
+    cases = [prepare_case(case, bundle.config, settings) for case in make_level("standard", profile).cases]
+    inside = [case for case in cases if case.problem(profile, NUM_NEW) is None]
+    assert len(inside) >= 8
+    config = GenerationConfig(max_new_tokens=NUM_NEW)
+    for case in inside:
+        tokens = [
+            [
+                generation.token_ids
+                for generation in collect_generations(
+                    generate_batch(
+                        [Request(prompt, config) for prompt in case.prompts],
+                        sessions.vision,
+                        sessions.decoder,
+                        model=bundle.config,
+                        prefill_chunk_tokens=case.prefill_chunk_tokens,
+                    )
+                )
+            ]
+            for sessions in (engine, cpu_engine)
+        ]
+        assert tokens[0] == tokens[1], case.name
 
 
 def test_no_embeddings_and_no_whole_logits_cross_while_answers_are_served(bundle, engine, device):
