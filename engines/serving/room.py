@@ -12,6 +12,8 @@ SMALL_BYTES = 1 << 20
 _RESERVE_BYTES = 64 << 20
 """For small requests alone, where large ones hold all the rest."""
 _POLL_SECONDS = 0.05
+_LANE_SECONDS = 5.0
+"""The longest wait to be read: what a request asks of its own time is not known before."""
 
 
 class NoRoomError(TryLaterError):
@@ -61,6 +63,7 @@ class Room:
         if num_bytes <= SMALL_BYTES:
             yield
             return
+        deadline_seconds = min(deadline_seconds, _LANE_SECONDS)
         while not self._lane.acquire(timeout=min(_POLL_SECONDS, max(deadline_seconds, 0.0))):
             deadline_seconds -= _POLL_SECONDS
             if deadline_seconds <= 0 or is_cancelled():

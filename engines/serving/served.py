@@ -99,6 +99,7 @@ class ServedModel:
         media = RequestMedia(
             [], self.limits, self._fetcher, deadline=deadline, is_cancelled=is_cancelled, budget=budget
         )
+        media.fetch_together(messages)
         resolved = [media.resolved(dict(message)) for message in messages]
         left_seconds = max(deadline - time.monotonic(), 0.0)
         return model_inputs(resolved, media, self.processor, self.limits, left_seconds, make_reader, template)

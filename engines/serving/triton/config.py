@@ -20,8 +20,8 @@ from engines.serving.triton.interface import (
 )
 from export.checkpoint.config import ModelConfig
 
-PREPROCESS_INSTANCES = 2
-"""Processes that decode and cut up pictures: one goes on while another waits for a large one."""
+PREPROCESS_INSTANCES = 4
+"""Processes that decode and cut up pictures, each one request at a time: some go on while others are at large ones."""
 
 
 def chat_config(settings: ServerSettings) -> model_config_pb2.ModelConfig:

@@ -87,7 +87,9 @@ _DATA_TYPES = {
     "int64": "TYPE_INT64",
 }
 
-PREPROCESS_INPUTS = CHAT_INPUTS[:2]
+PREPROCESS_INPUTS = tuple(
+    tensor for tensor in CHAT_INPUTS if tensor.name in {"messages", "media", "timeout_seconds"}
+)
 
 
 def preprocess_outputs(config: ModelConfig) -> tuple[ServerTensor, ...]:

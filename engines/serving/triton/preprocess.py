@@ -3,11 +3,13 @@
 For those who compose the parts themselves. The checks are the chat model's. No torch.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
 
 from engines.serving.chat import Receipt
+from engines.serving.settings import ServerSettings
 from engines.serving.triton.interface import PREPROCESS_INPUTS
 from engines.serving.triton.loading import (
     Arguments,
@@ -20,13 +22,27 @@ from engines.serving.triton.loading import (
 )
 from engines.serving.triton.requests import refuse_parameters
 
+MAX_SECONDS = 30.0
+"""For one request, and what it has where it asks for no less: an instance answers one at a time."""
+
+
+def own_settings(settings: ServerSettings) -> ServerSettings:
+    """The chat model's bounds, for a process that has one request at a time and holds up the next one meanwhile."""
+    return replace(
+        settings,
+        requests=replace(
+            settings.requests, timeout_seconds=min(settings.requests.timeout_seconds, MAX_SECONDS)
+        ),
+        media=replace(settings.media, num_workers=1),
+    )
+
 
 class TritonPythonModel:
     """What Triton loads."""
 
     def initialize(self, args: Arguments) -> None:
         """Read the tokenizer, the chat template and the picture settings."""
-        self._reader = RequestReader(bundle_directory(args), read_settings(args))
+        self._reader = RequestReader(bundle_directory(args), own_settings(read_settings(args)))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request; a request that is wrong has an error of its own."""

@@ -118,6 +118,7 @@ def parse_request(
             deadline=receipt.at + timeout_seconds,
             is_cancelled=receipt.is_cancelled,
         )
+        media.fetch_together(messages)
         messages = [media.resolved(message) for message in messages]
         media.check()
     problems.raise_if_any()

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.hostile_media import gif_of_frames
 from engines.serving.settings import ServerSettings
 from engines.serving.triton.repository import write_repository
 from export.bundle import open_bundle
@@ -209,6 +210,29 @@ def part_models(arguments, models):
     preprocess.initialize(arguments)
     encoder.initialize(arguments)
     return preprocess, encoder
+
+
+def test_preprocessing_has_a_time_of_its_own(arguments, monkeypatch):
+    """An instance answers one request at a time, so each is ended before it holds up the others for long."""
+    with imported_models() as models:
+        preprocess, _ = part_models(arguments, models)
+        monkeypatch.setattr(models.preprocess, "MAX_SECONDS", 0.5)
+        bounded = models.preprocess.own_settings(ServerSettings())
+        assert (bounded.requests.timeout_seconds, bounded.media.num_workers) == (0.5, 1)
+        slow = [{"type": "video", "video": "media:0"}]
+        tensors = {
+            "messages": np.array([json.dumps([{"role": "user", "content": slow}]).encode()], np.object_),
+            "media": np.array([gif_of_frames(2000, 600)], np.object_),
+            "timeout_seconds": np.array([0.5], np.float32),
+        }
+        started = time.monotonic()
+        [late] = preprocess.execute([Request(tensors)])
+        seconds = time.monotonic() - started
+        [given] = preprocess.execute([Request({name: question()[name] for name in ("messages", "media")})])
+        preprocess.finalize()
+    assert "not decoded within" in error_of([late]).message
+    assert seconds < 1.5
+    assert given.error is None
 
 
 def test_the_parts_refuse_wishes_and_calls_that_are_too_large(arguments):
