@@ -2,12 +2,17 @@
 
 from typing import Any
 
+import jsonschema
 from hypothesis import strategies as st
 
 NAMES = ("id", "name", "größe", "a b", "total", "$x", "<|im_end|>")
 """Of properties; one reads like a special token."""
 
 Schema = dict[str, Any]
+
+FORMATS = jsonschema.FormatChecker(("ipv4", "uuid"))
+"""Formats that are judged. Not dates: a grammar gives them their shape, 2026-02-30 too, and the year 0000, which RFC
+3339 has, is none of Python's."""
 
 SCALARS: tuple[Schema, ...] = (
     {"type": "integer", "minimum": -5, "maximum": 20},
@@ -16,7 +21,7 @@ SCALARS: tuple[Schema, ...] = (
     {"type": "null"},
     {"type": "string", "maxLength": 4},
     {"type": "string", "minLength": 2, "maxLength": 6},
-    {"type": "number", "minimum": 0, "maximum": 1},
+    {"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 4},
     {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
     {"type": ["boolean", "string"], "maxLength": 3},
     {"enum": ["a", 1, None, "zwei"]},
@@ -52,8 +57,9 @@ def _maps(children: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
             "type": "object",
             "properties": {"kind": {"const": "map"}},
             "required": ["kind"],
-            "additionalProperties": value,
-            "maxProperties": 2,
+            "patternProperties": {"^[a-c]{1,2}$": value},
+            "additionalProperties": False,
+            "maxProperties": 3,
         }
     )
 

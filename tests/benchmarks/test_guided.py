@@ -28,6 +28,6 @@ def test_every_finished_answer_has_its_form_and_the_cost_is_told(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     told = {name: int(count) for count, name in re.findall(r"(\d+) (right|cut|refused)", done.stdout)}
-    assert told["right"] >= 60
+    assert told["right"] >= 100
     assert told.get("refused", 0) == 0
     assert done.stdout.count("against a free one") == 3
