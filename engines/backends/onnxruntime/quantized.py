@@ -4,7 +4,7 @@ Most need nothing: it multiplies by 4- and 8-bit codes where it finds them as th
 8-bit floats, folds no zero points, and looks rows up in codes by an op of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,20 @@ FLOAT8 = TensorProto.FLOAT8E4M3FN
 def has_codes(model: onnx.ModelProto) -> bool:
     """Whether any product reads integer codes."""
     return any(weight.data_type in CODES for weight in model.graph.initializer if weight.external_data)
+
+
+def keep_from_packing(model: onnx.ModelProto, shared: Collection[str]) -> None:
+    """Let products read weights that are shared with us where they lie, while others are packed.
+
+    Declared as an input with a default, a weight is no constant to ONNX Runtime, and none that it packs: the head of a
+    model whose layers alone are quantized would stand in memory twice.
+    """
+    products = {name for node in model.graph.node if node.op_type == "FusedMatMul" for name in node.input}
+    for weight in model.graph.initializer:
+        if weight.name in shared and weight.name in products:
+            model.graph.input.append(
+                helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+            )
 
 
 def fit_quantized(model: onnx.ModelProto) -> None:

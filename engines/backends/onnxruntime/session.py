@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
-from engines.backends.onnxruntime.quantized import has_codes
+from engines.backends.onnxruntime.quantized import has_codes, keep_from_packing
 from engines.session import Engine, RefusedGraphError, require_slots
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
@@ -262,14 +262,17 @@ def create_session(
     model.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name in inside
     )
-    weights = []
+    weights, raised = [], set[str]()
     for weight, array in raised_weights(model, graph.parent):
         weights.append(ort.OrtValue.ortvalue_from_numpy(array))
         # Shared without a copy; add_external_initializers would hold every weight twice.
         options.add_initializer(weight, weights[-1])
+        raised.add(weight)
     # A packed copy replaces a weight of the mapped file, but would stand beside one that is shared with us. Products
     # with quantized weights have no kernel for weights that are not packed.
-    if (weights or not may_pack) and not has_codes(model):
+    if has_codes(model):
+        keep_from_packing(model, raised)
+    elif weights or not may_pack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -103,6 +103,14 @@ def test_what_ran_is_told_product_by_product(quantized):
     assert kernels_by_codes(bundle, "decoder") == names
 
 
+def test_a_head_that_is_shared_with_us_is_not_packed_beside_it(tmp_path_factory):
+    shape = SHAPE["ratio1_dim128_bfloat"]
+    bundle = open_bundle(shared_bundle(tmp_path_factory, shape.arguments(), quantize={"decoder": "int4"}))
+    session, weights = create_session(bundle, "decoder", 1, may_pack=False)
+    assert [value.name for value in session.get_overridable_initializers()] == ["lm_head.weight"]
+    assert weights
+
+
 def test_a_bundle_carries_no_weight_that_no_graph_reads(quantized):
     bundle, _ = quantized
     assert {record.name for record in bundle.manifest.weights} == {
