@@ -12,7 +12,7 @@ from engines.backends.base import GraphProgress, Options
 from engines.backends.facts import EngineFacts
 from engines.backends.onnxruntime.backend import OnnxRuntimeBackend
 from engines.backends.onnxruntime_cuda.device_name import device_index
-from engines.gpus import GpuFacts
+from engines.gpus import GpuFacts, gpu_facts
 from engines.machine import Machine
 from engines.packages import has_module, installed_version
 from engines.sizing.costs import ModelCosts, model_costs
@@ -20,6 +20,7 @@ from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
+from export.errors import UserError
 from export.install import package_command
 from export.records.engine_record import EngineRecord
 
@@ -134,7 +135,9 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         from engines.backends.onnxruntime_cuda.device import Device  # noqa: PLC0415 - ONNX Runtime
         from engines.backends.onnxruntime_cuda.session import open_sessions  # noqa: PLC0415 - ONNX Runtime
 
-        place = Device("cuda", device_index(device))
+        index = device_index(device)
+        require_gpu(bundle.manifest.dtype, index, gpu_facts())
+        place = Device("cuda", index)
         return open_sessions(bundle, place, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
 
     def open_vision(
@@ -156,6 +159,29 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         from engines.backends.onnxruntime_cuda.probes import DeviceProbes  # noqa: PLC0415 - ONNX Runtime
 
         return DeviceProbes(bundle, Device("cuda"))
+
+
+def require_gpu(dtype: str, index: int, gpus: Sequence[GpuFacts]) -> None:
+    """Refuse a GPU that is not there, or that does not compute in a dtype, before anything is loaded.
+
+    Args:
+        dtype: of the bundle's graphs.
+        index: which GPU.
+        gpus: of this machine; none where `nvidia-smi` is not there, so that nothing is known.
+
+    Raises:
+        UserError: what is there, or what the dtype needs, and what to do.
+    """
+    if gpus and index >= len(gpus):
+        raise UserError(
+            f"--device cuda:{index}: `nvidia-smi` lists {len(gpus)} here, from cuda:0 to cuda:{len(gpus) - 1}."
+        )
+    least = _LEAST_ARCHITECTURE[dtype]
+    if gpus and gpus[index].sm < least:
+        raise UserError(
+            f"{gpus[index].name} is SM{gpus[index].sm}, which does not compute in {dtype}: that takes SM{least} and "
+            "up. Export the checkpoint with --dtype float16 or float32."
+        )
 
 
 def provider_problem() -> str | None:

@@ -8,8 +8,9 @@ import pytest
 
 from engines.backends import BACKENDS
 from engines.backends.onnxruntime_cuda import backend as backend_module
-from engines.backends.onnxruntime_cuda.backend import provider_problem
+from engines.backends.onnxruntime_cuda.backend import provider_problem, require_gpu
 from engines.backends.onnxruntime_cuda.device_name import device_index
+from engines.gpus import GpuFacts
 from export.errors import UserError
 
 CUDA = BACKENDS["onnxruntime-cuda"]
@@ -39,6 +40,31 @@ def test_the_package_is_asked_for_before_anything_is_loaded(monkeypatch):
     assert "onnxruntime-gpu, which is not installed" in said
     assert "takes the place of onnxruntime" in said
     assert "onnxruntime-gpu[cuda,cudnn]" in said
+
+
+T4, L4 = (
+    GpuFacts(name, "580.65.06", sm, 16_000) for name, sm in (("Tesla T4", (7, 5)), ("NVIDIA L4", (8, 9)))
+)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "index", "gpus", "says"),
+    [
+        ("bfloat16", 0, [T4], "Tesla T4 is SM75, which does not compute in bfloat16: that takes SM80"),
+        ("bfloat16", 1, [L4, T4], "--dtype float16 or float32"),
+        ("float16", 2, [L4, T4], "lists 2 here, from cuda:0 to cuda:1"),
+    ],
+)
+def test_a_gpu_that_cannot_is_refused_before_anything_is_loaded(dtype, index, gpus, says):
+    with pytest.raises(UserError, match=says):
+        require_gpu(dtype, index, gpus)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "index", "gpus"), [("bfloat16", 1, [T4, L4]), ("float16", 0, [T4]), ("bfloat16", 0, [])]
+)
+def test_a_gpu_that_can_and_one_that_nobody_knows_are_let_through(dtype, index, gpus):
+    require_gpu(dtype, index, gpus)
 
 
 @pytest.fixture
