@@ -11,7 +11,7 @@ import argparse
 import io
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -179,8 +179,15 @@ def film(container: str, codec: str, pixels: str, variation: Variation) -> bytes
     return variation.change(file.getvalue())
 
 
-def seen_numbers(processor: Processor, content: bytes, variation: Variation) -> list[int]:
+def seen_numbers(
+    processor: Processor, content: bytes, turned: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
+) -> list[int]:
     """Which frames the model sees.
+
+    Args:
+        processor: of any checkpoint.
+        content: the film's bytes.
+        turned: undoes how the film is shown.
 
     Raises:
         UserError: the film is refused.
@@ -198,7 +205,7 @@ def seen_numbers(processor: Processor, content: bytes, variation: Variation) -> 
     pixels = patches.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(-1, rows * size, columns * size, 3)
     shown = pixels * np.array(settings.image_std) + np.array(settings.image_mean)
     frames = np.clip(np.rint(shown / settings.rescale_factor), 0, 255).astype(np.uint8)
-    return [number_of(variation.turned(frame)) for frame in frames]
+    return [number_of(turned(frame)) for frame in frames]
 
 
 def judged(processor: Processor, container: str, codec: str, pixels: str, variation: Variation) -> str:
@@ -207,28 +214,38 @@ def judged(processor: Processor, container: str, codec: str, pixels: str, variat
     if content is None:
         return "–"
     try:
-        numbers = seen_numbers(processor, content, variation)
+        numbers = seen_numbers(processor, content, variation.turned)
     except UserError as error:
         return "refused: " + str(error).split(":")[-1].strip()[:60] if "--verbose" in sys.argv else "refused"
-    if variation.least_share < 1:  # a damaged frame may show any number
-        sound = [number for number in numbers if number < len(variation.times)]
+    return verdict(numbers, dict(enumerate(variation.times)), variation.least_share)
+
+
+def verdict(numbers: Sequence[int], times: Mapping[int, float], least_share: float = 1.0) -> str:
+    """Whether frames that are seen are those of a film, in order and without a gap.
+
+    Args:
+        numbers: that the seen frames show.
+        times: when each frame of the film is shown, by its number, ascending.
+        least_share: of the film's seconds that must be seen; below 1, a frame may be damaged and show any number.
+    """
+    if least_share < 1:
+        sound = [number for number in numbers if number in times]
         numbers = [
             number
             for number, highest in zip(sound, np.maximum.accumulate(sound), strict=True)
             if number == highest
         ]
-    times = [variation.times[number] for number in numbers if number < len(variation.times)]
-    if len(times) < len(numbers) or times != sorted(times):
+    seen = [times[number] for number in numbers if number in times]
+    if len(seen) < len(numbers) or seen != sorted(seen):
         return "**wrong frames**"
-    length = variation.times[-1] - variation.times[0]
+    all_times = list(times.values())
     # 2 frames a second are asked for: the largest step between two of them is that of the film, or a second.
-    steps = np.diff([variation.times[0], *times, variation.times[-1]])
-    steps_of_film = np.diff(variation.times)
-    allowed = max(1.0, 1.5 * float(steps_of_film.max()))
-    share = 1 - float(sum(step for step in steps if step > allowed)) / length
+    steps = np.diff([all_times[0], *seen, all_times[-1]])
+    allowed = max(1.0, 1.5 * float(np.diff(all_times).max()))
+    share = 1 - float(sum(step for step in steps if step > allowed)) / (all_times[-1] - all_times[0])
     if share > 1 - 1e-9:
         return "seen"
-    return f"{share:.0%} seen" if share >= variation.least_share else f"**{share:.0%} seen**"
+    return f"{share:.0%} seen" if share >= least_share else f"**{share:.0%} seen**"
 
 
 def table(processor: Processor, combinations: Sequence[tuple[str, str, str]]) -> tuple[str, int]:
@@ -245,12 +262,12 @@ def table(processor: Processor, combinations: Sequence[tuple[str, str, str]]) ->
     return "\n".join(lines), num_wrong
 
 
-def write_docs(text: str) -> None:
-    """Put the table between its marks."""
+def write_docs(text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Put a table between its marks."""
     page = DOCS.read_text(encoding="utf-8")
-    before, rest = page.split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
-    DOCS.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    before, rest = page.split(marks[0], 1)
+    after = rest.split(marks[1], 1)[1]
+    DOCS.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}", encoding="utf-8")
 
 
 def main() -> int:

@@ -35,8 +35,14 @@ DTYPES: Mapping[str, Dtype] = {
         Dtype("uint8", 8, "UINT8", "U8"),
         Dtype("int32", 32, "INT32", "I32"),
         Dtype("int64", 64, "INT64", "I64"),
-        Dtype("float64", 64, "DOUBLE"),
-        Dtype("bool", 8, "BOOL"),
+        Dtype("float64", 64, "DOUBLE", "F64"),
+        Dtype("bool", 8, "BOOL", "BOOL"),
+        # Of no weight that is read; a header may name buffers of theirs.
+        Dtype("float8_e5m2", 8, "FLOAT8E5M2", "F8_E5M2"),
+        Dtype("int16", 16, "INT16", "I16"),
+        Dtype("uint16", 16, "UINT16", "U16"),
+        Dtype("uint32", 32, "UINT32", "U32"),
+        Dtype("uint64", 64, "UINT64", "U64"),
         Dtype("int4", 4, "INT4"),
     )
 }

@@ -20,9 +20,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from export.errors import UserError
 from export.processor.media.broken_jpeg import mended_jpeg
 from export.processor.media.deep_grey import DEEP_MODES, grey_from_deep
+from export.processor.media.file_kinds import HEAD_BYTES, seems
 from export.processor.media.heif import heif_image, is_heif, read_plan
 from export.processor.media.limits import DEFAULT_LIMITS, MAX_LOST_SHARE, MAX_PICTURE_PIXELS, MediaLimits
 from export.processor.media.picture_headers import HEADER_KINDS, check_headers
+from export.wording import plain_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -55,9 +57,10 @@ def read_image(
     if isinstance(source, np.ndarray):
         return _image_from_array(source), ()
     with open_image(source) as image:
+        notes = _page_notes(image, source)
         try:
             with decoding(source):
-                return rgb_from_image(upright(image)), ()
+                return rgb_from_image(upright(image)), notes
         except UserError:
             mended = None if limits.strict or image.format != "JPEG" else mended_jpeg(_content(source))
             if mended is None:
@@ -70,6 +73,16 @@ def read_image(
         )
     with decoding(source):
         return rgb_from_image(upright(picture)), (f"{describe(source)}: {clause}.",)
+
+
+def _page_notes(image: Image.Image, source: ImageSource) -> tuple[str, ...]:
+    """Of a TIFF that holds a document: its other pages are no frames of a film, and not seen."""
+    if image.format != "TIFF" or not getattr(image, "is_animated", False):
+        return ()
+    note = (
+        f"{describe(source)} has several pages, of which the first is seen. Send the others as pictures, too."
+    )
+    return (note,)
 
 
 def picture_size(source: ImageSource) -> tuple[int, int]:
@@ -96,13 +109,13 @@ def _content(source: object) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _head(source: object) -> bytes:
+def _head(source: object, num_bytes: int = 12) -> bytes:
     if isinstance(source, bytes):
-        return source[:12]
+        return source[:num_bytes]
     path = path_of_file(source)
     try:
         with path.open("rb") as file:
-            return file.read(12)
+            return file.read(num_bytes)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -150,7 +163,7 @@ def _identify(source: object, file: io.BytesIO | Path) -> Image.Image:
         raise UserError(_too_large(describe(source), "more than Pillow's limit")) from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{describe(source)} is not a picture that can be read.",
+            f"{describe(source)} is not a picture that can be read.{seems(_head(source, HEAD_BYTES))}",
             f"Expected one of {', '.join((*PICTURE_FORMATS, 'HEIC'))}.",
         ) from None
     except MemoryError:
@@ -228,7 +241,7 @@ def path_of_file(source: object) -> Path:
         found = "a folder" if path.is_dir() else "nothing" if not path.exists() else "no regular file"
     except (OSError, ValueError) as error:
         found = str(error)
-    raise UserError(f"Expected a file at {text[:200]}, found {found}. Check the path.")
+    raise UserError(f"Expected a file at {plain_line(text[:200])}, found {found}. Check the path.")
 
 
 def describe(source: object) -> str:
@@ -236,7 +249,7 @@ def describe(source: object) -> str:
     if isinstance(source, bytes):
         return f"The picture in {len(source)} bytes"
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        return plain_line(os.fspath(source))
     return f"The {type(source).__name__}"
 
 

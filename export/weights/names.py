@@ -21,7 +21,14 @@ _WRAPPERS = {
     "language_model.": "model.",
 }
 
-_DERIVED = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_pos_emb.inv_freq")
+_DERIVED = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.original_inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "rotary_pos_emb.inv_freq",
+    ".position_ids",
+)
 
 
 def published_name(stored: str) -> tuple[str, str | None]:
@@ -39,7 +46,7 @@ def published_name(stored: str) -> tuple[str, str | None]:
 
 
 def is_derived(name: str) -> bool:
-    """Whether it is a buffer that is computed from `config.json`, as old Transformers stored them."""
+    """Whether it is a buffer that is computed from `config.json`, as old Transformers and converters stored them."""
     return name.endswith(_DERIVED)
 
 

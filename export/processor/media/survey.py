@@ -18,6 +18,8 @@ _SLACK_BYTES = 1 << 12
 _DENSE_FORMATS = frozenset({"matroska", "webm", "flv"})
 """A damaged stretch makes their readers jump to the next group of frames, seconds on, without a word."""
 _HEADER_BYTES, _HOLE_SHARE = 1024, 0.005
+_LEAST_AVI_FRAME_BYTES = 8
+"""A frame that was dropped is a chunk without content."""
 _WITHOUT_TIMES = frozenset({"avi"})
 """Formats whose frames have no times; what FFmpeg says of them is their place in the file."""
 
@@ -191,12 +193,18 @@ def _entries_beyond(entries: Iterable[tuple[int, int]], size: int) -> tuple[int,
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long the stream should last, where something trustworthy says so: Matroska's own tag, AVI's header."""
+    """How long the stream should last, where something trustworthy says so: Matroska's own tag, AVI's header.
+
+    A part that is cut out of a film may carry the tag of the whole, but not its duration; a film that was written to a
+    pipe has a number of frames in its header for which the file has no room.
+    """
     parts = stream.metadata.get("DURATION", "").split(":")
     try:
         hours, minutes, seconds = map(float, parts)
     except ValueError:
         if container.format.name == "avi" and stream.average_rate:
-            return float(stream.frames / stream.average_rate)
+            has_room = _LEAST_AVI_FRAME_BYTES * stream.frames <= container.size
+            return float(stream.frames / stream.average_rate) if has_room else 0.0
         return 0.0
-    return 3600 * hours + 60 * minutes + seconds
+    said_s = 3600 * hours + 60 * minutes + seconds
+    return min(said_s, container.duration / av.time_base) if container.duration else said_s

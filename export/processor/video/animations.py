@@ -101,13 +101,16 @@ def _after_sub_blocks(content: bytes, place: int) -> int:
 
 def _png_frames(content: bytes) -> Iterator[_Frame]:
     width, height = struct.unpack_from(">II", content, 16)
-    place, num_controls, has_data = 8, 0, False
+    place, is_animated, num_controls, has_data = 8, False, 0, False
     while place + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, place)
         if kind == b"IDAT" and not has_data:
             has_data = True
-            if num_controls == 0:  # the still picture for readers that know no animation
+            if not is_animated:
                 yield 0.0, width, height
+        is_animated |= (
+            kind == b"acTL"
+        )  # what comes before the first frame is for readers that know no animation
         if kind == b"fcTL":
             numerator, denominator = struct.unpack_from(">HH", content, place + 8 + 20)
             num_controls += 1

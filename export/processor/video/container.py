@@ -9,6 +9,7 @@ import io
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -17,8 +18,9 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from export.errors import UserError
+from export.processor.media.file_kinds import HEAD_BYTES, seems
 from export.processor.media.limits import DEFAULT_LIMITS, MAX_LOST_SHARE, MAX_PICTURE_PIXELS, MediaLimits
-from export.processor.media.shown import shown_image
+from export.processor.media.shown import display_matrix, shown_image
 from export.processor.media.survey import Survey, survey_packets
 from export.processor.video.mp4_tables import check_tables
 from export.processor.video.timeline import regular_rate
@@ -34,6 +36,13 @@ _MAX_THREADS = 4
 """Each holds frames of its own; more would be memory, hardly speed."""
 _WITH_UNREFERENCED = frozenset({"h264", "hevc"})
 """Codecs whose decoders pass over a frame to which no other refers, at a word before its packet."""
+
+
+class _Decoded(NamedTuple):
+    """A frame, and how it is turned before it is shown."""
+
+    picture: av.VideoFrame
+    matrix: bytes | None
 
 
 class ContainerFrames:
@@ -88,23 +97,24 @@ class ContainerFrames:
         ticks = self._survey.ticks if self._survey.has_own_times else None
         wanted = iter(indices if ticks is None else [ticks[index] for index in indices])
         target = next(wanted, None)
-        previous: av.VideoFrame | None = None
+        previous: _Decoded | None = None
         self.num_decoded = self._num_failed = self._num_corrupt = self._num_packets = 0
         with self._open() as container:
             ratio = self._video_stream(container).sample_aspect_ratio
             for frame in self._decode(container, None if ticks is None else _around(indices, ticks)):
-                place = self.num_decoded if ticks is None or frame.pts is None else frame.pts
+                pts = frame.picture.pts
+                place = self.num_decoded if ticks is None or pts is None else pts
                 while target is not None and place >= target:
                     # The wanted frame itself, or the last one before it where it is missing.
                     shown = frame if place == target or previous is None else previous
-                    yield shown_image(shown, ratio)
+                    yield shown_image(shown.picture, ratio, shown.matrix)
                     target = next(wanted, None)
                 previous = frame
                 self.num_decoded += 1
                 if target is None:
                     break
             while target is not None and ticks is not None and previous is not None:
-                yield shown_image(previous, ratio)
+                yield shown_image(previous.picture, ratio, previous.matrix)
                 target = next(wanted, None)
         self._judge()
 
@@ -133,7 +143,7 @@ class ContainerFrames:
             "Record or download the video again.",
         )
 
-    def _decode(self, container: InputContainer, needed: Container[int] | None) -> Iterator[av.VideoFrame]:
+    def _decode(self, container: InputContainer, needed: Container[int] | None) -> Iterator["_Decoded"]:
         """All frames, but for those that nobody sees where the decoder can do without them.
 
         Args:
@@ -147,6 +157,7 @@ class ContainerFrames:
         stream.codec_context.options = {"max_pixels": str(MAX_PICTURE_PIXELS)}
         is_choosy = stream.codec_context.codec.name in _WITH_UNREFERENCED and not self._limits.strict
         packets = container.demux(stream)
+        matrix: bytes | None = None
         while True:
             try:
                 packet = next(packets, None)
@@ -163,7 +174,10 @@ class ContainerFrames:
                 continue
             for frame in frames:
                 self._num_corrupt += frame.is_corrupt
-                yield frame
+                # Said in the stream itself (H.264's display orientation), it comes with some frames alone and holds
+                # until another is said. Writers say it with the first frame only, and mean the film.
+                matrix = display_matrix(frame) or matrix
+                yield _Decoded(frame, matrix)
 
     def _failed(self, error: Exception) -> None:
         self._num_failed += 1
@@ -213,17 +227,27 @@ class ContainerFrames:
                 ) from None
             except (av.FFmpegError, OSError, ValueError) as error:  # OSError: an empty file
                 raise UserError(
-                    f"{self.name} is not a video that can be read, or its index is cut off ({_reason(error)}). "
-                    "Expected a whole file in MP4, MOV, Matroska, WebM, AVI, MPEG, Ogg, FLV or ASF format."
+                    f"{self.name} is not a video that can be read, or its index is cut off ({_reason(error)})."
+                    f"{self._seems(file)}",
+                    "Expected a whole file in MP4, MOV, Matroska, WebM, AVI, MPEG, Ogg, FLV or ASF format.",
                 ) from None
             with container:
                 yield container
+
+    @staticmethod
+    def _seems(file: io.BufferedIOBase) -> str:
+        file.seek(0)
+        return seems(file.read(HEAD_BYTES))
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
         # A song's cover picture is a video stream of one frame.
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no stream at all"
+            found: list[str] = sorted(
+                {str(stream.type) for stream in container.streams if stream.type != "video"}
+            )
+            found += ["a cover picture"] if container.streams.video else []
+            kinds = ", ".join(found) or "no stream at all"
             raise UserError(
                 f"{self.name} has no video stream, found only: {kinds}.", "Give a file with pictures in it."
             )

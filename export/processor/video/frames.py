@@ -119,6 +119,7 @@ class AnimationFrames:
         animation = read_animation(source if isinstance(source, bytes) else source.read_bytes(), name, limits)
         delays_ms = animation.delays_ms if animation else ()
         self.num_frames = self.num_decoded = max(1, len(delays_ms))
+        self._has_frames = bool(delays_ms)
         self.end_s = sum(delays_ms) / 1000
         is_regular = len(set(delays_ms)) == 1
         self.fps = len(delays_ms) / self.end_s if is_regular else None
@@ -128,8 +129,10 @@ class AnimationFrames:
 
     def read(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         with open_image(self._source) as image:
+            # Of an animated PNG, Pillow counts a picture that is none of its frames.
+            first = int(self._has_frames and getattr(image, "default_image", False))
             for index in indices:
                 with decoding(self._source):
-                    image.seek(index)
+                    image.seek(first + index)
                     frame = rgb_from_image(image)
                 yield frame.copy() if frame is image else frame  # the next seek draws over `image`

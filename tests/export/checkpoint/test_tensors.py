@@ -418,3 +418,25 @@ def test_a_directory_in_place_of_a_weight_file_is_refused(single: Path):
     (single / SINGLE_FILE).unlink()
     (single / SINGLE_FILE).mkdir()
     assert "not a readable safetensors file" in message_of(lambda: open_checkpoint(single))
+
+
+def test_buffers_of_whole_numbers_that_are_known_are_passed_over_and_others_named(single: Path):
+    known: Tensors = {
+        "model.embed_tokens.position_ids": np.arange(8),
+        "visual.position_ids": np.arange(8, dtype=np.int32),
+        "model.rotary_emb.inv_freq": np.ones(4),  # float64
+    }
+    rewrite(single, lambda tensors: tensors.update(known))
+    checkpoint = open_checkpoint(single)
+    assert not checkpoint.notes
+    assert checkpoint.config_changes == {}
+    strange: Tensors = {
+        "model.layers.0.steps": np.arange(3),
+        "visual.is_ready": np.array([True]),
+        "visual.scales": np.ones(2),
+        "visual.codes": np.ones(2, np.uint16),
+    }
+    rewrite(single, lambda tensors: tensors.update(strange))
+    message = message_of(lambda: open_checkpoint(single))
+    assert all(f"{name}: not part of Qwen2-VL" in message for name in strange)
+    assert "position_ids" not in message

@@ -62,6 +62,8 @@ def test_a_wrapper_is_told_and_a_layout_in_use_is_not(stored, wrapper):
     [
         ("model.layers.0.self_attn.rotary_emb.inv_freq", is_derived),
         ("visual.rotary_pos_emb.inv_freq", is_derived),
+        ("model.embed_tokens.position_ids", is_derived),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", is_derived),
         ("model.layers.0.self_attn.q_proj.lora_A.default.weight", is_adapters),
         ("model.layers.0.self_attn.q_proj.base_layer.weight", is_adapters),
         ("lm_head.modules_to_save.default.weight", is_adapters),

@@ -152,6 +152,29 @@ def test_brightness_of_hdr_is_that_of_a_screen():
     assert np.array_equal(np.asarray(shown_image(plain, None))[..., 0], grey)
 
 
+def test_both_kinds_of_hdr_show_one_scene_alike():
+    """The same light, written in PQ and in HLG (ITU-R BT.2100), is the same on the screen."""
+    nits = np.array([1.0, 10, 50, 100, 203, 600])
+    m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+    powers = (nits / 10_000) ** m1
+    pq = ((c1 + c2 * powers) / (1 + c3 * powers)) ** m2
+    scene = (nits / 1000) ** (1 / 1.2)
+    hlg = np.where(
+        scene <= 1 / 12,
+        np.sqrt(3 * scene),
+        0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073,
+    )
+    shown = []
+    for codes, transfer in ((pq, 16), (hlg, 18)):
+        grey = np.rint(np.repeat(np.repeat(codes[None, :], 64, 0), 32, 1) * 255).astype(np.uint8)
+        frame = av.VideoFrame.from_ndarray(np.repeat(grey[..., None], 3, 2), format="rgb24")
+        frame.color_trc, frame.color_primaries = transfer, 9
+        shown.append(np.asarray(shown_image(frame, None))[32, 16::32, 0].astype(int))
+    assert np.abs(shown[0] - shown[1]).max() <= 6
+    assert 215 < shown[1][4] < 250
+    assert list(shown[1]) == sorted(shown[1])
+
+
 def test_of_interlaced_frames_one_field_is_shown_at_full_height():
     woven = np.zeros((128, 96, 3), np.uint8)
     woven[::2] = 200  # the fields of something that moved

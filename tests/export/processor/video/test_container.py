@@ -301,3 +301,43 @@ def test_damage_in_a_frame_that_nobody_sees_is_nobodys():
     assert frames.notes == []
     with pytest.raises(UserError, match="film is damaged"):
         read_all(ContainerFrames(rotten, "film", STRICT))
+
+
+def test_an_avi_that_was_written_to_a_pipe_has_no_count_that_could_be_missed():
+    content = bytearray(video_file(numbered(30), format_="avi", codec="mpeg4"))
+    # Total frames of the header, and the length of its one stream: FFmpeg's own place-holder.
+    for place in (content.index(b"avih") + 8 + 16, content.index(b"strh") + 8 + 32):
+        content[place : place + 4] = (1 << 30).to_bytes(4, "little")
+    frames = ContainerFrames(bytes(content), "piped")
+    assert [shown_number(image) for image in frames.read(range(0, 30, 5))] == list(range(0, 30, 5))
+    assert frames.notes == []
+
+
+def test_a_part_of_a_film_may_carry_the_length_of_the_whole():
+    """As mkvmerge writes it, which keeps the tag of the film from which it cuts."""
+    content = video_file(numbered(60), format_="matroska")
+    said = b"00:00:06.000000000"
+    assert said in content
+    part = content.replace(said, b"00:01:00.000000000")
+    frames = ContainerFrames(part, "part", STRICT)
+    assert len(read_all(frames)) == 60
+
+
+def numbered(num_frames):
+    return [numbered_frame(number) for number in range(num_frames)]
+
+
+def test_a_turn_that_one_frame_tells_holds_until_another_is_told():
+    """FFmpeg tells it with the frame that carries it alone (H.264, display orientation)."""
+    content = video_file(numbered(10))
+    file = io.BytesIO()
+    with av.open(io.BytesIO(content), "r") as source, av.open(file, "w", format="mp4") as output:
+        stream = source.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        mirror = av.BitStreamFilterContext("h264_metadata=display_orientation=insert:flip=horizontal", stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        for packet in [*mirror.filter(packets[0]), *packets[1:]]:
+            packet.stream = copy
+            output.mux(packet)
+    shown = [np.asarray(image) for image in read_all(ContainerFrames(file.getvalue(), "call"))]
+    assert [shown_number(frame[:, ::-1]) for frame in shown] == list(range(10))
