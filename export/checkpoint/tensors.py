@@ -311,6 +311,11 @@ def _weight_paths(directory: Path) -> list[Path]:
         raise UserError(
             f"{directory} holds pickled weights, which `qv-export export` converts: open its bundle."
         )
+    if any(directory.glob("*.gguf")):
+        raise UserError(
+            f"{directory} holds GGUF, whose blocks are llama.cpp's own and are not read.",
+            "Start from the checkpoint in safetensors, and let `qv-export export --quantize int4` make it small.",
+        )
     raise UserError(
         f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}. Point at a directory with safetensors weights."
     )

@@ -221,3 +221,11 @@ def test_a_shard_of_codes_alone_is_read_beside_the_others(tmp_path):
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert len(load_file(directory / "model-00002-of-00002.safetensors")) == 35
     read_all(open_checkpoint(directory))
+
+
+def test_gguf_is_refused_with_the_way_out(tmp_path):
+    directory = quantized(tmp_path)
+    (directory / "model.safetensors").rename(directory / "model-q4_k_m.gguf")
+    message = message_of(directory)
+    assert "holds GGUF" in message
+    assert "--quantize int4" in message
