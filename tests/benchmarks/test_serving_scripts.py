@@ -26,7 +26,8 @@ def test_a_corpus_that_is_killed_three_times_has_every_row_once(tmp_path):
     told = finished(
         "batch_kills", "--pictures", "60", "--broken", "3", "--kills", "3", "--work", str(tmp_path)
     )
-    assert told.rstrip().splitlines()[-1].endswith("| 60    | 0         | 0     |")
+    cells = [cell.strip() for cell in told.rstrip().splitlines()[-1].strip("|").split("|")]
+    assert (cells[:3], cells[-3:]) == (["60", "3", "3"], ["60", "0", "0"])
 
 
 @pytest.mark.slow
