@@ -14,6 +14,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from tokenizers import Tokenizer
 
 from engines.runtime.tokens.text_stream import token_bytes
+from export.errors import UserError
 
 Allowed = npt.NDArray[np.bool_]
 """[vocab]"""
@@ -72,24 +73,34 @@ class MaskedMatcher:
         """Which tokens may come next.
 
         Raises:
-            RuntimeError: the grammar ran into a bound.
+            UserError: the grammar ran into a bound.
         """
         self.begin([self])
         assert self._job is not None
         self._job.result()
         if self._mask is None:
-            raise RuntimeError(f"the grammar ran into a bound: {self._matcher.get_error():.300}")
+            raise self._bound_error()
         return self._mask
+
+    def _bound_error(self) -> UserError:
+        """Of whoever asked for the grammar: what its parser may hold is bounded."""
+        reason, *_ = self._matcher.get_error().strip().splitlines() or [""]
+        return UserError(
+            f"The form of the answer ran into a bound of its parser: {reason:.300}.", "Ask for less."
+        )
 
     def accept(self, token_id: int) -> None:
         """An allowed token came.
 
         Raises:
+            UserError: the grammar ran into a bound.
             RuntimeError: it is none.
         """
         if self._job is not None:
             self._job.result()  # while a thread computes, nobody else may ask the matcher
         if not self._matcher.consume_token(token_id):
+            if self._mask is not None and self._mask[token_id]:
+                raise self._bound_error()
             raise RuntimeError(
                 f"the grammar does not take token {token_id}: {self._matcher.get_error():.300}"
             )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engines.runtime.tokens.guided import GuideMaker
+from export.errors import UserError
 from export.processor.text.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(Path(__file__).parents[4] / "models" / "qwen2-vl-tiny")
@@ -85,3 +86,23 @@ def test_a_token_that_is_not_allowed_is_refused(maker):
     [guide] = maker.guides("choice", ["a"])
     with pytest.raises(RuntimeError, match="does not take"):
         guide.accept(END)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: s\ns: s s | s s s | "a" | ' + " | ".join(f'"{number}"' for number in range(3000)),
+        "start: /((a{1,30}){1,30}){1,30}/ /((a{1,30}){1,30}){1,30}/",
+    ],
+    ids=["ambiguous", "many states"],
+)
+def test_a_form_that_runs_into_a_bound_is_the_mistake_of_who_asked_for_it(maker, grammar):
+    [guide] = maker.guides("grammar", grammar)
+
+    def follow():
+        for _ in range(50):
+            guide.accept(int(np.flatnonzero(guide.allowed())[0]))
+
+    with pytest.raises(UserError, match="ran into a bound of its parser") as caught:
+        follow()
+    assert "\n" not in str(caught.value)
