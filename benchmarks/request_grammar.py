@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engines.serving.triton.interface import CHAT_INPUTS
+from tests.support.pictures import moving_frames, video_file
+
 CONTROL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -76,16 +79,35 @@ ADDRESSES = (
     "media:\u0661",
 )
 TYPES = {
-    "messages": "BYTES", "media": "BYTES", "max_tokens": "INT32", "temperature": "FP32", "top_p": "FP32",
-    "top_k": "INT32", "repetition_penalty": "FP32", "seed": "INT64", "stop": "BYTES", "timeout_seconds": "FP32",
-    "stream": "BOOL",
-}  # fmt: skip
+    tensor.name: {"TYPE_STRING": "BYTES"}.get(tensor.data_type, tensor.data_type.removeprefix("TYPE_"))
+    for tensor in CHAT_INPUTS
+}
 """Inputs of the model and their types over gRPC."""
 SANE: dict[str, tuple[Any, ...]] = {
     "temperature": (0.0, 0.7, 1.5), "top_p": (0.1, 0.9, 1.0), "top_k": (0, 1, 20), "repetition_penalty": (1.0, 1.2),
+    "min_p": (0.0, 0.3), "presence_penalty": (-2.0, 1.0), "frequency_penalty": (-1.0, 2.0),
+    "no_repeat_ngram_size": (0, 2), "logit_bias": ('{"33": -100}', "{}"), "min_tokens": (0, 2),
+    "ignore_eos": (True, False), "stop_token_ids": ([33], [5, 6]), "skip_special_tokens": (True, False),
     "seed": (0, 7, 2**40), "stop": (["e"], ["zz", "\u4f60"]), "timeout_seconds": (0.02, 1.0, 60.0),
     "stream": (True, False),
 }  # fmt: skip
+FORMS: dict[str, tuple[Any, ...]] = {
+    "json_schema": (
+        '{"type": "object", "properties": {"a": {"type": "integer"}}}',
+        '{"type": "nonsense"}',
+        "{",
+    ),
+    "regex": ("[0-9]{2}", "(", "(a*)*b"),
+    "choice": (["yes", "no"], [""]),
+    "grammar": ('root ::= "yes"', "root ::= missing"),
+}
+"""Of the answer: some right, some that nothing can follow."""
+BUDGETS: dict[str, tuple[Any, ...]] = {
+    "min_pixels": (784, 3136), "max_pixels": (3136, 50_000), "resized_height": (56, 28), "resized_width": (56, 84),
+    "fps": (1.0, 4), "nframes": (2, 4), "min_frames": (2, 4), "max_frames": (4, 8), "video_start": (0.0, 0.5),
+    "video_end": (1.0, 2.5), "total_pixels": (100_000, 10**6), "detail": ("low", "auto", "high", "huge"),
+}  # fmt: skip
+"""Beside a picture or video, alone or against each other."""
 UNKNOWN = ("unknown", "id", "parameters", "max_new_tokens", "n", "logprobs", "Temperature")
 """Keys that are no inputs."""
 MAX_NEW_TOKENS = 8
@@ -152,6 +174,8 @@ def _fields(random: Random, mark: str, *, is_sane: bool) -> dict[str, Any]:
     for name, values in SANE.items():
         if random.random() < 0.15:
             fields[name] = random.choice(values)
+    for name in random.sample(sorted(FORMS), random.choice([0] * 8 + [1, 1, 2])):
+        fields[name] = random.choice(FORMS[name])
     if not is_sane:
         for _ in range(random.randrange(3)):
             fields[random.choice([*TYPES, *UNKNOWN])] = random.choice(NUMBERS)
@@ -167,7 +191,7 @@ def _roles(random: Random, *, is_sane: bool) -> Sequence[Any]:
     return random.choice(
         [
             *([], ["user"] * 300, ["<|im_start|>"], [None], [7], ["assistant"], ["user", "system"]),
-            *(["narrator"], ["r" * 1_000_000], [{}], [["user"]]),
+            *(["narrator"], ["r" * 1_000_000], [{}], [["user"]], ["developer", "user"], ["user", "tool"]),
         ]
     )
 
@@ -210,16 +234,45 @@ def _text(random: Random) -> str:
 
 
 def _picture_part(random: Random, media: list[bytes], *, is_sane: bool) -> dict[str, Any]:
-    data = _picture_file(random)
+    kind = "video" if random.random() < 0.1 else "image"
+    data = _film() if kind == "video" else _picture_file(random)
     if not is_sane and random.random() < 0.6:
         data = random.choice(
             [damaged(random, data), _png_header(40_000, 40_000), _png_header(2**31 - 1, 1), _text_bomb()]
         )
+    budget = {
+        name: random.choice(BUDGETS[name])
+        for name in random.sample(sorted(BUDGETS), random.choice([0, 0, 1, 2]))
+    }
+    if not is_sane and budget and random.random() < 0.3:
+        budget[random.choice(list(budget))] = random.choice(NUMBERS)
+    return {**_spelt(random, media, kind, data), **budget}
+
+
+def _spelt(random: Random, media: list[bytes], kind: str, data: bytes) -> dict[str, Any]:
+    """A picture or video in one of the dialects."""
     if random.random() < 0.5:
         media.append(data)
-        return {"type": "image", "image": f"media:{len(media) - 1}"}
-    encoded = base64.b64encode(data).decode()
-    return {"type": "image", "image": random.choice([encoded, f"data:image/png;base64,{encoded}"])}
+        source = f"media:{len(media) - 1}"
+    else:
+        encoded = base64.b64encode(data).decode()
+        spellings = [encoded, encoded.rstrip("="), base64.urlsafe_b64encode(data).decode()]
+        source = random.choice([*spellings, f"data:{kind}/png;base64,{encoded}", f"DATA:;base64,{encoded}"])
+    return random.choice(
+        [
+            {"type": kind, kind: source},
+            {"type": kind, "url": source},
+            {"type": f"{kind}_url", f"{kind}_url": {"url": source, "detail": None}},
+            {"type": f"{kind}_url", f"{kind}_url": source},
+            {"type": f"input_{kind}", f"{kind}_url": source},
+        ]
+    )
+
+
+@functools.cache
+def _film() -> bytes:
+    """Three seconds, 56 x 56."""
+    return video_file(moving_frames(12, 56, 56), fps=4)
 
 
 def _picture_file(random: Random) -> bytes:

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.fuzz_serving import judge
 from benchmarks.request_grammar import Case, random_case
+from engines.serving.triton.interface import CHAT_INPUTS
+from export.processor.media.budget import VIDEO_KEYS
 
 CASE = Case("mark00000000000a", {}, b"{}", is_grpc=False, leaves_after=None)
 ANSWER = {"text": "2", "finish_reason": "stop", "usage": "{}"}
@@ -48,6 +50,15 @@ def test_the_grammar_makes_right_requests_and_wrong_ones_over_both_protocols():
     assert 20 < sum(case.is_grpc for case in cases) < 180
     assert 5 < sum(case.leaves_after is not None for case in cases) < 60
     assert 100 < sum(_is_json(case.body) for case in cases) < 200
+
+
+def test_every_input_of_the_model_and_every_budget_of_a_part_is_asked_for():
+    cases = [random_case(Random(number)) for number in range(800)]
+    asked = {name for case in cases for name in case.fields}
+    assert {tensor.name for tensor in CHAT_INPUTS} <= asked
+    bodies = b"".join(case.body for case in cases)
+    told = (*VIDEO_KEYS, "detail", "image_url", "input_image", "video_url", "developer", "tool")
+    assert [name for name in told if name.encode() not in bodies] == []
 
 
 def _is_json(body):
