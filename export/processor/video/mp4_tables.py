@@ -132,7 +132,7 @@ def _read_table(file: BinaryIO, place: int, tag: bytes, size: int, track: _Track
     flags, first, second = struct.unpack(">III", head)
     count = second if tag in {b"stsz", b"stz2"} else first
     bytes_each = _bytes_of_entry(tag, flags, first)
-    if count * bytes_each > size - place:
+    if count * bytes_each > size - place - 8:  # its flags and its count stand before
         raise _refusal(name, f"a table of {count} entries", size)
     match tag:
         case b"cmov":

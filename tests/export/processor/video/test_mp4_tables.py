@@ -118,6 +118,14 @@ def test_hours_of_sound_beside_a_film_pass():
     check(content)
 
 
+@pytest.mark.parametrize("num_lost", range(1, 13))
+def test_a_table_that_is_cut_off_inside_of_an_entry_is_refused(num_lost):
+    runs = box(b"ftyp", b"isom\0\0\0\0") + box(b"moov", box(b"trak", table(b"stsc", 2, 1, 1, 1, 2, 1, 1)))
+    check(runs)
+    with pytest.raises(UserError, match="announces a table of 2 entries"):
+        check(runs[:-num_lost])
+
+
 def test_other_kinds_of_files_are_not_looked_into():
     check(silent_audio_file())
     check(b"RIFF" + movie(BOMBS["samples of one size"]))
