@@ -1,7 +1,8 @@
 """The requests that the fuzzer sends: random sentences of a grammar, right, wrong and hostile.
 
-Every choice comes from one generator, so a seed gives the same requests again. About half are requests that a server
-must answer; the others break one or more rules of the transport, of JSON, of the chat format, of numbers or of files.
+Every choice comes from one generator, so a seed gives the same requests again. About half break no rule of the
+transport, of JSON, of the chat format, of numbers or of files; their budgets and forms may still contradict each other,
+which a server must refuse by name. The others break one or more rules.
 """
 
 import base64

@@ -72,8 +72,15 @@ def read_tensors(request: Any, inputs: Sequence[ServerTensor]) -> dict[str, npt.
 
 
 def parameter_names(request: Any) -> list[str]:
-    """What the client asks for beside the inputs: JSON keys that are none, or gRPC's parameters."""
-    return list(json.loads(request.parameters() or "{}"))
+    """What the client asks for beside the inputs: JSON keys that are none, or gRPC's parameters.
+
+    Raises:
+        UserError: their names are no text, which the server hands on as it came.
+    """
+    try:
+        return list(json.loads(request.parameters() or "{}"))
+    except ValueError:  # bytes that are no UTF-8, or what they make of the JSON
+        raise UserError("The names of the request's fields must be UTF-8.") from None
 
 
 def _num_bytes(tensor: npt.NDArray[Any]) -> int:

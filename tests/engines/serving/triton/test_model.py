@@ -158,6 +158,16 @@ def test_a_wish_that_nothing_follows_is_refused_by_name_with_all_other_mistakes(
     assert len(error.message) < 1000
 
 
+def test_names_that_are_no_text_are_the_clients_mistake(model):
+    class Undecodable(Request):
+        def parameters(self):
+            return b'{"repetition\xcapenalty": 1}'.decode()
+
+    error = error_of(answer(model, Undecodable(question())))
+    assert error.code == TritonError.INVALID_ARG
+    assert "must be UTF-8" in error.message
+
+
 def test_the_servers_own_parameters_are_no_wishes(model):
     parameters = json.dumps({"triton_enable_empty_final_response": True})
     assert text_of(answer(model, Request(question(), parameters))) == ANSWER
