@@ -72,12 +72,16 @@ class QuantizedLinear:
         return self.shape[1] // self.num_blocks
 
     def in_small_blocks(self) -> "QuantizedLinear":
-        """The same weight in several small blocks: each part of a divided one has its scale and zero."""
+        """The same weight in several small blocks: each part of a divided one has its scale and zero.
+
+        Their size is one that ONNX Runtime multiplies by as it is, a power of two from 16, where one divides the block.
+        """
         _, num_inputs = self.shape
-        if self.block <= LARGEST_BLOCK and self.num_blocks > 1:
-            return self
         largest = min(LARGEST_BLOCK, max(1, num_inputs // 2))
-        block = next(size for size in range(largest, 0, -1) if self.block % size == 0)
+        sizes = (128, 64, 32, 16) if self.block % 16 == 0 else range(LARGEST_BLOCK, 0, -1)
+        block = next((size for size in sizes if size <= largest and self.block % size == 0), self.block)
+        if block == self.block:
+            return self
         times = num_inputs // block // self.num_blocks
         zeros = None if self.zeros is None else np.repeat(self.zeros, times, axis=1)
         return replace(self, scales=np.repeat(self.scales, times, axis=1), zeros=zeros)

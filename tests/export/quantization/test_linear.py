@@ -61,3 +61,21 @@ def test_two_planes_of_4_bits_mean_the_8_bit_weight_in_blocks(asymmetric, ordere
 )
 def test_what_consumers_multiply_by_has_no_planes(linear):
     assert linear.in_planes() is linear
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "block", "smaller"),
+    [(192, 192, 64), (1536, 1536, 128), (8960, 128, 128), (384, 96, 32), (128, 128, 64), (48, 24, 24)],
+)
+def test_blocks_are_cut_to_sizes_that_engines_multiply_by(num_inputs, block, smaller):
+    shape = (4, num_inputs // block)
+    rng = np.random.default_rng(3)
+    linear = QuantizedLinear(
+        "int4",
+        rng.integers(-8, 8, (4, num_inputs)).astype(np.int8),
+        rng.uniform(0.5, 1, shape).astype(np.float32),
+        rng.integers(-8, 8, shape).astype(np.int16),
+    )
+    cut = linear.in_small_blocks()
+    assert cut.block == smaller
+    assert np.array_equal(cut.dequantized(), linear.dequantized())
