@@ -79,7 +79,7 @@ class Bundle:
     @property
     def graph_names(self) -> tuple[GraphName, ...]:
         """The vision encoder, then the decoder's stages in order."""
-        return ("vision", *(stage.graph for stage in self.stages))
+        return self.manifest.graph_names
 
     @cached_property
     def stages(self) -> tuple[DecoderStage, ...]:

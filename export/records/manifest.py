@@ -90,6 +90,11 @@ class Manifest:
         """Such as "bfloat16", or "bfloat16, decoder in int4 in groups of 128, by AWQ"."""
         return "; ".join([self.dtype, *(f"{part} in {words}" for part, words in self.precision.items())])
 
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        """The vision encoder, then the decoder's stages in order."""
+        return ("vision", *(stage.graph for stage in decoder_stages(self.stages or (1,))))
+
     def records(self) -> tuple[FileRecord, ...]:
         """Every recorded file: graphs, weights, others."""
         return (*self.graphs.values(), *self.weights, *self.files)
@@ -148,9 +153,8 @@ def sha256_of(path: Path) -> str:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     """What its values, each of its type, say against each other."""
-    expected = ["vision", *(stage.graph for stage in decoder_stages(manifest.stages or (1,)))]
-    if set(expected) != set(manifest.graphs):
-        yield f"graphs must hold {_joined(expected)}"
+    if set(manifest.graph_names) != set(manifest.graphs):
+        yield f"graphs must hold {_joined(manifest.graph_names)}"
     yield from _digest_problems(manifest)
     names = [record.name for record in manifest.records()]
     twice = {name for name in names if names.count(name) > 1} if len(names) < 10_000 else {"too many files"}

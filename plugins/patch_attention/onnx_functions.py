@@ -77,14 +77,16 @@ def onnxruntime_cuda(num_heads: int, dtype: str) -> onnx.FunctionProto:
     """
     return _by_segment(
         num_heads,
-        carried=f"{_TYPES[dtype]}[1, M, C]",
+        carried=f"{_type(dtype)}[1, M, C]",
         nothing="Slice(q_batch, zero, zero, one)",
         append="Concat<axis = 1>(done, attended_segment)",
         join="Identity(attended_segments)",
     )
 
 
-_TYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+def _type(dtype: str) -> str:
+    """As ONNX's text form calls it."""
+    return "float" if dtype == "float32" else dtype
 
 
 def _by_segment(num_heads: int, *, carried: str, nothing: str, append: str, join: str) -> onnx.FunctionProto:

@@ -20,6 +20,7 @@ from engines.sizing.limits import Limits
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
+from export.dtypes import num_bytes
 from export.errors import UserError
 from export.install import package_command
 from export.records.engine_record import EngineRecord
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _DISTRIBUTION = "onnxruntime-gpu"
 _PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
-_VALUE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BASE_BYTES = 800_000_000  # of a CUDA context with cuBLAS and cuDNN, beside the weights
 _LEAST_ARCHITECTURE: Mapping[str, int] = {"float32": 75, "float16": 75, "bfloat16": 80}
 """By dtype; ONNX Runtime 1.31's wheel has code for 75, 80, 86, 89, 90 and 120."""
@@ -87,7 +87,7 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         return model_costs(
             config,
             limits,
-            _VALUE_BYTES[graph_dtype],
+            num_bytes(graph_dtype, 1),
             lambda _graph, weights_bytes: (0, weights_bytes + _BASE_BYTES),
         )
 

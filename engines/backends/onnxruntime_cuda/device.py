@@ -5,7 +5,6 @@ but the kernels runs where there is no GPU.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,20 +16,6 @@ from onnx import TensorProto, helper
 from engines.session import EngineError
 
 Kind = Literal["cuda", "cpu"]
-ELEMENT_TYPES: Mapping[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
-}
-ELEMENT_BYTES: Mapping[int, int] = {
-    TensorProto.FLOAT: 4,
-    TensorProto.FLOAT16: 2,
-    TensorProto.BFLOAT16: 2,
-    TensorProto.INT32: 4,
-    TensorProto.INT64: 8,
-}
 _ERROR_AND_ABOVE = 3
 
 
@@ -80,7 +65,7 @@ class Device:
         try:
             return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), element_type, self.kind, self.index)
         except Exception as error:
-            size = int(np.prod(shape)) * ELEMENT_BYTES[element_type]
+            size = int(np.prod(shape)) * _element_bytes(element_type)
             raise EngineError(
                 f"{self.name} has no room for {size:,} bytes ({error}). Ask for fewer slots or a shorter context."
             ) from error
@@ -118,7 +103,7 @@ class Memory:
     @property
     def row_bytes(self) -> int:
         """Of one entry along the first axis."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * ELEMENT_BYTES[self.element_type]
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * _element_bytes(self.element_type)
 
     def rows(self, start: int, stop: int) -> "Memory":
         """Entries of the first axis."""
@@ -191,3 +176,8 @@ def _joining_model(number: int, from_type: int, to_type: int) -> bytes:
     graph = helper.make_graph(nodes, "join", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return bytes(model.SerializeToString())
+
+
+def _element_bytes(element_type: int) -> int:
+    """Of one value of an ONNX element type."""
+    return helper.tensor_dtype_to_np_dtype(element_type).itemsize

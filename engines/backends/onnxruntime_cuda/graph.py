@@ -3,7 +3,6 @@
 Types are those of the provider's kernels, as registered in ONNX Runtime 1.31's source (docs/OperatorKernels.md there).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -18,11 +17,6 @@ from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.rotary import onnx_functions as rotary
 
-_ELEMENT_TYPES: Mapping[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
 _WITHOUT_BFLOAT16 = ("Pad",)
 """Operators of the canonical graphs whose CUDA kernel takes float32 and float16, but not bfloat16."""
 

@@ -9,13 +9,14 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from engines.backends.onnxruntime.session import split_rows
-from engines.backends.onnxruntime_cuda.device import ELEMENT_TYPES, Device, Memory, Mover, allocated
+from engines.backends.onnxruntime_cuda.device import Device, Memory, Mover, allocated
 from engines.backends.onnxruntime_cuda.open_graph import OpenGraph, open_graph
 from engines.backends.onnxruntime_cuda.rows import EmbeddingRows
 from engines.backends.onnxruntime_cuda.session import zeros
 from engines.session import Probe, Values, cache_rows
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, cache_name
+from export.dtypes import onnx_dtype
 from export.inputs import DecoderInputs, VisionInputs
 
 
@@ -40,7 +41,7 @@ class DeviceProbes:
         config, names = self._bundle.config, [probe.value for probe in probes]
         decoder = config.decoder
         graph = open_graph(self._bundle, "decoder", self._device, outputs=names)
-        element_type = ELEMENT_TYPES[graph.dtype]
+        element_type = onnx_dtype(graph.dtype)
         capacity = max(int(call.write_index[0]) + call.token_ids.shape[1] for call in calls) + 1
         shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)
         caches = {

@@ -11,7 +11,6 @@ from onnx import TensorProto
 
 from engines.backends.onnxruntime.session import split_rows
 from engines.backends.onnxruntime_cuda.device import (
-    ELEMENT_TYPES,
     Device,
     Memory,
     Mover,
@@ -28,6 +27,7 @@ from export.contract import (
     candidates_contract,
     decoder_contract,
 )
+from export.dtypes import onnx_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, Embeds, VisionInputs
 
@@ -68,7 +68,7 @@ class DeviceVision:
         binding.bind_output("visual_embeds", self._device.kind, self._device.index)
         self._graph.session.run_with_iobinding(binding)
         (value,) = binding.get_outputs()
-        memory = Memory(value, ELEMENT_TYPES[self._graph.dtype], tuple(value.shape()))
+        memory = Memory(value, onnx_dtype(self._graph.dtype), tuple(value.shape()))
         return EmbeddingRows(self._device, self._mover, memory)
 
 
@@ -100,11 +100,11 @@ class DeviceDecoder:
     ) -> None:
         self.num_slots, self.capacity = num_slots, capacity
         self._graph, self._device, self._mover, self._config = graph, device, mover, bundle.config
-        self._element_type = ELEMENT_TYPES[graph.dtype]
+        self._element_type = onnx_dtype(graph.dtype)
         contract, more = decoder_contract(bundle.config, graph.dtype), candidates_contract(bundle.config)
         specs = [contract.input(field.name) for field in fields(DecoderInputs)] + list(more.inputs)
-        self._input_types = {spec.name: ELEMENT_TYPES[spec.dtype] for spec in specs}
-        self._output_types = {spec.name: ELEMENT_TYPES[spec.dtype] for spec in more.outputs}
+        self._input_types = {spec.name: onnx_dtype(spec.dtype) for spec in specs}
+        self._output_types = {spec.name: onnx_dtype(spec.dtype) for spec in more.outputs}
         decoder = bundle.config.decoder
         shape = (num_slots, decoder.num_key_value_heads, capacity, decoder.head_dim)
         # What attention masks still goes through its products: it must be finite.

@@ -208,6 +208,8 @@ def _addresses(message: Mapping[str, Any]) -> Iterator[str]:
     content = message.get("content")
     for part in content if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str | None):
+            continue
         try:
             read = None if kind in KEYS_OF else read_part(part, "A part")
         except UserError:
