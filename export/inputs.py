@@ -5,9 +5,9 @@ C hidden, Q query tokens to project. NumPy alone: the runtime, the backends and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +120,11 @@ class SeenMedium:
     """What was lost, a sentence each."""
     size: tuple[int, int] | None = None
     """Width and height of a picture as it was sent, upright; None of a video."""
+
+    def to_json_object(self) -> dict[str, Any]:
+        """What is known of it."""
+        known = asdict(self)
+        return known if self.size is not None else {name: known[name] for name in known if name != "size"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from export.files.json_fields import dataclass_from_json
 from export.files.json_object import read_json_object
 
 VERSION = 1
-SECTIONS = ("preprocessing", "vision", "prefill", "decode", "serving", "memory")
 
 
 @dataclass(frozen=True)

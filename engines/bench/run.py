@@ -12,8 +12,9 @@ from engines.backends.ceilings import Ceiling
 from engines.bench import graphs
 from engines.bench.graphs import Bench
 from engines.bench.memory import device_bytes, memory, resident_bytes
-from engines.bench.report import SECTIONS, VERSION, LeftOut, Report, Row, Subject
+from engines.bench.report import VERSION, LeftOut, Report, Row, Subject
 from engines.bench.sampling import Effort
+from engines.bench.sections import SECTIONS
 from engines.bench.serving import Load, serving
 from engines.machine import Machine
 from engines.open import Choice, open_chosen

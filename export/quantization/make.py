@@ -10,6 +10,7 @@ import numpy as np
 
 from export.checkpoint.tensors import SINGLE_FILE, Checkpoint, open_checkpoint
 from export.errors import UserError
+from export.files.atomic import name_whole_file
 from export.quantization.linear import Precision, QuantizedLinear
 from export.quantization.round_to_nearest import BLOCKS, block_of, quantize
 from export.quantization.side_file import write_quantized
@@ -149,4 +150,6 @@ def _write_rest(source: Checkpoint, rest: Mapping[str, StoredTensor], directory:
     for path in source.weight_files:
         if path.parent == directory:
             path.unlink()
-    return scratch.rename(directory / SINGLE_FILE)
+    path = directory / SINGLE_FILE
+    name_whole_file(scratch, path)
+    return path

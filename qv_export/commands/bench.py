@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.bench.report import SECTIONS
+from engines.bench.sections import SECTIONS
 from export.errors import UserError
 from qv_export.parameters import TargetChoice
 from qv_export.process import ExitCode

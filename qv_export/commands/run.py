@@ -248,7 +248,7 @@ def answer(
         "text": text,
         "token_ids": [event.token_id for event in heard],
         **outcome(heard[-1], clock),
-        "media": [asdict(seen) for seen in inputs.media],
+        "media": [seen.to_json_object() for seen in inputs.media],
         **({"finish_reason": "stop"} if is_stopped else {}),
         **({"located": [asdict(one) for one in located]} if located else {}),
         **({"logprobs": logprobs_json(heard, bundle.processor)} if heard[0].logprobs else {}),

@@ -75,6 +75,8 @@ def shown_engine(directory: Path) -> ShownEngine:
     )
     shown = ShownEngine(directory, record, judged.stale, judged.unknown)
     with reading_facts(directory):
+        if strangers := [name for name, facts in record.facts.items() if facts["graph"] != name]:
+            raise ValueError(f"{', '.join(strangers)}: of another graph")
         engine_tables(shown)
     return shown
 

@@ -182,7 +182,7 @@ def _usage(timings: Timings, media: Sequence[SeenMedium], located: Sequence[Loca
             "visual_tokens": timings.num_visual_tokens,
             "reused_tokens": timings.num_reused_tokens,
             "completion_tokens": timings.num_new_tokens,
-            **({"media": [asdict(seen) for seen in media]} if media else {}),
+            **({"media": [seen.to_json_object() for seen in media]} if media else {}),
             **({"located": [asdict(one) for one in located]} if located else {}),
             **seconds,
         }
