@@ -7,7 +7,6 @@ kills them.
 import asyncio
 import logging
 import os
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from engines.batch.rows import Row
 from engines.batch.wire import pack, receive
 from engines.batch.worker import ModelChoice
 from export.errors import UserError
+from plugins.child_python import module_command
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +180,7 @@ async def _started(environment: Mapping[str, str]) -> AsyncIterator[Process]:
     """A worker process, which has ended when the body has: by its input's end, or by force if the body fails."""
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "engines.batch.child",
+            *module_command("engines.batch.child"),
             stdin=PIPE,
             stdout=PIPE,
             env={**os.environ, **environment},

@@ -357,7 +357,7 @@ def mutations(config: ModelConfig) -> list[Mutation]:
             "tokens_shifted",
             "every token one place late",
             f"prefill_logits.{worst}",
-            "/embed/Where_1",
+            "/embed/model/embed_tokens/Gather",
             decoder_feeds=_shift_tokens,
         ),
         Mutation(

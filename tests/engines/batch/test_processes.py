@@ -56,9 +56,8 @@ def test_rows_of_a_worker_that_dies_are_answered_by_the_next(bundle):
 
 def test_a_row_that_kills_its_workers_is_an_error_and_no_endless_run(bundle, monkeypatch):
     """A worker that cannot live: every row is tried twice and then told so."""
-    answers = answers_of_processes(
-        choice(bundle), iter(rows_of(2)), Waiting(), [{"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"}]
-    )
+    monkeypatch.setattr("engines.batch.processes.module_command", lambda _module: ["false"])
+    answers = answers_of_processes(choice(bundle), iter(rows_of(2)), Waiting(), [{}])
     found = asyncio.run(collect(answers))
     assert [one.content["error"]["code"] for one in found] == ["worker_died"] * 2
     assert "2 workers ended" in found[0].content["error"]["message"]

@@ -28,10 +28,11 @@ def test_onnx_runtime_dequantizes_the_bytes_to_what_they_mean(tmp_path, asymmetr
     weight = ir.node("DequantizeLinear", inputs, {"axis": 0, "block_size": 16})
     graph.append(weight)
     outputs = [weight.outputs[0]]
-    if values.zeros is not None:
-        product = ir.node("Mul", [values.zeros, values.scales])
-        graph.append(product)
-        outputs.append(product.outputs[0])
+    assert (values.offsets is not None) == asymmetric
+    if values.offsets is not None:
+        offsets = ir.node("Identity", [values.offsets])
+        graph.append(offsets)
+        outputs.append(offsets.outputs[0])
     for value in outputs:
         value.dtype = ir.DataType.FLOAT
     graph.outputs.extend(outputs)
