@@ -130,8 +130,10 @@ def _chosen(source: Checkpoint, schemes: Mapping[Part, str]) -> dict[str, str]:
         fitting = [name for name in names if _fits(source.tensors[name], scheme)]
         if not fitting:
             raise UserError(
-                f"No linear layer of the {part} can be quantized to {scheme}: none has a number of inputs that one of "
-                f"{', '.join(map(str, BLOCKS))} divides. int8 takes any."
+                f"No linear layer of the {part} can be quantized to {scheme}, which wants an even number of outputs "
+                f"and a number of inputs that one of {', '.join(map(str, BLOCKS))} divides: "
+                f"{'; '.join(f'{name} is {list(source.tensors[name].shape)}' for name in names[:3])}.",
+                "Take int8-weights, which any layer can be quantized to.",
             )
         chosen |= dict.fromkeys(fitting, scheme)
     return chosen
