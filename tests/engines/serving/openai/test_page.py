@@ -19,6 +19,9 @@ from tests.support.serve import ROOT, running_serve
 STATIC = ROOT / "engines" / "serving" / "openai" / "page" / "static"
 KEY = "0123456789abcdef-page"
 
+# Each wait ends as soon as what it waits for is there: this only bounds it, on however slow a machine.
+expect.set_options(timeout=60_000)
+
 
 @pytest.fixture(scope="module")
 def browser():
