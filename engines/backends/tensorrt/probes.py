@@ -24,8 +24,9 @@ from engines.backends.tensorrt.run.execution import (
     Execution,
     WorkingMemory,
     engine_tensors,
+    upload_feeds,
 )
-from engines.backends.tensorrt.run.session import is_step, upload_feeds
+from engines.backends.tensorrt.run.session import is_step
 from engines.session import Probe, Values, cache_rows
 from engines.sizing.limits import PATCHES_PER_TOKEN, Limits
 from export.bundle import Bundle

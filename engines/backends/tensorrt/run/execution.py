@@ -202,3 +202,10 @@ class Buffers:
     def download(self, name: str, array: Array) -> None:
         assert array.nbytes <= self._sizes[name], (name, array.shape)
         self._device.download(array, self.addresses[name])
+
+
+def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:
+    """Bring a call's arrays to the device in the engine's dtypes; gives their shapes."""
+    for name, array in feeds.items():
+        buffers.upload(name, np.ascontiguousarray(array, numpy_dtype(specs[name].dtype)))
+    return {name: array.shape for name, array in feeds.items()}

@@ -8,7 +8,13 @@ import numpy as np
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import PREFILL
 from engines.backends.tensorrt.run.cuda import Array, Device
-from engines.backends.tensorrt.run.execution import Buffers, Shapes, WorkingMemory, engine_tensors
+from engines.backends.tensorrt.run.execution import (
+    Buffers,
+    Shapes,
+    WorkingMemory,
+    engine_tensors,
+    upload_feeds,
+)
 from engines.backends.tensorrt.run.stage import StageRunner
 from export.contract import is_cache_name
 from export.dtypes import numpy_dtype
@@ -62,10 +68,8 @@ class Place:
             values: what the stages take, by name; others are ignored.
             is_step: see `StageRunner.run`.
         """
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, spec in self._feeds.items():
-            self._buffers.upload(name, np.ascontiguousarray(values[name], numpy_dtype(spec.dtype)))
-            shapes[name] = values[name].shape
+        feeds = {name: values[name] for name in self._feeds}
+        shapes = dict(upload_feeds(self._buffers, self._feeds, feeds))
         rows = shapes["position_ids"][1:]
         shapes |= {name: (*rows, spec.shape[-1]) for name, spec in self._inner.items()}
         for stage in self._stages:

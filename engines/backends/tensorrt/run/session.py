@@ -18,6 +18,7 @@ from engines.backends.tensorrt.run.execution import (
     Shapes,
     WorkingMemory,
     engine_tensors,
+    upload_feeds,
 )
 from engines.backends.tensorrt.run.place import Place, row_groups, waves
 from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
@@ -140,13 +141,6 @@ class TensorRtDecoder:
             for group, place in wave:
                 values[group] |= self._places[place].finish()
         return np.concatenate([given["logits"] for given in values])
-
-
-def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:
-    """Bring a call's arrays to the device in the engine's dtypes; gives their shapes."""
-    for name, array in feeds.items():
-        buffers.upload(name, np.ascontiguousarray(array, numpy_dtype(specs[name].dtype)))
-    return {name: array.shape for name, array in feeds.items()}
 
 
 def is_step(shapes: Shapes, specs: dict[str, TensorFacts]) -> bool:
