@@ -25,6 +25,7 @@ EXTRA_MODULES = {
     "export": ("torch", "safetensors", "onnx_ir", "onnxscript"),
     "polygraphy": ("polygraphy",),
     "rtx": ("tensorrt_rtx_bindings",),
+    "parallel": ("mpi4py", "onnxruntime_extensions"),
     "ray": ("ray", "pyarrow", "pandas"),
 }
 """What each extra of `[project.optional-dependencies]` brings that qv-export imports, smallest extra first."""
