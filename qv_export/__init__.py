@@ -15,7 +15,8 @@ TYPE_CHECKING = False  # type checkers take it for true; `typing` itself takes l
 if TYPE_CHECKING:
     from export.bundle import Bundle
     from export.errors import UserError
-    from qv_export.api import Answer, Chat, Model, build, export, load, validate
+    from qv_export.api import build, export, load, validate
+    from qv_export.model import Answer, Chat, Model
 
     __version__: str
 
@@ -34,7 +35,13 @@ __all__ = [
     "validate",
 ]
 
-_HOMES = {"Bundle": "export.bundle", "UserError": "export.errors"}
+_HOMES = {
+    "Answer": "qv_export.model",
+    "Bundle": "export.bundle",
+    "Chat": "qv_export.model",
+    "Model": "qv_export.model",
+    "UserError": "export.errors",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -28,7 +28,7 @@ from qv_export.commands.deploy import deploy
 from qv_export.commands.doctor import doctor
 from qv_export.commands.export import export
 from qv_export.commands.inspect import inspect
-from qv_export.commands.run import run
+from qv_export.commands.run.command import run
 from qv_export.commands.serve import serve
 from qv_export.commands.validate import validate
 from qv_export.parameters import MistakenValue

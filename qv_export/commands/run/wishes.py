@@ -1,23 +1,16 @@
 """Options of `qv-export run` beyond the question itself: other turns, how tokens are chosen, what is told of them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from export.errors import UserError
 from export.files.json_object import parse_json
-from qv_export import api
-
-if TYPE_CHECKING:
-    from engines.runtime.answer import TokenEvent
-    from export.processor.processor import Processor
-    from export.processor.text.located import Located
+from qv_export.commands.run.question import json_list
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_BOX_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 
 class LogitBias(click.ParamType[tuple[int, float]]):
@@ -98,15 +91,6 @@ def wish_options(command: _Command) -> _Command:
     return command
 
 
-@dataclass(frozen=True)
-class Told:
-    """What is told of an answer beside its text."""
-
-    stop_strings: tuple[str, ...] = ()
-    keep_special_tokens: bool = False
-    draw: Path | None = None
-
-
 def template_arguments(
     add_vision_id: bool | None, tools_file: Path | None, template_options: Sequence[str], continues: bool
 ) -> dict[str, Any]:
@@ -119,7 +103,7 @@ def template_arguments(
     for option in template_options:
         name, _, value = option.partition("=")
         variables[name] = _json(value, f"--template-option {name}")
-    tools = None if tools_file is None else _json_list(tools_file, "tools")
+    tools = None if tools_file is None else json_list(tools_file, "tools")
     return {
         "add_vision_id": add_vision_id,
         "tools": tools,
@@ -128,90 +112,8 @@ def template_arguments(
     }
 
 
-def messages_from_file(path: Path) -> list[api.Message]:
-    """A conversation whose relative paths start at its file.
-
-    Raises:
-        UserError: no JSON list there.
-    """
-    from export.processor.text.conversation import with_paths_from
-
-    messages: list[api.Message] = with_paths_from(_json_list(path, "messages"), path.parent)
-    return messages
-
-
-def logprobs_json(events: "Sequence[TokenEvent]", processor: "Processor") -> list[dict[str, Any]]:
-    """How likely each token of an answer was."""
-
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        return {
-            "token_id": token_id,
-            "token": processor.tokenizer.decode([token_id], skip_special_tokens=False),
-            "logprob": round(logprob, 6),
-        }
-
-    return [
-        {**entry(event.token_id, told.logprob), "top": [entry(*one) for one in told.top]}
-        for event in events
-        if (told := event.logprobs) is not None
-    ]
-
-
-def draw_located(path: Path, located: "Sequence[Located]", messages: Sequence[Mapping[str, Any]]) -> None:
-    """Draw what an answer located on the conversation's one picture.
-
-    Raises:
-        UserError: there is not one picture, or the place cannot be written.
-    """
-    from PIL import ImageDraw
-
-    from export.processor.images import load_image
-    from export.processor.media.data_urls import source_from_text
-    from export.processor.text.chat import media_from_conversation
-    from export.processor.text.conversation import read_conversation
-
-    media = media_from_conversation(read_conversation(messages))
-    if [medium.kind for medium in media] != ["image"]:
-        raise UserError(
-            f"--draw needs a conversation with one picture, this one has {len(media)} pictures or videos."
-        )
-    picture = load_image(source_from_text(media[0].source, "image")).convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    width = max(2, max(picture.size) // 200)
-    for number, one in enumerate(located):
-        color = _BOX_COLORS[number % len(_BOX_COLORS)]
-        points = list(one.pixels or ())
-        if one.kind == "point":
-            (x, y), radius = points[0], 2 * width
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
-        elif one.kind == "box":
-            corners = [sorted(values) for values in zip(*points, strict=True)]
-            pen.rectangle(
-                (corners[0][0], corners[1][0], corners[0][1], corners[1][1]), outline=color, width=width
-            )
-        else:
-            pen.line([*points, points[0]], fill=color, width=width)
-        if one.label:
-            pen.text((points[0][0] + width, points[0][1] + width), one.label, fill=color)
-    try:
-        picture.save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written: {error}.", "Choose another place for --draw.") from None
-
-
 def _json(text: str, what: str) -> Any:
     try:
         return parse_json(text, what)
     except UserError:
         raise UserError(f"{what} is no JSON. Texts need quotes: NAME='\"text\"'.") from None
-
-
-def _json_list(path: Path, what: str) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    content = parse_json(text, str(path))
-    if not isinstance(content, list):
-        raise UserError(f"{path} must hold a JSON list of {what}, found {type(content).__name__}.")
-    return content

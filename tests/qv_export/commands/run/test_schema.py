@@ -10,7 +10,7 @@ import qv_export
 from export.exporter import export_checkpoint
 from qv_export.cli import run_command_line
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SCHEMA = {
     "type": "object",
     "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 99}},

@@ -14,16 +14,10 @@ from engines.runtime.answer import Timings, TokenEvent
 from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
 from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
-from qv_export.commands import run as module
-from qv_export.commands.run import (
-    Prompt,
-    context_capacity,
-    interleaved_media,
-    read_prompt,
-    run,
-    stream_text,
-)
-from qv_export.commands.run_wishes import Told
+from qv_export.commands.run import command as module
+from qv_export.commands.run.answer import Told, context_capacity, stream_text
+from qv_export.commands.run.command import run
+from qv_export.commands.run.question import Prompt, interleaved_media, read_prompt
 from qv_export.show.console import print_answer
 
 # The bytes of "é" in the alphabet of byte-level BPE, as two tokens.

@@ -16,7 +16,7 @@ from export.processor.text.located import located_in_text
 from qv_export.cli import run_command_line
 from tests.support.bundles import shared_bundle
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 STREET = ROOT / "examples" / "pictures" / "street.png"
 
 

@@ -1,0 +1,1 @@
+"""`qv-export run`: the command, what it is asked, and its answer."""
