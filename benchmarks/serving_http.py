@@ -168,8 +168,6 @@ def serving(bundle: Path, num_slots: int) -> "Iterator[tuple[int, int]]":
     """Port and process of a `qv-export serve`."""
     from tests.support.serve import running_serve
 
-    # As docs/serving.md advises, against a heap for every thread.
-    heap = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
     options = [
         "--slots",
         num_slots,
@@ -180,7 +178,7 @@ def serving(bundle: Path, num_slots: int) -> "Iterator[tuple[int, int]]":
         "--max-queue",
         MAX_QUEUE,
     ]
-    with running_serve(bundle, *options, "--drain-seconds", 1, env=heap) as server:
+    with running_serve(bundle, *options, "--drain-seconds", 1) as server:
         yield server.port, server.process.pid
 
 

@@ -1,12 +1,12 @@
 """The thread that calls `step` as long as there is work."""
 
-import ctypes
 import logging
 import threading
 from types import TracebackType
 from typing import Self
 
 from engines.runtime.answer import Request
+from engines.runtime.heap import give_memory_back
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import SchedulerStats
 from engines.runtime.sequence import Listener, Ticket
@@ -96,16 +96,9 @@ class SchedulerService:
         """Sleep until there is something to do; False when it is time to end."""
         with self._changed:
             if not self._changed.wait_for(self._is_due, _IDLE_SECONDS):
-                _give_memory_back()
+                give_memory_back()
                 self._changed.wait_for(self._is_due)
             return not self._is_closing
 
     def _is_due(self) -> bool:
         return self._is_closing or self.scheduler.has_work
-
-
-def _give_memory_back() -> None:
-    """Let glibc return what was freed; other C libraries do so by themselves."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)

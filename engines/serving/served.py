@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from engines.open import Choice, open_chosen
+from engines.runtime.heap import bound_heap
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.service import SchedulerService
 from engines.runtime.tokens.guided import GuideMaker
@@ -36,6 +37,7 @@ class ServedModel:
     """
 
     def __init__(self, bundle: Bundle, chosen: Choice, settings: ServerSettings) -> None:
+        bound_heap()
         self.settings = settings
         self.processor = bundle.processor
         self.defaults = bundle.generation_config

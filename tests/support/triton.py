@@ -160,8 +160,6 @@ def _environment(directory: Path) -> dict[str, str]:
     libraries = [_package().parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR"))]
     return {
         **os.environ,
-        "MALLOC_ARENA_MAX": "2",  # both as in examples/triton/Dockerfile
-        "MALLOC_MMAP_THRESHOLD_": "131072",
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         "PATH": os.pathsep.join([str(_stub_environment(directory)), os.environ.get("PATH", os.defpath)]),
     }

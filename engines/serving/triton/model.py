@@ -19,6 +19,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
 from engines.runtime.answer import Event, FailureEvent, Timings, TokenEvent
+from engines.runtime.heap import bound_heap
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.runtime.service import SchedulerService
@@ -55,6 +56,7 @@ class TritonPythonModel:
 
         What is wrong with the bundle or the settings stands in the server's log, and the model does not load.
         """
+        bound_heap()
         settings, directory = read_settings(args), bundle_directory(args)
         model = load_config(directory)
         self._settings = settings
