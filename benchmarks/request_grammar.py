@@ -91,6 +91,11 @@ SANE: dict[str, tuple[Any, ...]] = {
     "ignore_eos": (True, False), "stop_token_ids": ([33], [5, 6]), "skip_special_tokens": (True, False),
     "seed": (0, 7, 2**40), "stop": (["e"], ["zz", "\u4f60"]), "timeout_seconds": (0.02, 1.0, 60.0),
     "stream": (True, False),
+    "chat_template_kwargs": ("{}", '{"add_vision_id": true}', '{"add_vision_id": false}', '{"mood": 1}'),
+    "mm_processor_kwargs": (
+        '{"max_pixels": 3136}', '{"fps": 1, "max_frames": 4}', '{"video_start": 0.5}', '{"nframes": 4, "fps": 1}', "[]",
+    ),
+    "continue_final_message": (False, False, False, True),
 }  # fmt: skip
 FORMS: dict[str, tuple[Any, ...]] = {
     "json_schema": (
@@ -186,7 +191,7 @@ def _fields(random: Random, mark: str, *, is_sane: bool) -> dict[str, Any]:
 
 
 def _roles(random: Random, *, is_sane: bool) -> Sequence[Any]:
-    sane = random.choice([["user"], ["system", "user"], ["user", "assistant", "user"]])
+    sane = random.choice([["user"], ["system", "user"], ["user", "assistant", "user"], ["user", "assistant"]])
     if is_sane or random.random() < 0.7:
         return sane
     return random.choice(
@@ -223,6 +228,7 @@ def _message(random: Random, mark: str, media: list[bytes], role: Any, *, is_san
                 [{"type": "image_url", "image_url": {"url": random.choice(ADDRESSES)}}],
                 [{"type": "image", "image": random.choice(NUMBERS), "min_pixels": 2**70}],
                 [{"type": "text", "text": "long " * 3000}],
+                [{"type": "video", "video": [random.choice(ADDRESSES)] * random.choice([0, 1, 3])}],
                 content * 40,
             ]
         )
@@ -236,6 +242,8 @@ def _text(random: Random) -> str:
 
 def _picture_part(random: Random, media: list[bytes], *, is_sane: bool) -> dict[str, Any]:
     kind = "video" if random.random() < 0.1 else "image"
+    if kind == "video" and is_sane and random.random() < 0.3:
+        return {"type": "video", "video": _frames(random)}
     data = _film() if kind == "video" else _picture_file(random)
     if not is_sane and random.random() < 0.6:
         data = random.choice(
@@ -268,6 +276,12 @@ def _spelt(random: Random, media: list[bytes], kind: str, data: bytes) -> dict[s
             {"type": f"input_{kind}", f"{kind}_url": source},
         ]
     )
+
+
+def _frames(random: Random) -> list[str]:
+    """A film as a list of pictures."""
+    data = _picture_file(random)
+    return [base64.b64encode(data).decode()] * random.randint(1, 4)
 
 
 @functools.cache

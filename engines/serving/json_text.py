@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from export.errors import UserError
+from export.files.checks import MAX_LEVELS, is_too_deep
 
 _LONG_STRING_BYTES = 1 << 16
 _STEP_BYTES = 1 << 20
@@ -34,7 +35,7 @@ def parse_json(
         max_structure_bytes: outside of strings: brackets, commas, numbers and white space; half as many strings.
 
     Raises:
-        UserError: over a limit, not UTF-8, or not JSON.
+        UserError: over a limit, not UTF-8, not JSON, or nested too deeply.
     """
     if len(data) > max_bytes:
         raise UserError(f"{name} has {len(data)} bytes, this server takes {max_bytes} at most.")
@@ -47,6 +48,8 @@ def parse_json(
         raise UserError(f"{name} is not UTF-8: {error}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not JSON: {error}.") from None
+    if is_too_deep(content):
+        raise UserError(f"{name} is nested more than {MAX_LEVELS} levels deep.")
     return _put_back(content, long_strings) if long_strings else content
 
 

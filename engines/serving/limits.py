@@ -4,6 +4,9 @@ from dataclasses import dataclass, fields
 
 from export.errors import UserError
 
+MAX_FIELD_BYTES = 1 << 20
+"""Of all fields of a request but its messages, or of one that is a text of JSON."""
+
 
 @dataclass(frozen=True)
 class RequestLimits:

@@ -108,6 +108,11 @@ class Processor:
                 or a picture or video that cannot be used.
         """
         variables = dict(chat_template_kwargs or {})
+        own = {"tools": tools, "add_vision_id": add_vision_id}
+        if twice := sorted(name for name in variables if own.get(name) is not None):
+            raise UserError(
+                f"{', '.join(twice)} is asked for twice, in chat_template_kwargs too.", "Keep one."
+            )
         if add_vision_id is not None:
             variables["add_vision_id"] = add_vision_id
         # Text first: a malformed prompt should not wait for a video to decode.

@@ -27,7 +27,7 @@ from engines.serving.openai.request_log import log_answer, request_id
 from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes, parse_body
 from engines.serving.openai.tools import ToolCallReader, ToolWish, tool_wish
 from engines.serving.openai.wire import ClientLeftError, EventStream, Presence, read_body, watching
-from engines.serving.openai.wishes import Wish, wish_from_request
+from engines.serving.openai.wishes import Wish, template_wish, wish_from_request
 from engines.serving.room import Held
 from engines.serving.served import ServedModel
 from export.errors import UserError, is_request_to_stop
@@ -177,6 +177,7 @@ class ChatCompletions:
             )
         wish = wish_from_request(asked, self._model.defaults, self._model.limits)
         tools = tool_wish(asked, self._model.processor.template)
+        template = template_wish(asked, tools, self._model.processor.template)
         guides = self._guides(asked, tools, len(wish.seeds))
         try:
             inputs = self._model.inputs(
@@ -184,7 +185,7 @@ class ChatCompletions:
                 deadline=call.received + wish.timeout_seconds,
                 is_cancelled=presence.has_left,
                 budget=wish.budget,
-                template={"tools": tools.tools} if tools else {},
+                template=template,
             )
         except UserError as error:
             if presence.has_left():

@@ -7,13 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from engines.serving.generation import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
 from engines.serving.json_text import parse_json
-from engines.serving.limits import RequestLimits
+from engines.serving.limits import MAX_FIELD_BYTES, RequestLimits
 from engines.serving.openai.errors import ApiError
 from export.checkpoint.generation_config import MAX_LOGPROBS
 from export.errors import UserError
-
-MAX_FIELD_BYTES = 1 << 20
-"""Of all fields but the messages."""
 
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
@@ -99,6 +96,8 @@ class MediaOptions(_Fields):
     nframes: int | None = None
     min_frames: int | None = None
     max_frames: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
     total_pixels: int | None = None
 
 
@@ -145,6 +144,10 @@ class ChatCompletionRequest(_Fields):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     mm_processor_kwargs: MediaOptions | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the checkpoint's template, such as `add_vision_id`."""
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     skip_special_tokens: bool | None = None
     timeout: float | None = Field(None, gt=0)
 
@@ -160,7 +163,6 @@ class ChatCompletionRequest(_Fields):
     echo: Literal[False] | None = None
     use_beam_search: Literal[False] | None = None
     include_stop_str_in_output: Literal[False] | None = None
-    add_generation_prompt: Literal[True] | None = None
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
@@ -169,6 +171,12 @@ class ChatCompletionRequest(_Fields):
             raise ValueError("top_logprobs is told where logprobs is true alone")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is for an answer that is streamed (stream)")
+        if self.add_generation_prompt is not None and self.add_generation_prompt is bool(
+            self.continue_final_message
+        ):
+            raise ValueError(
+                "add_generation_prompt and continue_final_message exclude each other, and need one"
+            )
         return self
 
     @property

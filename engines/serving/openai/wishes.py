@@ -9,9 +9,11 @@ from engines.serving.limits import RequestLimits
 from engines.serving.messages import bounded_messages
 from engines.serving.openai.errors import api_error
 from engines.serving.openai.schema import ChatCompletionRequest
+from engines.serving.openai.tools import ToolWish
 from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
 from export.processor.media.budget import NO_BUDGET, Budget, read_budget
+from export.processor.text.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ def wish_from_request(
         seconds,
         budget,
     )
+
+
+def template_wish(
+    asked: ChatCompletionRequest, tools: ToolWish | None, template: ChatTemplate
+) -> dict[str, Any]:
+    """What else the chat template is asked for, as `Processor.inputs_from_messages` takes it.
+
+    Raises:
+        ApiError: a variable that it does not read, or tools beside their own field.
+    """
+    variables = asked.chat_template_kwargs or {}
+    param = "chat_template_kwargs"
+    try:
+        template.require_read(variables)
+        if "tools" in variables:
+            raise UserError("tools have a field of their own, which reads them.", "Give them there.")
+    except UserError as error:
+        raise api_error(error, param) from None
+    return {
+        "tools": tools.tools if tools else None,
+        "chat_template_kwargs": variables,
+        "continue_final_message": bool(asked.continue_final_message),
+    }
 
 
 def _generation_config(

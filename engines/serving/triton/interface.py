@@ -35,6 +35,26 @@ CHAT_INPUTS = (
         '"media:0" for the first entry of `media`',
     ),
     ServerTensor("media", "TYPE_STRING", (-1,), "files of pictures and videos, as their bytes", True),
+    ServerTensor(
+        "mm_processor_kwargs",
+        "TYPE_STRING",
+        (1,),
+        'JSON text: budgets of all pictures and videos that have none of their own, such as {"max_pixels": 100352}',
+        True,
+    ),
+    ServerTensor(
+        "chat_template_kwargs",
+        "TYPE_STRING",
+        (1,),
+        'JSON text: variables of the checkpoint\'s chat template, such as {"add_vision_id": true}',
+        True,
+    ),
+    ServerTensor(
+        "tools", "TYPE_STRING", (1,), "JSON text: functions that the template tells the model of", True
+    ),
+    ServerTensor(
+        "continue_final_message", "TYPE_BOOL", (1,), "true: go on with the assistant's last message", True
+    ),
     ServerTensor("max_tokens", "TYPE_INT32", (1,), "most tokens of the answer", True),
     ServerTensor("temperature", "TYPE_FP32", (1,), "0 is greedy", True),
     ServerTensor("top_p", "TYPE_FP32", (1,), "0 to 1", True),
@@ -88,7 +108,13 @@ _DATA_TYPES = {
 }
 
 PREPROCESS_INPUTS = tuple(
-    tensor for tensor in CHAT_INPUTS if tensor.name in {"messages", "media", "timeout_seconds"}
+    tensor
+    for tensor in CHAT_INPUTS
+    if tensor.name
+    in {
+        *("messages", "media", "mm_processor_kwargs", "chat_template_kwargs", "tools"),
+        *("continue_final_message", "timeout_seconds"),
+    }
 )
 
 

@@ -20,9 +20,10 @@ from engines.serving.chat import (
     bounded_stop_strings,
     model_inputs,
 )
-from engines.serving.forms import AskedForm, one_form, schema_from_text
+from engines.serving.forms import AskedForm, one_form
 from engines.serving.generation import wished_generation
-from engines.serving.limits import RequestLimits
+from engines.serving.json_text import parse_json
+from engines.serving.limits import MAX_FIELD_BYTES, RequestLimits
 from engines.serving.media.fetching import Fetcher
 from engines.serving.media.request_media import RequestMedia
 from engines.serving.messages import read_messages
@@ -40,6 +41,7 @@ from engines.serving.triton.tensors import (
 )
 from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
+from export.processor.media.budget import NO_BUDGET, Budget, read_budget
 from export.processor.processor import Processor
 
 _OTHER_NAMES = {
@@ -90,7 +92,7 @@ def parse_request(
         UserError: whatever is wrong with it; all problems that can be told apart, in one message.
         CancelledError: the client left meanwhile.
     """
-    receipt, timeout_seconds = receipt or Receipt(), limits.timeout_seconds
+    receipt, timeout_seconds, budget = receipt or Receipt(), limits.timeout_seconds, NO_BUDGET
     problems = Problems()
     with problems.collected():
         refuse_parameters(parameters, CHAT_INPUTS)
@@ -108,6 +110,10 @@ def parse_request(
     with problems.collected():
         guide = _guide(tensors, guides or guide_maker(processor, defaults))
     with problems.collected():
+        budget = _budget(tensors)
+    with problems.collected():
+        template = _template_wish(tensors, processor)
+    with problems.collected():
         messages = _messages(
             tensors, limits, room or Room(limits.max_message_bytes), timeout_seconds, receipt
         )
@@ -117,13 +123,14 @@ def parse_request(
             fetcher,
             deadline=receipt.at + timeout_seconds,
             is_cancelled=receipt.is_cancelled,
+            budget=budget,
         )
         media.fetch_together(messages)
         messages = [media.resolved(message) for message in messages]
         media.check()
     problems.raise_if_any()
     left_seconds = receipt.left_seconds(timeout_seconds)
-    inputs = model_inputs(messages, media, processor, limits, left_seconds, make_reader)
+    inputs = model_inputs(messages, media, processor, limits, left_seconds, make_reader, template)
     request = Request(inputs, config, seed, guide)
     return ChatRequest(request, stop_strings, timeout_seconds, skip_special_tokens, is_streamed)
 
@@ -175,10 +182,40 @@ def _generation_config(
 
 
 def _json_object(content: str, name: str) -> dict[str, Any]:
-    found = schema_from_text(content, name)
+    found = _parsed(content, name)
     if not isinstance(found, dict):
         raise UserError(f"{name} must be a JSON object, found {type(found).__name__}.")
     return found
+
+
+def _parsed(content: str, name: str) -> Any:
+    most = MAX_FIELD_BYTES
+    return parse_json(content.encode(), name, max_bytes=most, max_text_bytes=most, max_structure_bytes=most)
+
+
+def _asked_object(tensors: Tensors, name: str) -> dict[str, Any]:
+    content = text(tensors, name)
+    return {} if content is None else _json_object(content, name)
+
+
+def _budget(tensors: Tensors) -> Budget:
+    """Of pictures and videos that have none of their own."""
+    return read_budget("video", _asked_object(tensors, "mm_processor_kwargs"), "mm_processor_kwargs")
+
+
+def _template_wish(tensors: Tensors, processor: Processor) -> dict[str, Any]:
+    """What else the chat template is asked for, as `Processor.inputs_from_messages` takes it."""
+    variables = _asked_object(tensors, "chat_template_kwargs")
+    listed = text(tensors, "tools")
+    tools = None if listed is None else _parsed(listed, "tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise UserError(f"tools must be a JSON list of objects, found {tools!r:.80}.")
+    processor.template.require_read([*variables, *([] if tools is None else ["tools"])])
+    return {
+        "tools": tools,
+        "chat_template_kwargs": variables,
+        "continue_final_message": bool(flag(tensors, "continue_final_message")),
+    }
 
 
 def _guide(tensors: Tensors, guides: GuideMaker) -> Guide | None:

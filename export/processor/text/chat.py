@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from export.checkpoint.config import ModelConfig
 from export.errors import UserError
 from export.inputs import Grid
-from export.processor.text.conversation import Medium, Message, strings_within
+from export.processor.text.conversation import Medium, Message, require_shallow, strings_within
 from export.processor.text.template import ChatTemplate
 from export.processor.text.tokenizer import SpecialTokens
 
@@ -61,6 +61,7 @@ def token_ids_from_conversation(
         UserError: an option that the template does not read, the template fails on the messages, or there are more
             tokens than `max_tokens`.
     """
+    require_shallow([options.tools, options.variables], "What the template is asked for")
     texts = [part for message in conversation for part in message.parts if isinstance(part, str)]
     fields = [text for message in conversation for text in strings_within(message.fields)]
     asked = [*strings_within(options.tools), *strings_within(options.variables)]
@@ -96,11 +97,7 @@ def _rendered(
     if not options.continue_final_message:
         return template.render(messages, variables=variables, max_seconds=max_seconds)
     last = conversation[-1]
-    if (
-        last.role != "assistant"
-        or not isinstance(last.parts[-1:], tuple)
-        or not isinstance(last.parts[-1], str)
-    ):
+    if last.role != "assistant" or not last.parts or not isinstance(last.parts[-1], str):
         raise UserError("continue_final_message needs a last message of the assistant that ends with text.")
     # The mark ends the text, so that whatever the template writes after it can be told from it.
     content = messages[-1]["content"]
@@ -108,7 +105,9 @@ def _rendered(
         messages[-1]["content"] = content + guard.mark
     else:
         content[-1]["text"] += guard.mark
-    rendered = template.render(messages, variables=variables, add_generation_prompt=False)
+    rendered = template.render(
+        messages, variables=variables, add_generation_prompt=False, max_seconds=max_seconds
+    )
     text, mark, _ = rendered.rpartition(guard.mark)
     if not mark:
         raise UserError(f"{template.name}: the chat template leaves the last message's text out.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import UserError
+from export.files.checks import MAX_LEVELS, is_too_deep
 from export.processor.media.budget import (
     KEYS_OF,
     LOW_DETAIL_PIXELS,
@@ -117,6 +118,7 @@ def _message(message: Any, index: int, template_source: str) -> Message:
     fields = {key: given[key] for key in given if key in _TEMPLATE_FIELDS}
     if "tool_calls" in fields:
         fields["tool_calls"] = _tool_calls(fields["tool_calls"], where)
+    require_shallow(fields, where)
     if isinstance(content, str):
         return Message(role, _checked_text(content, where), fields)
     if not isinstance(content, list | tuple):
@@ -240,6 +242,16 @@ def _seen_from(source: Any, directory: Path) -> Any:
         is_data_url(source) or "://" in source[:16] or looks_like_base64(source)
     )
     return str(directory / source) if is_path else source
+
+
+def require_shallow(value: Any, where: str) -> None:
+    """Refuse a JSON value that the walks through its strings, and templates, could not follow to its end.
+
+    Raises:
+        UserError: it is nested too deeply.
+    """
+    if is_too_deep(value):
+        raise UserError(f"{where} holds a value that is nested more than {MAX_LEVELS} levels deep.")
 
 
 def strings_within(value: Any) -> Iterator[str]:

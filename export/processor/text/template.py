@@ -4,7 +4,7 @@ A template is a program from someone else's checkpoint. It is compiled and rende
 Jinja2's sandbox: its time and its memory are bounded there whatever it does, and so are its size and its output.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,9 @@ class ChatTemplate:
             UserError: a variable that the template does not read; it refuses the messages, is broken, or takes too long
                 or too much memory.
         """
-        own = {**self._named_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
         asked = dict(variables or {})
-        if unread := sorted(str(name) for name in asked if name in own or name not in self.variables):
-            raise UserError(
-                f"The checkpoint's chat template does not read {', '.join(unread)}, so nothing would follow it.",
-                "Leave it out.",
-            )
+        self.require_read(asked)
+        own = {**self._named_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
         job = {
             "source": self.source,
             "variables": {"tools": None, "documents": None} | asked | own,
@@ -77,6 +73,19 @@ class ChatTemplate:
             # Clients of a server read this: the file's name says enough, its place is not theirs to know.
             raise UserError(f"{Path(self.name).name}: the chat template {did}: {answer['error']}")
         return str(answer["text"])
+
+    def require_read(self, names: Iterable[str]) -> None:
+        """Refuse variables that nothing would follow.
+
+        Raises:
+            UserError: the template does not read them, or they are not the asker's to set.
+        """
+        own = {*self._named_tokens, "messages", "add_generation_prompt"}
+        if unread := sorted(str(name) for name in names if name in own or name not in self.variables):
+            raise UserError(
+                f"The checkpoint's chat template does not read {', '.join(unread)}, so nothing would follow it.",
+                "Leave it out.",
+            )
 
 
 def _checked_syntax(source: str, name: str) -> nodes.Node:

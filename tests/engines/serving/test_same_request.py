@@ -7,6 +7,8 @@ import asyncio
 import base64
 import json
 import re
+import shutil
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -40,7 +42,11 @@ _TRITON = {
     "guided_choice": "choice",
     "guided_grammar": "grammar",
 }
-_JSON = {"messages", "logit_bias", "json_schema"}
+_JSON = {"messages", "logit_bias", "json_schema", "mm_processor_kwargs", "chat_template_kwargs", "tools"}
+TOOLS_IN_FRONT = """{%- if tools -%}<|im_start|>system
+<tool_call>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif -%}"""
+TOOL = {"type": "function", "function": {"name": "f", "description": "Tells f."}}
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -54,9 +60,13 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("same") / "bundle"
-    export_checkpoint(ROOT / "models" / "qwen2-vl-tiny", directory)
-    return open_bundle(directory)
+    directory = tmp_path_factory.mktemp("same")
+    shutil.copytree(ROOT / "models" / "qwen2-vl-tiny", directory / "checkpoint")
+    config_file = directory / "checkpoint" / "tokenizer_config.json"
+    template = json.loads(config_file.read_text())["chat_template"]
+    (directory / "checkpoint" / "chat_template.jinja").write_text(TOOLS_IN_FRONT + template)
+    export_checkpoint(directory / "checkpoint", directory / "bundle")
+    return open_bundle(directory / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,7 @@ def openai(bundle):
     chosen = choose_engine(bundle, None, num_slots=2, capacity=512, machine=this_machine())
     with ServedModel(bundle, chosen, SETTINGS) as model, asyncio.Runner() as runner:
         app = make_app(model, "tiny", with_page=False)
+        usage: dict[str, Any] = {}
 
         def ask(fields):
             body = json.dumps({"messages": HELLO, **fields}).encode()
@@ -73,8 +84,10 @@ def openai(bundle):
                 return f"{content['error']['param']}: {content['error']['message']}"
             assert status == 200, content
             [choice] = content["choices"]
+            usage.update(content["usage"])
             return choice["message"]["content"], choice["finish_reason"], choice.get("located", [])
 
+        ask.usage = usage  # type: ignore[attr-defined]
         yield ask
         app.state.chat.close()
 
@@ -154,6 +167,19 @@ MEANT = {
     "a box": {"messages": shape_to_find()[0]},
     "a box with marks": {"messages": shape_to_find()[0], "skip_special_tokens": False},
     "a picture with a budget": {"messages": shown(GATE, max_pixels=28 * 28 * 4)},
+    "a budget of all pictures": {
+        "messages": shown(GATE), "mm_processor_kwargs": {"max_pixels": 3136}, "max_tokens": 12, "ignore_eos": True,
+    },
+    "a budget of all videos": {
+        "messages": shown(VIDEO), "mm_processor_kwargs": {"video_end": 0.5}, "max_tokens": 12, "ignore_eos": True,
+    },
+    "pictures with numbers": {
+        "messages": shown(GATE), "chat_template_kwargs": {"add_vision_id": True}, "max_tokens": 12, "ignore_eos": True,
+    },
+    "tools": {"tools": [TOOL], "max_tokens": 12, "ignore_eos": True},
+    "going on with an answer": {
+        "messages": [*shown(GATE), {"role": "assistant", "content": "GAT"}], "continue_final_message": True,
+    },
     "a video": {"messages": shown(VIDEO)},
     "several turns": {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO]},
     "a developer's message": {"messages": [{"role": "developer", "content": "Be brief."}, *HELLO]},
@@ -213,9 +239,27 @@ def test_the_rows_differ_and_forms_are_met(openai):
     assert answers["choices"][0] in {"a house", "ein Haus — groß"}
     assert answers["a form that is cut"][1] == "length"
     assert "<|im_end|>" in answers["special tokens told"][0]
+    assert answers["going on with an answer"][0] == GATE.answer.removeprefix("GAT")
     assert len({answer[:2] for answer in answers.values()}) > len(answers) // 2
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"mm_processor_kwargs": {"max_pixels": 28 * 28 * 4}},
+        {"chat_template_kwargs": {"add_vision_id": True}},
+        {"tools": [TOOL]},
+    ],
+    ids=lambda wish: next(iter(wish)),
+)
+def test_what_is_asked_of_the_prompt_reaches_the_model(openai, wish):
+    assert openai({"messages": shown(GATE), **wish})
+    num_tokens = openai.usage["prompt_tokens"]
+    assert openai({"messages": shown(GATE)})
+    assert openai.usage["prompt_tokens"] != num_tokens
+
+
+DEEP = json.loads("[" * 600 + "]" * 600)
 # What is asked, and what each server must name in its refusal.
 REFUSED = {
     "an unknown field": ({"wish": 1}, "wish"),
@@ -254,6 +298,23 @@ REFUSED = {
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}]}]},
         "path is never read",
     ),
+    "a variable of no template": ({"chat_template_kwargs": {"mood": 1}}, "does not read mood"),
+    "the template's own variable": ({"chat_template_kwargs": {"messages": []}}, "does not read messages"),
+    "no object of variables": ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+    "going on with no answer": ({"continue_final_message": True}, "last message of the assistant"),
+    "going on with an empty answer": (
+        {"messages": [*HELLO, {"role": "assistant", "content": []}], "continue_final_message": True},
+        "last message of the assistant",
+    ),
+    "no list of tools": ({"tools": {"a": 1}}, "tools"),
+    "a budget of all that is none": ({"mm_processor_kwargs": {"max_pixel": 784}}, "max_pixel"),
+    "a budget of all too large": (
+        {"messages": shown(GATE), "mm_processor_kwargs": {"max_pixels": 1 << 30}}, "max_pixels",
+    ),
+    "a call too deep": (
+        {"messages": [*HELLO, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP}]}]}, "levels deep",
+    ),
+    "a variable too deep": ({"chat_template_kwargs": {"add_vision_id": DEEP}}, "levels deep"),
     "a budget too large": ({"messages": shown(GATE, max_pixels=1 << 30)}, "max_pixels"),
     "a prompt too long": ({"messages": [{"role": "user", "content": "a b " * 2000}]}, "512"),
 }  # fmt: skip

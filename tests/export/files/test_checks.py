@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from export.files.checks import is_count, is_number, is_whole
+from export.files.checks import MAX_LEVELS, is_count, is_number, is_too_deep, is_whole
 
 
 @pytest.mark.parametrize("value", [True, False, None, "1", [1], math.inf, -math.inf, math.nan])
@@ -22,3 +22,21 @@ def test_a_whole_number_is_written_as_one():
 
 def test_a_count_fits_64_bits():
     assert [is_count(value) for value in (-1, 0, 2**63 - 1, 2**63)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: ("b", inner)]
+)
+def test_depth_is_counted_and_needs_no_stack(kind):
+    def nested(levels):
+        value = 1
+        for _ in range(levels):
+            value = kind(value)
+        return value
+
+    assert [is_too_deep(nested(levels)) for levels in (0, MAX_LEVELS, MAX_LEVELS + 1, 10_000)] == [
+        False,
+        False,
+        True,
+        True,
+    ]

@@ -360,6 +360,22 @@ def test_going_on_with_an_answer_equals_transformers(checkpoint_directory):
         assert token_ids(checkpoint_directory, messages, continue_final_message=True) == expected
     with pytest.raises(UserError, match="last message of the assistant"):
         token_ids(checkpoint_directory, messages[:1], continue_final_message=True)
+    with pytest.raises(UserError, match="last message of the assistant"):
+        empty = [*messages[:1], {"role": "assistant", "content": []}]
+        token_ids(checkpoint_directory, empty, continue_final_message=True)
+
+
+def test_what_is_nested_without_end_is_refused_by_name(checkpoint_directory):
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    messages = [{"role": "user", "content": "a"}]
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": deep}}]}
+    with pytest.raises(UserError, match="Message 1 holds a value that is nested more than 128 levels deep"):
+        token_ids(checkpoint_directory, [*messages, called])
+    for asked in ({"tools": [{"a": deep}]}, {"variables": {"add_vision_id": deep}}):
+        with pytest.raises(UserError, match="asked for holds a value that is nested more than 128"):
+            token_ids(checkpoint_directory, messages, **asked)
 
 
 def test_an_option_that_the_template_does_not_read_is_refused_by_name(checkpoint_directory):
