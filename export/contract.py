@@ -19,6 +19,9 @@ Dim = int | str
 """A fixed size, or the letter of a dynamic one."""
 
 
+LOGITS = "logits"
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One graph input or output."""
@@ -88,7 +91,7 @@ def decoder_contract(config: ModelConfig, dtype: str) -> GraphContract:
             ),
         ),
         outputs=(
-            TensorSpec("logits", "float32", ("B", "Q", decoder.vocab_size), "one row for each asked token"),
+            TensorSpec(LOGITS, "float32", ("B", "Q", decoder.vocab_size), "one row for each asked token"),
             *(
                 TensorSpec(
                     cache_name("present", part, i), dtype, cache, f"the same memory as past_{part}.{i}"
@@ -197,11 +200,16 @@ NUM_CANDIDATES = 256
 """Of a row's likeliest tokens that an engine gives. Part of what a seed means: a draw goes through them first."""
 
 
+MAX_ASKED = 64
+"""Ids of a row whose logits an engine is asked for: enough for every bias that people set by hand."""
+
+
 def candidates_contract(config: ModelConfig) -> GraphContract:
     """What a decoder gives beside its logits where those are far from the host: enough to choose from most of the time.
 
-    No exported graph holds it. A backend adds it when it opens a graph (`engines.backends.candidates`), so that every
-    bundle has it and nobody else pays for it. Letters as above, and A ids that are asked for.
+    No exported graph holds it. A backend adds it when it opens a graph or builds an engine
+    (`engines.backends.candidates`), so that every bundle has it and nobody else pays for it. Letters as above, and A
+    ids that are asked for.
     """
     num_candidates = min(NUM_CANDIDATES, config.decoder.vocab_size)
     return GraphContract(
@@ -213,6 +221,12 @@ def candidates_contract(config: ModelConfig) -> GraphContract:
             TensorSpec("asked_logits", "float32", ("B", "Q", "A"), "of the asked tokens"),
         ),
     )
+
+
+def with_candidates(contract: GraphContract, config: ModelConfig) -> GraphContract:
+    """What a decoder's graph, or its last stage, takes and gives once candidates were added to it."""
+    more = candidates_contract(config)
+    return GraphContract((*contract.inputs, *more.inputs), (*contract.outputs, *more.outputs))
 
 
 CACHE_PARTS = ("key", "value")

@@ -82,6 +82,12 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
     help="For a model larger than its GPU: weights may stay in host memory.",
 )
 @click.option(
+    "--only-logits",
+    is_flag=True,
+    help="tensorrt, tensorrt-rtx: leave out the candidates beside the logits, which spare serving their way to the "
+    "host.",
+)
+@click.option(
     "--optimization-level", type=click.IntRange(0, 5), help="0 builds fast, 5 runs fast. Default: TensorRT's."
 )
 @click.option(

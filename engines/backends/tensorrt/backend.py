@@ -57,6 +57,7 @@ class TensorRtBackend:
             "hardware_compatibility",
             "optimization_level",
             "cached_attention",
+            "only_logits",
         }
     )
     sources = ("engines/backends/tensorrt", "plugins")

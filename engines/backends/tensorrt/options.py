@@ -36,6 +36,8 @@ class BuildOptions:
 
     cached_attention: CachedAttention = "native"
     """Who attends to the cache in a TensorRT engine: its own layer, or our kernel, which reads only what is valid."""
+    only_logits: bool = False
+    """Give no candidates beside the decoder's logits: every step's logits then cross to the host to be chosen from."""
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -96,6 +98,10 @@ class BuildRequest:
     output: Path
     probes: tuple[str, ...] = ()
     """Values of the graph that the engine gives as further outputs."""
+
+    def gives_candidates(self, last_stage: GraphName) -> bool:
+        """Whether this engine does: the decoder, or its last stage, and not to look at values inside."""
+        return not self.options.only_logits and self.graph == last_stage and not self.probes
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from engines.runtime.tokens.penalties import Written, looks_back, repeating_tokens
 from export.checkpoint.generation_config import GenerationConfig
+from export.contract import MAX_ASKED
 
 if TYPE_CHECKING:
     from engines.runtime.tokens.guided import Guide
@@ -18,8 +19,6 @@ TokenIds = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 """[vocab]"""
 
-MAX_ASKED = 64
-"""Ids of a row whose logits an engine is asked for: enough for every bias that people set by hand."""
 _NONE = np.zeros(0, np.int64)
 
 

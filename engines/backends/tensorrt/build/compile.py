@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from engines.backends.candidates import add_candidates
 from engines.backends.facts import EngineFacts, LayerFacts, TensorFacts
 from engines.backends.graph_interface import require_interface
 from engines.backends.quantized_products import told
@@ -34,6 +35,7 @@ from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_
 from engines.backends.tensorrt.options import BuildRequest, require_attention
 from engines.session import EngineError
 from export.bundle import Bundle, open_bundle
+from export.contract import with_candidates
 from export.errors import UserError
 from plugins.registry import AttentionBody
 
@@ -133,6 +135,9 @@ def _build(
     )
     contract = bundle.contract(request.graph)
     require_interface(model, contract, bundle.graph(request.graph))
+    if request.gives_candidates(bundle.stages[-1].graph):
+        add_candidates(model, bundle.config)
+        contract = with_candidates(contract, bundle.config)
     weights = MappedWeights(model, bundle.directory)
     builder = trt.Builder(logger)
     network = parse_network(trt, builder, model, weights, logger, log)

@@ -13,8 +13,8 @@ _EXPECTED = tuple(
     map(
         re.compile,
         (
-            # token_ids, write_index and the like are int64 by the contract, and our sessions bind them so.
-            r"^Make sure input \S+ has Int64 binding\.",
+            # token_ids, write_index, top_ids and the like are int64 by the contract, and our sessions bind them so.
+            r"^Make sure (in|out)put \S+ has Int64 binding\.",
         ),
     )
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from engines.backends.facts import ShapeRange
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
-from export.contract import GraphContract, GraphName, TensorSpec
+from export.contract import MAX_ASKED, GraphContract, GraphName, TensorSpec
 from export.errors import UserError
 
 Sizes = tuple[int, int, int]
@@ -51,6 +51,7 @@ def prefill_profile(limits: Limits) -> Profile:
         "S": (1, tokens, tokens),
         "V": (0, tokens // 2, limits.max_batch * tokens),
         "Q": (1, 1, min(limits.max_logits_tokens, tokens)),
+        "A": _constant(MAX_ASKED),
         "L": _constant(limits.max_context),
     }
 
@@ -62,6 +63,7 @@ def decode_profile(limits: Limits) -> Profile:
         "S": _constant(1),
         "V": _constant(0),
         "Q": _constant(1),
+        "A": _constant(MAX_ASKED),
         "L": _constant(limits.max_context),
     }
 

@@ -199,9 +199,9 @@ class Buffers:
         if array.nbytes:
             self._device.upload(self.addresses[name], array)
 
-    def download(self, name: str, array: Array) -> None:
-        assert array.nbytes <= self._sizes[name], (name, array.shape)
-        self._device.download(array, self.addresses[name])
+    def download(self, name: str, array: Array, offset_bytes: int = 0) -> None:
+        assert offset_bytes + array.nbytes <= self._sizes[name], (name, array.shape)
+        self._device.download(array, self.addresses[name] + offset_bytes)
 
 
 def upload_feeds(buffers: Buffers, specs: dict[str, TensorFacts], feeds: dict[str, Array]) -> Shapes:

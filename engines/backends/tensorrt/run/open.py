@@ -13,7 +13,7 @@ from engines.backends.tensorrt.options import BuildOptions
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
 from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices
 from engines.backends.tensorrt.run.place import devices_of_stages
-from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
+from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder
 from engines.runtime.vision.dealt import DealtVision
 from engines.session import Engine, EngineError
 from export.bundle import Bundle
@@ -47,7 +47,7 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
     ]
     return Engine(
         DealtVision(encoders) if len(encoders) > 1 else encoders[0],
-        TensorRtDecoder(trt, stages, placed, bundle.config, num_slots),
+        open_decoder(trt, stages, placed, bundle.config, num_slots),
     )
 
 

@@ -1,6 +1,6 @@
 """The stages of a decoder that share a GPU, and the order in which groups of rows go through several GPUs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +15,8 @@ from engines.backends.tensorrt.run.execution import (
     engine_tensors,
     upload_feeds,
 )
-from engines.backends.tensorrt.run.stage import StageRunner
-from export.contract import is_cache_name
+from engines.backends.tensorrt.run.stage import StageRunner, logits_buffer
+from export.contract import BORDER_PREFIX, LOGITS, MAX_ASKED, is_cache_name
 from export.dtypes import numpy_dtype
 from export.inputs import DecoderInputs
 
@@ -48,47 +48,68 @@ class Place:
         for name, spec in taken.items():
             self._buffers.allocate(name, spec.profiles[PREFILL].maximum, spec.dtype)
         self._largest = taken["position_ids"].profiles[PREFILL].maximum[1:]  # rows and tokens
+        self._asked_columns = (
+            taken["logits_index"].profiles[PREFILL].maximum[1] if "logits_index" in taken else 0
+        )
         for name, spec in self._results.items():
-            columns = (
-                taken["logits_index"].profiles[PREFILL].maximum[1] if name == "logits" else self._largest[1]
+            self._buffers.allocate(
+                name, self._result_shape(name, self._largest, self._asked_columns), spec.dtype
             )
-            self._buffers.allocate(name, (self._largest[0], columns, spec.shape[-1]), spec.dtype)
+        for group in range(1, num_groups if LOGITS in given else 1):
+            step = (-(-self._largest[0] // num_groups), 1, given[LOGITS].shape[-1])
+            self._buffers.allocate(logits_buffer(group), step, given[LOGITS].dtype)
         memory = WorkingMemory(device)
         self._stages = [
             StageRunner(trt, engine, device, self._buffers, memory, num_slots, num_groups)
             for engine in engines
         ]
         self._asked: Shapes = {}
+        self._asked_buffers: dict[str, str] = {}
 
-    def start(self, first_slot: int, values: Mapping[str, Array], *, is_step: bool) -> None:
+    def _result_shape(self, name: str, rows_and_tokens: Sequence[int], num_columns: int) -> tuple[int, ...]:
+        """[B, S, C] of a border; [B, Q, ...] of what is said of asked tokens."""
+        rows, tokens = rows_and_tokens
+        columns = tokens if name.startswith(BORDER_PREFIX) else num_columns
+        # TensorRT does not work out that the asked ids keep their number.
+        last = [MAX_ASKED if dim < 0 else dim for dim in self._results[name].shape[2:]]
+        return (rows, columns, *last)
+
+    def start(self, first_slot: int, values: Mapping[str, Array], *, is_step: bool, group: int = 0) -> None:
         """Put a call on the stream, and do not wait for it.
 
         Args:
             first_slot: of the first row.
             values: what the stages take, by name; others are ignored.
             is_step: see `StageRunner.run`.
+            group: see `StageRunner.run`.
         """
         feeds = {name: values[name] for name in self._feeds}
         shapes = dict(upload_feeds(self._buffers, self._feeds, feeds))
         rows = shapes["position_ids"][1:]
         shapes |= {name: (*rows, spec.shape[-1]) for name, spec in self._inner.items()}
         for stage in self._stages:
-            stage.run(first_slot, shapes, is_step=is_step)
-        columns = {"logits": shapes["logits_index"][1]} if "logits_index" in shapes else {}
-        self._asked = {
-            name: (rows[0], columns.get(name, rows[1]), spec.shape[-1])
-            for name, spec in self._results.items()
-        }
+            stage.run(first_slot, shapes, is_step=is_step, group=group)
+        num_columns = shapes["logits_index"][1] if "logits_index" in shapes else 0
+        self._asked = {name: self._result_shape(name, rows, num_columns) for name in self._results}
+        self._asked_buffers = {LOGITS: logits_buffer(group)}
 
-    def finish(self) -> dict[str, Array]:
-        """Wait for the call that was started last; gives what it computed for others, by name."""
+    def finish(self, wanted: Collection[str]) -> dict[str, Array]:
+        """Wait for the call that was started last; gives by name what the next place takes, and what is wanted."""
         arrays = {
             name: np.empty(shape, numpy_dtype(self._results[name].dtype))
             for name, shape in self._asked.items()
+            if name.startswith(BORDER_PREFIX) or name in wanted
         }
         for name, array in arrays.items():
-            self._buffers.download(name, array)
+            self._buffers.download(self._asked_buffers.get(name, name), array)
         return arrays
+
+    def logits_of(self, group: int, row: int, num_columns: int) -> Array:
+        """Logits [Q, vocab] of one row of a group, from the call that was finished last."""
+        spec = self._results[LOGITS]
+        logits = np.empty((num_columns, spec.shape[-1]), numpy_dtype(spec.dtype))
+        self._buffers.download(logits_buffer(group), logits, row * logits.nbytes)
+        return logits
 
 
 def row_groups(inputs: DecoderInputs, most: int) -> Iterator[tuple[int, DecoderInputs]]:

@@ -1,5 +1,6 @@
 """TensorRT engines behind the sessions' interface, with the cache on the device and updated in place."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import groupby
@@ -21,15 +22,16 @@ from engines.backends.tensorrt.run.execution import (
     upload_feeds,
 )
 from engines.backends.tensorrt.run.place import Place, row_groups, waves
-from engines.backends.tensorrt.run.split import decoder_calls, vision_calls
-from engines.session import require_slots
+from engines.backends.tensorrt.run.split import DecoderCall, decoder_calls, vision_calls
+from engines.session import Candidates, require_slots
 from export.checkpoint.config import ModelConfig
-from export.contract import cache_name
+from export.contract import LOGITS, MAX_ASKED, cache_name
 from export.dtypes import numpy_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, VisionInputs
 
 _FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))
+_CANDIDATES = ("top_logits", "top_ids", "log_sum_exp", "asked_logits")
 
 
 class TensorRtVision:
@@ -115,32 +117,122 @@ class TensorRtDecoder:
             (device, [engine for engine, _ in pairs])
             for device, pairs in groupby(zip(engines, devices, strict=True), key=itemgetter(1))
         ]
+        self._group_starts = [0]  # the first row of each group of the call that was run last
         self._places = [Place(trt, stages, device, num_slots, len(by_device)) for device, stages in by_device]
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`; what exceeds the engine's prompt tokens or logits goes through it in chunks."""
         require_slots(self, first_slot, inputs)
-        pads = (self._config.image_token_id, self._config.video_token_id)
-        logits = np.empty((*inputs.logits_index.shape, self._config.decoder.vocab_size), np.float32)
-        for call in decoder_calls(inputs, pads, self._max_tokens, self._max_logits_tokens):
-            answered = self._run(first_slot, call.inputs)
-            for i, column in enumerate(call.columns):
-                rows = call.is_asked[:, i]
-                logits[rows, column] = answered[rows, i]
-        return logits
+        return self._answers(first_slot, inputs, _nothing_asked(inputs), self._calls(inputs), (LOGITS,))[
+            LOGITS
+        ]
 
-    def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
+    def _calls(self, inputs: DecoderInputs) -> list[DecoderCall]:
+        pads = (self._config.image_token_id, self._config.video_token_id)
+        return list(decoder_calls(inputs, pads, self._max_tokens, self._max_logits_tokens))
+
+    def _answers(
+        self,
+        first_slot: int,
+        inputs: DecoderInputs,
+        asked_ids: npt.NDArray[np.int64],
+        calls: Sequence[DecoderCall],
+        wanted: Sequence[str],
+    ) -> dict[str, Array]:
+        """Outputs [B, Q, ...] by name, each column from the call that answers it."""
+        answers: dict[str, Array] = {}
+        for call in calls:
+            found = self._run(first_slot, call.inputs, asked_ids, wanted)
+            if len(calls) == 1:
+                return found
+            for name in wanted:
+                shape = (*inputs.logits_index.shape, *found[name].shape[2:])
+                answer = answers.setdefault(name, np.empty(shape, found[name].dtype))
+                for i, column in enumerate(call.columns):
+                    rows = call.is_asked[:, i]
+                    answer[rows, column] = found[name][rows, i]
+        return answers
+
+    def _run(
+        self,
+        first_slot: int,
+        inputs: DecoderInputs,
+        asked_ids: npt.NDArray[np.int64],
+        wanted: Sequence[str],
+    ) -> dict[str, Array]:
         step = is_step({name: getattr(inputs, name).shape for name in _FEED_NAMES}, self._feeds)
         groups = list(row_groups(inputs, len(self._places) if step else 1))
+        self._group_starts = [start for start, _ in groups]
         values: list[dict[str, Array]] = [
-            {name: getattr(group, name) for name in _FEED_NAMES} for _, group in groups
+            {
+                **{name: getattr(part, name) for name in _FEED_NAMES},
+                "asked_ids": asked_ids[start : start + len(part.token_ids)],
+            }
+            for start, part in groups
         ]
         for wave in waves(len(groups), len(self._places)):
             for group, place in wave:  # what is put on different GPUs runs at the same time
-                self._places[place].start(first_slot + groups[group][0], values[group], is_step=step)
+                slot = first_slot + self._group_starts[group]
+                self._places[place].start(slot, values[group], is_step=step, group=group)
             for group, place in wave:
-                values[group] |= self._places[place].finish()
-        return np.concatenate([given["logits"] for given in values])
+                values[group] |= self._places[place].finish(wanted)
+        if len(values) == 1:
+            return {name: values[0][name] for name in wanted}
+        return {name: np.concatenate([given[name] for given in values]) for name in wanted}
+
+
+class TensorRtCandidateDecoder(TensorRtDecoder):
+    """A decoder whose engine gives candidates: a `CandidateDecoder`. Logits stay on the device until asked for."""
+
+    def candidates(
+        self, first_slot: int, inputs: DecoderInputs, asked_ids: npt.NDArray[np.int64]
+    ) -> Candidates:
+        """See `CandidateDecoder.candidates`; what exceeds the engine's prompt tokens goes through it in chunks.
+
+        Of several chunks only the last one's logits are still on the device, so theirs are brought over at once.
+        """
+        require_slots(self, first_slot, inputs)
+        num_asked = asked_ids.shape[1]
+        assert num_asked <= MAX_ASKED, num_asked
+        ids = _nothing_asked(inputs)
+        np.maximum(asked_ids, 0, out=ids[:, :num_asked])  # below 0 nothing is asked, and nobody looks
+        calls = self._calls(inputs)
+        kept = (LOGITS,) if len(calls) > 1 else ()
+        answers = self._answers(first_slot, inputs, ids, calls, (*_CANDIDATES, *kept))
+        starts, num_columns = self._group_starts, inputs.logits_index.shape[1]
+
+        def whole(row: int) -> npt.NDArray[np.float32]:
+            if kept:
+                logits: npt.NDArray[np.float32] = answers[LOGITS][row]
+                return logits
+            group = bisect_right(starts, row) - 1
+            return self._places[-1].logits_of(group, row - starts[group], num_columns)
+
+        return Candidates(
+            top_logits=answers["top_logits"],
+            top_ids=answers["top_ids"],
+            log_sum_exp=answers["log_sum_exp"],
+            asked_logits=answers["asked_logits"][..., :num_asked],
+            whole=whole,
+        )
+
+
+def open_decoder(
+    trt: Bindings,
+    engines: Sequence[ICudaEngine],
+    devices: Sequence[Device],
+    config: ModelConfig,
+    num_slots: int,
+) -> TensorRtDecoder:
+    """The session of engines as they were built, with candidates or without. Args and errors as `TensorRtDecoder`."""
+    _, outputs = engine_tensors(engines[-1])
+    kind = TensorRtCandidateDecoder if set(_CANDIDATES) <= outputs.keys() else TensorRtDecoder
+    return kind(trt, engines, devices, config, num_slots)
+
+
+def _nothing_asked(inputs: DecoderInputs) -> npt.NDArray[np.int64]:
+    """Ids [B, 64] for an engine that must be given some."""
+    return np.zeros((len(inputs.token_ids), MAX_ASKED), np.int64)
 
 
 def is_step(shapes: Shapes, specs: dict[str, TensorFacts]) -> bool:

@@ -17,7 +17,7 @@ from engines.backends.tensorrt.run.execution import (
     engine_tensors,
 )
 from engines.backends.tensorrt.run.steps import MAX_STEP_CONTEXTS, StepExecutions
-from export.contract import PAST, is_cache_name, present_of
+from export.contract import LOGITS, PAST, is_cache_name, present_of
 from export.dtypes import numpy_dtype
 from export.errors import UserError
 
@@ -56,6 +56,7 @@ class StageRunner:
         self._device, self._buffers = device, buffers
         self._pasts = {name: spec for name, spec in inputs.items() if is_cache_name(name, PAST)}
         self._names = [name for name in (*inputs, *outputs) if not is_cache_name(name)]
+        self._gives_logits = LOGITS in outputs
         self._input_names = [name for name in inputs if name not in self._pasts]
         self._caches = self._allocate_caches(num_slots)
         self._prefill = Execution(trt, engine, device, PREFILL, memory)
@@ -77,30 +78,38 @@ class StageRunner:
             caches[name] = (address, slot_bytes)
         return caches
 
-    def run(self, first_slot: int, shapes: Shapes, *, is_step: bool) -> None:
+    def run(self, first_slot: int, shapes: Shapes, *, is_step: bool, group: int = 0) -> None:
         """Put one call on the stream.
 
         Args:
             first_slot: of the first row.
             shapes: of what the buffers hold, by name; those of other engines are ignored.
-            is_step: whether the decode profile serves it: slots and rows then say all that it is set up for.
+            is_step: whether the decode profile serves it: slots, rows and group then say all that it is set up for.
+            group: which of a step's groups of rows it is, whose logits go to a buffer of their own.
         """
         if not is_step:
-            self._prepare(self._prefill, first_slot, shapes)
+            self._prepare(self._prefill, first_slot, shapes, group)
             self._prefill.run()
             return
-        execution = self._steps.of((first_slot, _num_rows(shapes)))
+        execution = self._steps.of((first_slot, _num_rows(shapes), group))
         if not execution.is_ready():
-            self._prepare(execution, first_slot, shapes)
+            self._prepare(execution, first_slot, shapes, group)
         execution.run_repeatedly()
 
-    def _prepare(self, execution: Execution, first_slot: int, shapes: Shapes) -> None:
+    def _prepare(self, execution: Execution, first_slot: int, shapes: Shapes, group: int) -> None:
         addresses = {name: self._buffers.addresses[name] for name in self._names}
+        if self._gives_logits:
+            addresses[LOGITS] = self._buffers.addresses[logits_buffer(group)]
         sizes = {name: shapes[name] for name in self._input_names}
         for past, (address, slot_bytes) in self._caches.items():
             addresses[past] = addresses[present_of(past)] = address + first_slot * slot_bytes
             sizes[past] = (_num_rows(shapes), *self._pasts[past].shape[1:])
         execution.prepare(sizes, addresses)
+
+
+def logits_buffer(group: int) -> str:
+    """Name of the buffer that takes the logits of a group: they stay there until the next call."""
+    return LOGITS if group == 0 else f"{LOGITS} of group {group}"
 
 
 def _num_rows(shapes: Shapes) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from engines.backends.tensorrt.run.execution import Execution
 
-StepKey = tuple[int, int]
-"""First slot and rows."""
+StepKey = tuple[int, int, int]
+"""First slot, rows, and which group of its call they are."""
 
 MAX_STEP_CONTEXTS = 64
 """Enough for every run of slots of 10; with more, the least recently used sets are captured anew."""

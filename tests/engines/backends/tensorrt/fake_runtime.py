@@ -17,8 +17,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnxruntime as ort
 
+from engines.backends.candidates import add_candidates
 from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
 from engines.backends.tensorrt.build.profiles import graph_profiles, shape_ranges
@@ -27,7 +29,7 @@ from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
-from export.contract import DecoderStage, GraphName, TensorSpec, graph_contract
+from export.contract import DecoderStage, GraphName, TensorSpec, graph_contract, with_candidates
 
 _DTYPES = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}
 _NOT_A_NUMBER = 0xFF
@@ -52,6 +54,9 @@ class HostDevice:
         self.is_capturing = False
         self.recorded: list[Callable[[], None]] = []
         self.num_captures, self.num_replays = 0, 0
+        self.uploads: list[int] = []
+        """Bytes of each array that crossed."""
+        self.downloads: list[int] = []
         self.room_bytes: int | None = None
         """What it has in all; None: enough."""
 
@@ -82,11 +87,13 @@ class HostDevice:
     def upload(self, address: int, array: Array) -> None:
         self._require_no_capture()
         assert array.flags.c_contiguous
+        self.uploads.append(array.nbytes)
         self.view(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
 
     def download(self, array: Array, address: int) -> None:
         self._require_no_capture()
         assert array.flags.c_contiguous
+        self.downloads.append(array.nbytes)
         array.reshape(-1).view(np.uint8)[:] = self.view(address, array.nbytes)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -145,12 +152,21 @@ class FakeEngine:
         dtype: str,
         probes: Sequence[str] = (),
         stages: Sequence[DecoderStage] = (),
+        *,
+        gives_candidates: bool = False,
     ) -> None:
         """`probes` are outputs that the file's graph has beside those of the contract; `stages` of a cut decoder."""
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
-        self.device, self.ort = device, ort.InferenceSession(str(path), options)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent)
+        )
         contract = graph_contract(graph, config, dtype, stages)
+        model = onnx.load(path, load_external_data=False)
+        if gives_candidates:
+            add_candidates(model, config)
+            contract = with_candidates(contract, config)
+        self.device, self.ort = device, ort.InferenceSession(model.SerializeToString(), options)
         capacity = {"L": limits.max_context}
         probed = [TensorSpec(name, dtype, ("any", "number"), "inside") for name in probes]
         outputs = (*contract.outputs, *probed)

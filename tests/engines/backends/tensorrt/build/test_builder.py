@@ -24,7 +24,7 @@ from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
 from export.checkpoint.config import load_config
-from export.contract import graph_contract
+from export.contract import graph_contract, with_candidates
 from export.errors import UserError
 from tests.engines.backends.tensorrt.conftest import ARCHITECTURES, LIMITS
 
@@ -41,7 +41,10 @@ def test_an_engine_for_three_architectures_has_the_contracts_inputs_and_outputs(
     facts = engine.facts
     assert facts.sm == ARCHITECTURES
     assert engine.path.stat().st_size == facts.engine_bytes > 100_000
-    contract = graph_contract(graph, load_config(bundle_of(dtype)), dtype)
+    config = load_config(bundle_of(dtype))
+    contract = graph_contract(graph, config, dtype)
+    if graph == "decoder":
+        contract = with_candidates(contract, config)
     for tensors, specs in ((facts.inputs, contract.inputs), (facts.outputs, contract.outputs)):
         assert [(tensor.name, tensor.dtype) for tensor in tensors] == [
             (spec.name, spec.dtype) for spec in specs
@@ -102,7 +105,8 @@ def test_a_build_tells_how_far_it_is_and_what_it_took(built):
     assert facts.seconds > 0
     assert facts.weights_bytes
     assert len(facts.activation_bytes) == 2
-    assert any("Int64 binding" in warning.message and warning.count == 4 for warning in facts.warnings)
+    int64 = {w.message.split()[2]: w.count for w in facts.warnings if "Int64 binding" in w.message}
+    assert int64 == {"input": 5, "output": 1}
     assert any(layer.op == "QvCachedAttention" and layer.type == "KV_CACHE_UPDATE" for layer in facts.layers)
 
 
@@ -226,6 +230,19 @@ def test_limits_beyond_what_a_tensor_can_hold_are_refused_before_the_build(bundl
             tmp_path / "vision.engine",
             lambda *_: None,
         )
+
+
+def test_candidates_are_left_out_of_an_engine_where_nobody_asks_for_them(bundle_of, tmp_path):
+    facts = build_engine(
+        open_bundle(bundle_of("bfloat16")),
+        "decoder",
+        LIMITS,
+        BuildOptions("tensorrt-rtx", (89,), only_logits=True),
+        tmp_path / "decoder.engine",
+        lambda *_: None,
+    )
+    assert [tensor.name for tensor in facts.outputs if "present" not in tensor.name] == ["logits"]
+    assert "asked_ids" not in {tensor.name for tensor in facts.inputs}
 
 
 def test_attention_by_plugin_takes_the_place_of_every_call_in_a_decoder(bundle_of):
