@@ -3,7 +3,7 @@
 Letters are the contract's: V visual tokens, B batch, Q query tokens to project, C hidden.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -98,6 +98,64 @@ class Engine(NamedTuple):
 
     vision: VisionSession
     decoder: DecoderSession
+
+    def close(self) -> None:
+        """End what computes outside of this process, where something does; the sessions cannot be used after it."""
+        for session in self:
+            close = getattr(session, "close", None)
+            if close is not None:
+                close()
+
+
+@dataclass(frozen=True, eq=False)
+class CallPlan:
+    """A decoder's call as the calls that its graphs can take. Every rank of a decoder works out the same one."""
+
+    calls: Sequence[tuple[int, DecoderInputs]]
+    """The first row of each, and what it takes."""
+    join: Callable[[Sequence[npt.NDArray[np.float32]]], npt.NDArray[np.float32]]
+    """The logits of each to those of the whole call, [B, Q, vocab]."""
+
+
+class StageSession(Protocol):
+    """One stage of a decoder, or all of it, with the KV slots of its layers: what one rank holds."""
+
+    @property
+    def num_slots(self) -> int: ...
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into one slot."""
+        ...
+
+    def plan(self, inputs: DecoderInputs, num_groups: int) -> CallPlan:
+        """Divide a call.
+
+        Args:
+            inputs: of the decoder. Only the number of its visual embeddings counts here: they may have no columns.
+            num_groups: that the rows of a step shall go in, so that as many stages work at once.
+        """
+        ...
+
+    def run(self, first_slot: int, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run one call of a plan.
+
+        Args:
+            first_slot: of its first row.
+            values: what the graph takes, by name, caches left out; others are ignored.
+
+        Returns:
+            What it gives, by name, caches left out.
+        """
+        ...
+
+
+class RankSessions(NamedTuple):
+    """What one rank of a decoder in several processes holds."""
+
+    vision: VisionSession
+    stage: StageSession | None
+    """None: it encodes images alone."""
 
 
 @dataclass(frozen=True)

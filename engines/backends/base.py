@@ -22,10 +22,11 @@ from engines.sizing.stages import staged_costs
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
+from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
-    from engines.session import Engine, ProbeSession, VisionSession
+    from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 GraphProgress = Callable[[str, float], None]
 """Told what is being done to one graph, and the fraction of it that is done."""
@@ -201,6 +202,29 @@ class Backend(Protocol):
         """
         ...
 
+    def open_rank(
+        self,
+        bundle: Bundle,
+        record: EngineRecord | None,
+        stage: int | None,
+        *,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        device: str | None = None,
+    ) -> RankSessions:
+        """Load what one of several processes that compute together holds: the vision graph and a stage.
+
+        Args:
+            bundle, record, num_slots, capacity, num_threads, device: as `open`.
+            stage: which of the decoder's; None: none, this one encodes images alone.
+
+        Raises:
+            UserError: as `open`, or this backend computes in one process alone.
+            EngineError: as `open`.
+        """
+        ...
+
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None
     ) -> VisionSession:
@@ -222,6 +246,14 @@ class Backend(Protocol):
     def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
         """A session that shows values inside the graphs; None: it cannot. Loads nothing until it is asked."""
         ...
+
+
+def one_process_alone(backend: Backend) -> UserError:
+    """Why a backend opens no ranks."""
+    return UserError(
+        f"--ranks: {backend.name} computes in one process, which drives every GPU that it sees.",
+        "Leave --ranks out, or choose another target.",
+    )
 
 
 def device_costs(backend: Backend, bundle: Bundle) -> CostsOf | None:

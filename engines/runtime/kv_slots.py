@@ -93,6 +93,10 @@ class KvSlots:
         assert slot not in self._kept
         self._kept[slot] = content
 
+    def forget(self) -> None:
+        """Nothing is left in any free slot."""
+        self._kept = dict.fromkeys(self._kept, EMPTY)
+
 
 def _range_with(slot: int, used_slots: Sequence[int]) -> int:
     """How many neighbouring slots a call over the used ones and this one would cover."""

@@ -19,7 +19,14 @@ from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReaso
 from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
 from engines.runtime.generate import prefill_chunk, prompt_problems
 from engines.runtime.kv_slots import EMPTY, KvSlots
-from engines.runtime.scheduler_limits import DrainingError, QueueFullError, SchedulerLimits, SchedulerStats
+from engines.runtime.lost import EngineLostError, is_recoverable
+from engines.runtime.scheduler_limits import (
+    DrainingError,
+    QueueFullError,
+    SchedulerLimits,
+    SchedulerStats,
+    limit_problems,
+)
 from engines.runtime.sequence import Listener, Ticket, TokenSequence, accept_tokens, timed
 from engines.runtime.tokens.step_logits import StepLogits, run_decoder
 from engines.runtime.vision.encoder import PictureEncoder
@@ -81,7 +88,7 @@ class Scheduler:
             DrainingError: the server is shutting down.
         """
         problems = prompt_problems(request, self._decoder.capacity, self._model)
-        problems += self._limit_problems(request, deadline_seconds)
+        problems += limit_problems(self.limits, request, deadline_seconds)
         if problems:
             raise UserError("\n".join(problems))
         pictures = pictures_from_inputs(request.inputs, self._model)
@@ -135,14 +142,34 @@ class Scheduler:
     def step(self) -> bool:
         """Go on with everything by a little; True while there is more to do.
 
-        An engine's exception ends the requests whose computation raised it, with a `FailureEvent`, and no other.
+        An engine's exception ends the requests whose computation raised it, with a `FailureEvent`, and no other; the
+        loss of an engine ends all that are in a slot, and those that wait if it cannot be started again.
         """
-        self._drop_ended()
-        self._admit()
-        self._encode_pictures()
-        self._prefill()
-        self._decode()
+        try:
+            self._recover()
+            self._drop_ended()
+            self._admit()
+            self._encode_pictures()
+            self._prefill()
+            self._decode()
+        except EngineLostError as error:
+            self._lose_caches(error)
+            # At once, so that the next question need not wait for it.
+            try:
+                self._recover()
+            except EngineLostError as lasting:
+                self.end_all(lasting)
         return self.has_work
+
+    def _recover(self) -> None:
+        """Start the engine again if it was lost since the last step, before anything relies on its caches."""
+        if is_recoverable(self._decoder) and self._decoder.recover():
+            self._lose_caches(EngineLostError("the processes that compute ended and were started anew"))
+
+    def _lose_caches(self, error: EngineLostError) -> None:
+        for sequence in list(self._running):
+            self._fail(sequence, error)
+        self._slots.forget()
 
     def end_all(self, error: BaseException | None = None) -> None:
         """End every request now: with a `FailureEvent` of `error`, or as cancelled."""
@@ -229,6 +256,8 @@ class Scheduler:
             self._stats.num_prefill_calls += 1
             try:
                 prefill_chunk([sequence], self._decoder, self._model, num_tokens)
+            except EngineLostError:
+                raise
             except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
                 self._fail(sequence, error)
                 continue
@@ -284,6 +313,8 @@ class Scheduler:
         self._stats.num_decode_rows += len(running)
         try:
             step = run_decoder(self._decoder, first, decode_inputs(rows, self._model), choosers)
+        except EngineLostError:
+            raise
         except Exception as error:  # noqa: BLE001  whom it hit is found out below
             logger.warning("a decode call over %d answers failed: %s", len(running), error)
         else:
@@ -293,6 +324,8 @@ class Scheduler:
             alone = decode_inputs([rows[slot - first]], self._model)
             try:
                 step = run_decoder(self._decoder, slot, alone, [sequence.chooser])
+            except EngineLostError:
+                raise
             except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
                 errors[slot] = error
             else:
@@ -360,22 +393,6 @@ class Scheduler:
             sequence.ticket.is_cancelled = True
 
     # What `submit` refuses
-
-    def _limit_problems(self, request: Request, deadline_seconds: float | None) -> list[str]:
-        problems = []
-        longest = self.limits.max_tokens_per_request
-        if longest is not None and request.config.max_new_tokens > longest:
-            problems.append(
-                f"max_new_tokens is {request.config.max_new_tokens}, this server allows {longest} at most."
-            )
-        largest = self.limits.max_patches_per_picture
-        # Of a video, each temporal step is a segment of its own: an engine never sees its steps as one.
-        found = max((grid[1] * grid[2] for grid in request.inputs.grids), default=0)
-        if largest is not None and found > largest:
-            problems.append(f"a picture has {found} patches, this server allows {largest}. Send it smaller.")
-        if deadline_seconds is not None and not deadline_seconds > 0:
-            problems.append(f"deadline_seconds must be more than 0, found {deadline_seconds}.")
-        return problems
 
     def _check_room(self, request: Request) -> None:
         """Raise `TryLaterError` unless there is room to wait. The lock is held."""

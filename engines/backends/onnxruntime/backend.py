@@ -23,7 +23,7 @@ from export.install import package_command
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
-    from engines.session import Engine, ProbeSession, VisionSession
+    from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 _VALUE_BYTES = 4  # computes in float32 on a CPU
 _BASE_BYTES = 400_000_000  # of a process that opens a graph, beside its weights
@@ -147,6 +147,23 @@ class OnnxRuntimeBackend:
         from engines.backends.onnxruntime.session import open_sessions  # noqa: PLC0415 - ONNX Runtime
 
         return open_sessions(bundle, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
+
+    def open_rank(
+        self,
+        bundle: Bundle,
+        record: EngineRecord | None,
+        stage: int | None,
+        *,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        device: str | None = None,
+    ) -> RankSessions:
+        """See `Backend`."""
+        del record, device
+        from engines.backends.onnxruntime.session import open_rank  # noqa: PLC0415 - ONNX Runtime
+
+        return open_rank(bundle, stage, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
 
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None

@@ -14,12 +14,16 @@ import onnxruntime as ort
 from engines.backends.graph_interface import require_interface
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
 from engines.backends.onnxruntime.quantized import has_codes, keep_from_packing
-from engines.session import Engine, RefusedGraphError, require_slots
+from engines.runtime.row_groups import row_groups
+from engines.session import CallPlan, Engine, RankSessions, RefusedGraphError, require_slots
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
 from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
+
+_FEWEST_ROWS = 2
+"""Of a group: one row alone goes through another algorithm than several, which sums in another order."""
 
 # ONNX Runtime's accuracy levels of `MatMulNBits`. Against products of the same weights in float32: 4e-7 and 1.2e-2.
 _FLOAT32_INPUTS, _ROUNDED_INPUTS = "1", "4"
@@ -41,6 +45,18 @@ def open_sessions(
     """
     return Engine(
         OnnxRuntimeVision(bundle, num_threads), OnnxRuntimeDecoder(bundle, num_slots, capacity, num_threads)
+    )
+
+
+def open_rank(
+    bundle: Bundle, stage: int | None, *, num_slots: int, capacity: int, num_threads: int | None = None
+) -> RankSessions:
+    """Open what one rank holds; see `Backend.open_rank`."""
+    return RankSessions(
+        OnnxRuntimeVision(bundle, num_threads),
+        None
+        if stage is None
+        else OnnxRuntimeStage(bundle, bundle.stages[stage], num_slots, capacity, num_threads),
     )
 
 
@@ -74,7 +90,6 @@ class OnnxRuntimeDecoder:
         """Args: rounds_inputs: see `create_session`."""
         self.num_slots = num_slots
         self.capacity = capacity
-        self._config = bundle.config
         self._stages = [
             OnnxRuntimeStage(bundle, stage, num_slots, capacity, num_threads, rounds_inputs=rounds_inputs)
             for stage in bundle.stages
@@ -83,11 +98,8 @@ class OnnxRuntimeDecoder:
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         """See `DecoderSession.forward`."""
         require_slots(self, first_slot, inputs)
-        num_tokens = inputs.token_ids.shape[1]
-        if num_tokens > 1 and (inputs.write_index.any() or inputs.kv_lengths.max() < num_tokens):
-            rows = split_rows(inputs, (self._config.image_token_id, self._config.video_token_id))
-            return np.concatenate([self._run(first_slot + i, row) for i, row in enumerate(rows)])
-        return self._run(first_slot, inputs)
+        plan = self._stages[0].plan(inputs)
+        return plan.join([self._run(first_slot + row, call) for row, call in plan.calls])
 
     def _run(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
         values: dict[str, npt.NDArray[Any]] = {name: getattr(inputs, name) for name in _FEED_NAMES}
@@ -97,7 +109,7 @@ class OnnxRuntimeDecoder:
 
 
 class OnnxRuntimeStage:
-    """A decoder's graph on CPU, the whole decoder or a stage of it, with the KV slots of its layers.
+    """A decoder's graph on CPU, the whole decoder or a stage of it, with the KV slots of its layers: a `StageSession`.
 
     A slot's keys and values are bound as both past and present, so a step writes its own tokens and moves nothing.
     """
@@ -112,7 +124,9 @@ class OnnxRuntimeStage:
         *,
         rounds_inputs: bool = True,
     ) -> None:
+        self.num_slots, self.capacity = num_slots, capacity
         decoder = bundle.config.decoder
+        self._visual_token_ids = (bundle.config.image_token_id, bundle.config.video_token_id)
         self._session, self._weights = create_session(
             bundle, stage.graph, num_threads, may_pack=False, rounds_inputs=rounds_inputs
         )
@@ -126,18 +140,19 @@ class OnnxRuntimeStage:
         self._outputs = [spec for spec in contract.outputs if not is_cache_name(spec.name)]
         self._calls: dict[tuple[int, int], _BoundCall] = {}
 
+    def plan(self, inputs: DecoderInputs, num_groups: int = 1) -> CallPlan:
+        """See `StageSession`."""
+        num_tokens = inputs.token_ids.shape[1]
+        if num_tokens > 1 and (inputs.write_index.any() or inputs.kv_lengths.max() < num_tokens):
+            return CallPlan(list(enumerate(split_rows(inputs, self._visual_token_ids))), _joined)
+        may_divide = num_tokens == 1 and not len(inputs.visual_embeds)
+        groups = row_groups(inputs, num_groups if may_divide else 1, fewest_rows=_FEWEST_ROWS)
+        return CallPlan(list(groups), _joined)
+
     def run(
         self, first_slot: int, values: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Run on the slots from `first_slot`.
-
-        Args:
-            first_slot: of the first row.
-            values: the graph's inputs by name, caches left out; others are ignored.
-
-        Returns:
-            Its outputs by name, caches left out.
-        """
+        """See `StageSession`."""
         call = self._call(first_slot, len(values["write_index"]))
         sizes: dict[Any, int] = {}
         for spec in self._inputs:
@@ -177,6 +192,10 @@ class _BoundCall:
             array = self._arrays[name] = np.empty(values.shape, values.dtype)
             _bind_input(self.binding, name, array)
         np.copyto(array, values)
+
+
+def _joined(logits: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 _FEED_NAMES = tuple(field.name for field in fields(DecoderInputs))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engines.backends.base import GraphProgress, Options
+from engines.backends.base import GraphProgress, Options, one_process_alone
 from engines.backends.facts import EngineFacts
 from engines.backends.onnxruntime.backend import OnnxRuntimeBackend
 from engines.backends.onnxruntime_cuda.device_name import device_index
@@ -26,7 +26,7 @@ from export.install import package_command
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
-    from engines.session import Engine, ProbeSession, VisionSession
+    from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 _DISTRIBUTION = "onnxruntime-gpu"
 _PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
@@ -139,6 +139,21 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         require_gpu(bundle.manifest.dtype, index, gpu_facts())
         place = Device("cuda", index)
         return open_sessions(bundle, place, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
+
+    def open_rank(
+        self,
+        bundle: Bundle,
+        record: EngineRecord | None,
+        stage: int | None,
+        *,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        device: str | None = None,
+    ) -> RankSessions:
+        """See `Backend`."""
+        del bundle, record, stage, num_slots, capacity, num_threads, device
+        raise one_process_alone(self)
 
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None

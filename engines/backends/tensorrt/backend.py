@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.version import Version
 
-from engines.backends.base import GraphProgress, Options
+from engines.backends.base import GraphProgress, Options, one_process_alone
 from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation, matching
@@ -39,7 +39,7 @@ from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
-    from engines.session import Engine, ProbeSession, VisionSession
+    from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 DEFAULT_RTX_SMS = (80, 86, 89, 120)
 """Without `--sm` and without a GPU here. A further architecture costs next to nothing: it adds kernels, no weights."""
@@ -204,6 +204,21 @@ class TensorRtBackend:
 
         assert record is not None, "needs_engine"
         return open_sessions(bundle, record, self.name, num_slots=num_slots)
+
+    def open_rank(
+        self,
+        bundle: Bundle,
+        record: EngineRecord | None,
+        stage: int | None,
+        *,
+        num_slots: int,
+        capacity: int,
+        num_threads: int | None = None,
+        device: str | None = None,
+    ) -> RankSessions:
+        """See `Backend`."""
+        del bundle, record, stage, num_slots, capacity, num_threads, device
+        raise one_process_alone(self)
 
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None

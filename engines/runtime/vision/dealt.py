@@ -23,19 +23,33 @@ class DealtVision:
 
     def encode(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         """See `VisionSession.encode`."""
-        offsets = inputs.cu_seqlens
-        hands = [hand for hand in deal(np.diff(offsets).tolist(), len(self._sessions)) if hand]
-        if len(hands) == 1:
+        dealt = Dealt(inputs, len(self._sessions))
+        if len(dealt.parts) == 1:
             return self._sessions[0].encode(inputs)
-        parts = [_segments(inputs, hand) for hand in hands]
         calls = [
             self._pool.submit(session.encode, part)
-            for session, part in zip(self._sessions, parts, strict=False)
+            for session, part in zip(self._sessions, dealt.parts, strict=False)
         ]
-        answers = [call.result() for call in calls]
+        return dealt.gathered([call.result() for call in calls])
+
+
+class Dealt:
+    """A call of the vision graph in parts, at most one for each session."""
+
+    def __init__(self, inputs: VisionInputs, num_hands: int) -> None:
+        """Args: num_hands: sessions that can take a part; the first ones get one if there are too few segments."""
+        self._offsets = inputs.cu_seqlens
+        self._hands = [hand for hand in deal(np.diff(self._offsets).tolist(), num_hands) if hand]
+        self.parts = [inputs] if len(self._hands) == 1 else [_segments(inputs, hand) for hand in self._hands]
+
+    def gathered(self, answers: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """The embeddings of each part, in the order of `parts`, to those of the whole call."""
+        if len(answers) == 1:
+            return answers[0]
+        offsets = self._offsets
         per_token = int(offsets[-1]) // sum(map(len, answers))
         embeds = np.empty((int(offsets[-1]) // per_token, answers[0].shape[1]), answers[0].dtype)
-        for hand, answer in zip(hands, answers, strict=True):
+        for hand, answer in zip(self._hands, answers, strict=True):
             start = 0
             for segment in hand:
                 rows = slice(offsets[segment] // per_token, offsets[segment + 1] // per_token)

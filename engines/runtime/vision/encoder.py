@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from engines.runtime.lost import EngineLostError
 from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
 from engines.runtime.sequence import TokenSequence, timed
 from engines.runtime.vision.cache import EmbeddingCache
@@ -77,6 +78,8 @@ class PictureEncoder:
         self._stats.num_vision_calls += 1
         try:
             embeds = encode_pictures(pictures, self._vision, self._model)
+        except EngineLostError:
+            raise
         except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit
             if len(pictures) == 1:
                 return {}, {pictures[0].digest: error}

@@ -1,7 +1,6 @@
 """The stages of a decoder that share a GPU, and the order in which groups of rows go through several GPUs."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from engines.backends.tensorrt.run.execution import (
 from engines.backends.tensorrt.run.stage import StageRunner, logits_buffer
 from export.contract import BORDER_PREFIX, LOGITS, MAX_ASKED, is_cache_name
 from export.dtypes import numpy_dtype
-from export.inputs import DecoderInputs
 
 
 class Place:
@@ -110,31 +108,6 @@ class Place:
         logits = np.empty((num_columns, spec.shape[-1]), numpy_dtype(spec.dtype))
         self._buffers.download(logits_buffer(group), logits, row * logits.nbytes)
         return logits
-
-
-def row_groups(inputs: DecoderInputs, most: int) -> Iterator[tuple[int, DecoderInputs]]:
-    """Neighbouring rows of a call without images, in at most so many groups of nearly equal size.
-
-    Yields:
-        The first row's index and the call of the group.
-    """
-    num_rows = len(inputs.token_ids)
-    num_groups = min(most, num_rows)
-    for i in range(num_groups):
-        rows = slice(i * num_rows // num_groups, (i + 1) * num_rows // num_groups)
-        yield (
-            rows.start,
-            inputs
-            if num_groups == 1
-            else replace(
-                inputs,
-                token_ids=inputs.token_ids[rows],
-                position_ids=inputs.position_ids[:, rows],
-                write_index=inputs.write_index[rows],
-                kv_lengths=inputs.kv_lengths[rows],
-                logits_index=inputs.logits_index[rows],
-            ),
-        )
 
 
 def waves(num_groups: int, num_places: int) -> Iterator[list[tuple[int, int]]]:

@@ -21,8 +21,9 @@ from engines.backends.tensorrt.run.execution import (
     engine_tensors,
     upload_feeds,
 )
-from engines.backends.tensorrt.run.place import Place, row_groups, waves
+from engines.backends.tensorrt.run.place import Place, waves
 from engines.backends.tensorrt.run.split import DecoderCall, decoder_calls, vision_calls
+from engines.runtime.row_groups import row_groups
 from engines.session import Candidates, require_slots
 from export.checkpoint.config import ModelConfig
 from export.contract import LOGITS, MAX_ASKED, cache_name

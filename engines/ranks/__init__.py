@@ -1,0 +1,1 @@
+"""One model in several processes: a leader that asks, and the ranks that compute."""
