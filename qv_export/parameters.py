@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from export.errors import UserError, with_remedy
+from qv_export.commands.media_options import server_media_options
 
 
 def default_target() -> str:
@@ -145,6 +146,7 @@ _SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="HOST",
         help="Fetch pictures from this host, or *.HOST below it. Default: web addresses are refused.",
     ),
+    server_media_options,
 )
 
 

@@ -27,6 +27,10 @@ class RequestLimits:
     """All files of a request together, as they come."""
     max_picture_pixels: int = 1 << 26
     """67 megapixels, all pictures of a request together, as their headers say."""
+    strict_media: bool = False
+    """Whether a picture or video with any damage is refused."""
+    max_seen_frames: int | None = None
+    """The most of a video that may be asked for; None: what the model knows."""
     max_video_frames: int = 36_000
     """Frames in a video's file, twenty minutes at 30 a second: all up to the last sampled one are decoded."""
     max_tokens: int = 4096
@@ -43,7 +47,7 @@ class RequestLimits:
         problems = [
             f"{field.name} must be above 0, found {value!r}"
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not None and not value > 0
+            if not isinstance(value := getattr(self, field.name), bool | None) and not value > 0
         ]
         if problems:
             raise UserError("The server's limits are out of range:\n- " + "\n- ".join(problems))

@@ -39,7 +39,7 @@ class ServedModel:
     def __init__(self, bundle: Bundle, chosen: Choice, settings: ServerSettings) -> None:
         bound_heap()
         self.settings = settings
-        self.processor = bundle.processor
+        self.processor = bundle.processor.with_budget(settings.budget)
         self.defaults = bundle.generation_config
         self.limits = settings.request_limits
         self.guides = GuideMaker(

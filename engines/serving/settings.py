@@ -7,6 +7,7 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from engines.open import find_engine
 from engines.runtime.scheduler_limits import SchedulerLimits
@@ -17,8 +18,11 @@ from export.bundle import Bundle
 from export.errors import UserError
 from export.files.json_fields import dataclass_from_json
 from export.files.json_object import parse_json_object
+from export.processor.media.budget import NO_BUDGET, Budget, read_budget
 
 PARAMETER = "settings"
+SERVER_BUDGETS = ("min_pixels", "max_pixels", "fps", "min_frames", "max_frames", "total_pixels")
+"""What an operator may say of all pictures and videos. A request's own budget is bounded by the most of them."""
 DEFAULT_SLOTS = 8
 DEFAULT_CAPACITY_TOKENS = 4096
 
@@ -48,6 +52,8 @@ class ServerSettings:
     max_held_bytes: int = 192 << 20
     """Bodies and files of all requests together that are not decoded yet; more are asked to come again. One request
     alone may exceed it, within its own limits."""
+    budget: Budget = NO_BUDGET
+    """Of pictures and videos whose requests say nothing else; `SERVER_BUDGETS` of it."""
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     requests: RequestLimits = field(default_factory=RequestLimits)
     media: MediaSettings = field(default_factory=MediaSettings)
@@ -68,6 +74,11 @@ class ServerSettings:
         problems += [
             f"allowed_hosts: {problem}" for problem in map(host_problem, self.allowed_hosts) if problem
         ]
+        problems += [
+            f"budget: {name} is a request's own to ask"
+            for name in self.budget.asked
+            if name not in SERVER_BUDGETS
+        ]
         if problems:
             raise UserError("The server's settings are out of range:\n- " + "\n- ".join(problems))
 
@@ -80,7 +91,8 @@ class ServerSettings:
     def request_limits(self) -> RequestLimits:
         """With the context of this server: what cannot fit into it is refused before it is decoded."""
         longest = self.requests.max_context or self.capacity
-        return replace(self.requests, max_context=min(longest, self.capacity))
+        frames = self.requests.max_seen_frames or self.budget.max_frames
+        return replace(self.requests, max_context=min(longest, self.capacity), max_seen_frames=frames)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -105,6 +117,8 @@ def settings_for(
     device: str | None = None,
     max_queue: int | None,
     allowed_hosts: Sequence[str],
+    budgets: Mapping[str, Any] | None = None,
+    strict_media: bool = False,
 ) -> ServerSettings:
     """What a command line asks for; None follows the engine that will answer, or the defaults.
 
@@ -123,7 +137,11 @@ def settings_for(
         device=device,
         engine=engine_key,
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
+        budget=read_budget("video", budgets or {}, "The server's budget"),
+        requests=RequestLimits(strict_media=strict_media),
     )
+    if budgets:
+        bundle.processor.with_budget(settings.budget)  # raises where the checkpoint cannot follow it
     scheduler = replace(settings.scheduler, max_patches_per_picture=built_for.get("max_patches"))
     if max_queue is not None:
         scheduler = replace(scheduler, max_queue=max_queue)

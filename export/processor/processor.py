@@ -13,8 +13,10 @@ from export.errors import UserError
 from export.inputs import Grid, ModelInputs, SeenMedium
 from export.models.families import family_of
 from export.models.qwen2_vl.positions import cu_seqlens_from_grids, patch_positions
+from export.processor.media.budget import Budget
 from export.processor.media.data_urls import source_from_text
 from export.processor.media.decode import LocalReader, MediaReader
+from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
 from export.processor.patches import grid_of_frames, write_patches
 from export.processor.settings import ImageSettings, VideoSettings, load_settings
@@ -70,6 +72,20 @@ class Processor:
         """Rows of the vocabulary's tables that pad them to a round size: an answer must not hold any."""
         named = self.tokenizer.get_vocab(with_added_tokens=True).values()
         return sorted(set(range(self.config.decoder.vocab_size)).difference(named))
+
+    def with_budget(self, budget: Budget, limits: MediaLimits = DEFAULT_LIMITS) -> "Processor":
+        """One whose pictures and videos have this budget where a part says nothing else.
+
+        Raises:
+            UserError: more than the limits allow, or a least above the most.
+        """
+        return Processor(
+            self.config,
+            self.tokenizer,
+            self.template,
+            budget.image_settings(self.image_settings, limits),
+            budget.video_settings(self.video_settings, limits),
+        )
 
     @property
     def reader(self) -> LocalReader:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +49,7 @@ def triton(
     has_parts: bool,
     max_queue: int | None,
     allowed_hosts: tuple[str, ...],
+    media: dict[str, Any],
     allow_unvalidated: bool,
     as_json: bool,
 ) -> None:
@@ -70,6 +72,7 @@ def triton(
         device=device,
         max_queue=max_queue,
         allowed_hosts=allowed_hosts,
+        **media,
     )
     deployment = write_repository(
         opened, output, settings, has_parts=has_parts, allow_unvalidated=allow_unvalidated

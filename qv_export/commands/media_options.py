@@ -1,7 +1,8 @@
-"""Options of `qv-export run` for pictures and videos: how large, how many frames, which seconds of the film."""
+"""Options for pictures and videos, of `qv-export run` and of servers: how large, how many frames, which seconds."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -27,6 +28,25 @@ _OPTIONS: tuple[Callable[[_Command], _Command], ...] = (
     click.option("--video-end", type=float, help="Second at which that ends."),
     click.option("--total-pixels", type=int, help="Of a whole video: a frame's pixels x half the frames."),
 )
+_SERVER_OPTIONS: tuple[Callable[[_Command], _Command], ...] = (
+    click.option(
+        "--min-pixels", type=int, help="Of a picture or a video's frame, at least. A token is 28 x 28."
+    ),
+    click.option("--max-pixels", type=int, help="The same, at most; a request may ask for no more."),
+    click.option("--fps", type=float, help="Frames of a video that are seen a second."),
+    click.option("--min-frames", type=int, help="Of a video, at least."),
+    click.option("--max-frames", type=int, help="Of a video, at most; a request may ask for no more."),
+    click.option(
+        "--total-pixels",
+        type=int,
+        help="Of a whole video: a frame's pixels x half the frames; a request may ask for no more.",
+    ),
+    click.option(
+        "--strict-media",
+        is_flag=True,
+        help="Refuse any damage of a picture or video. Default: 15 % may be lost.",
+    ),
+)
 BUDGET_NAMES = tuple(sorted(KEYS_OF["video"]))
 
 
@@ -35,6 +55,23 @@ def budget_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def server_media_options(command: _Command) -> _Command:
+    """Add what a server can be told of all pictures and videos, as arguments of `settings_for`."""
+
+    @functools.wraps(command)
+    def taken(**options: Any) -> Any:
+        from engines.serving.settings import SERVER_BUDGETS
+
+        given = {name: options.pop(name) for name in (*SERVER_BUDGETS, "strict_media")}
+        is_strict = given.pop("strict_media")
+        budgets = {name: value for name, value in given.items() if value is not None}
+        return command(media={"budgets": budgets, "strict_media": is_strict}, **options)
+
+    for option in reversed(_SERVER_OPTIONS):
+        taken = option(taken)
+    return cast(_Command, taken)
 
 
 def take_budgets(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -80,6 +81,7 @@ def serve(
     device: str | None,
     max_queue: int | None,
     allowed_hosts: tuple[str, ...],
+    media: dict[str, Any],
     api_key_file: Path | None,
     no_page: bool,
     origins: tuple[str, ...],
@@ -111,6 +113,7 @@ def serve(
             device=device,
             max_queue=max_queue,
             allowed_hosts=allowed_hosts,
+            **media,
         ),
         drain_seconds=drain_seconds,
     )

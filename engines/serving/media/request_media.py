@@ -30,9 +30,12 @@ _FETCHED_TOGETHER = 4
 
 
 def media_limits(processor: Processor, limits: RequestLimits) -> MediaLimits:
-    """What decoders hold to; a client may ask for what the checkpoint's own budget allows, not more."""
+    """What decoders hold to; a client may ask for what the processor's budget allows, not more."""
     return MediaLimits(
-        max_video_frames=limits.max_video_frames, max_seen_pixels=processor.image_settings.max_pixels
+        max_video_frames=limits.max_video_frames,
+        max_seen_pixels=processor.image_settings.max_pixels,
+        max_seen_frames=limits.max_seen_frames,
+        strict=limits.strict_media,
     )
 
 

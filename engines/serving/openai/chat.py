@@ -31,6 +31,7 @@ from engines.serving.openai.wishes import Wish, template_wish, wish_from_request
 from engines.serving.room import Held
 from engines.serving.served import ServedModel
 from export.errors import UserError, is_request_to_stop
+from export.inputs import SeenMedium
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,11 @@ class _Prepared:
     wish: Wish
     tools: ToolWish | None
     requests: list[Request]
+
+    @property
+    def media(self) -> Sequence[SeenMedium]:
+        """What became of its pictures and videos."""
+        return self.requests[0].inputs.media
 
 
 class ChatCompletions:
@@ -145,13 +151,13 @@ class ChatCompletions:
             presence.when_leaving(lambda: self._cancel(tickets))
             try:
                 if asked.stream:
-                    await self._stream(queue, choices, tickets, asked, stream, call)
+                    await self._stream(queue, choices, tickets, prepared, stream, call)
                 else:
                     await self._collect(queue, choices, tickets)
                     content = {
                         **call.head("chat.completion", self._model_name),
                         "choices": [choice.content() for choice in choices],
-                        "usage": usage_of(choices),
+                        "usage": usage_of(choices, prepared.media),
                     }
                     response = JSONResponse(content, headers={"x-request-id": call.id})
                     await response(scope, receive, send)
@@ -254,12 +260,12 @@ class ChatCompletions:
         queue: _Queue,
         choices: list[Choice],
         tickets: list[Ticket],
-        asked: ChatCompletionRequest,
+        prepared: _Prepared,
         stream: EventStream,
         call: _Call,
     ) -> None:
         head = call.head("chat.completion.chunk", self._model_name)
-        options = asked.stream_options
+        options = prepared.asked.stream_options
         with_usage = options is not None and options.include_usage
         is_continuous = options is not None and options.include_usage and options.continuous_usage_stats
         if with_usage:
@@ -281,10 +287,10 @@ class ChatCompletions:
                 num_open -= 1
                 chunks.append(choice.closing())
             if is_continuous:
-                head["usage"] = usage_of(choices)
+                head["usage"] = usage_of(choices, ())
             if chunks:
                 await stream.write(*({**head, "choices": [chunk]} for chunk in chunks))
-        usage = [{**head, "choices": [], "usage": usage_of(choices)}] if with_usage else []
+        usage = [{**head, "choices": [], "usage": usage_of(choices, prepared.media)}] if with_usage else []
         await stream.finish(*usage)
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
 from engines.runtime.tokens.text_stream import TextStream, token_bytes
 from engines.serving.openai.tools import ToolCallReader
+from export.inputs import SeenMedium
 from export.processor.text.located import Located
 
 Locate = Callable[[Sequence[int]], list[Located]]
@@ -172,8 +173,8 @@ class EndedError(Exception):
         self.reason = reason
 
 
-def usage_of(choices: list[Choice]) -> dict[str, Any]:
-    """Tokens of a request: its prompt once, its answers together."""
+def usage_of(choices: list[Choice], media: Sequence[SeenMedium]) -> dict[str, Any]:
+    """Tokens of a request, its prompt once, its answers together; and what became of its pictures and videos."""
     timings = [choice.timings for choice in choices if choice.timings]
     num_prompt = max((one.num_prompt_tokens for one in timings), default=0)
     num_new = sum(one.num_new_tokens for one in timings)
@@ -184,4 +185,5 @@ def usage_of(choices: list[Choice]) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": max((one.num_reused_tokens for one in timings), default=0),
         },
+        **({"media": [seen.to_json_object() for seen in media]} if media else {}),
     }

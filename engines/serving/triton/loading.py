@@ -91,7 +91,7 @@ class RequestReader:
     """Checks chat requests for one bundle under one server's settings."""
 
     def __init__(self, directory: Path, settings: ServerSettings) -> None:
-        self.processor = Processor.from_directory(directory)
+        self.processor = Processor.from_directory(directory).with_budget(settings.budget)
         self._defaults = checkpoint_generation_config(directory)
         self._limits = settings.request_limits
         hosts = frozenset(settings.allowed_hosts)

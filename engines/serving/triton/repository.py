@@ -97,8 +97,14 @@ def write_repository(
 
     Raises:
         UserError: the bundle was not validated or failed, and that is not allowed; no such engine, or one that is too
-            small for the settings or that the parts cannot use; `output` is no place for it.
+            small for the settings or that the parts cannot use; a device; `output` is no place for it.
     """
+    if settings.device is not None:
+        raise UserError(
+            f"--device {settings.device}: in Triton ONNX Runtime computes on the CPU, and an engine on the first GPU "
+            "that the server sees.",
+            "Leave --device out, and name another GPU in the server's CUDA_VISIBLE_DEVICES.",
+        )
     chosen = choice_to_serve(bundle, settings.engine)
     engine = chosen.record
     if engine is not None:

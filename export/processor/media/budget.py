@@ -80,7 +80,7 @@ class Budget:
         paper = VideoSettings()
         most_pixels = max(settings.frame.max_pixels, paper.frame.max_pixels)
         even = settings.frame.temporal_patch_size
-        most_frames = max(settings.max_frames, paper.max_frames)
+        most_frames = limits.max_seen_frames or max(settings.max_frames, paper.max_frames)
         total_tokens = settings.max_tokens
         if self.total_pixels is not None:
             _at_most("total_pixels", self.total_pixels, settings.max_tokens * PIXELS_PER_TOKEN)

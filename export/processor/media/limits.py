@@ -20,6 +20,8 @@ class MediaLimits:
     """Canvas times frames of an animated picture; a few kilobytes can claim thousands of huge frames."""
     max_seen_pixels: int | None = None
     """The most that a part may ask of a picture, or of each frame of a video; None: what the model knows."""
+    max_seen_frames: int | None = None
+    """The most frames that a part may ask to see of a video; None: what the model knows."""
     strict: bool = False
     """Whether any damage is an error."""
 

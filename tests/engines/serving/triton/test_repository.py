@@ -253,6 +253,13 @@ def test_what_an_engine_cannot_serve_is_refused(bundle_with_engine, tmp_path, ch
     assert not (tmp_path / "r").exists()
 
 
+def test_a_device_that_nothing_there_follows_is_refused(bundle, tmp_path):
+    with pytest.raises(UserError, match="--device cuda:1: in Triton") as caught:
+        write_repository(bundle, tmp_path / "r", ServerSettings(device="cuda:1"), allow_unvalidated=True)
+    assert "CUDA_VISIBLE_DEVICES" in str(caught.value.remedy)
+    assert not (tmp_path / "r").exists()
+
+
 def test_parts_of_an_engine_are_a_plan_for_tritons_own_backend(bundle_with_engine, tmp_path):
     bundle = bundle_with_engine("tensorrt")
     settings = ServerSettings(num_slots=4, capacity=512, engine=key_of(bundle))
