@@ -3,6 +3,7 @@
 import logging
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from engines.backends import BACKENDS, backend_of, default_backend
 from engines.backends.base import Backend
@@ -60,14 +61,34 @@ def open_chosen(
     capacity: int,
     num_threads: int | None = None,
     device: str | None = None,
+    num_ranks: int | None = None,
+    hostfile: str | None = None,
 ) -> Engine:
-    """Open what was chosen before. Args and errors as `open_engine`; device: which GPU, such as `cuda:1`."""
+    """Open what was chosen before; whoever opens it closes it.
+
+    Args:
+        bundle, num_slots, capacity, num_threads: as `open_engine`; threads of each rank, where there are ranks.
+        chosen: what computes.
+        device: which GPU, such as `cuda:1`.
+        num_ranks: processes that compute together; None: this one alone.
+        hostfile: their machines; None: this one, or those that Slurm gave.
+
+    Raises:
+        UserError, EngineError: as `open_engine`; fewer ranks than the bundle has stages, or MPI is not installed.
+        EngineLostError: the ranks do not start.
+    """
     if missing := chosen.backend.missing():
         raise UserError(missing)
     if chosen.record is not None:
         for issue in known_issues_of(chosen.record, bundle.manifest.dtype):
             _LOGGER.warning(issue.sentence())
         _require_whole(bundle, chosen.record)
+    if num_ranks is None and hostfile is not None:
+        raise UserError("--hostfile names the machines of --ranks.", "Give that too, or leave it out.")
+    if num_ranks is not None:
+        if device is not None:
+            raise UserError(f"--device {device} is one GPU, and each of --ranks {num_ranks} takes its own.")
+        return _open_ranks(bundle, chosen, num_slots, capacity, num_threads, num_ranks, hostfile)
     return chosen.backend.open(
         bundle,
         chosen.record,
@@ -77,6 +98,32 @@ def open_chosen(
         # Told only where it was asked for: most backends have one place to compute.
         **({} if device is None else {"device": device}),
     )
+
+
+def _open_ranks(
+    bundle: Bundle,
+    chosen: Choice,
+    num_slots: int,
+    capacity: int,
+    num_threads: int | None,
+    num_ranks: int,
+    hostfile: str | None,
+) -> Engine:
+    # Only here, since hardly anybody asks for ranks.
+    from engines.ranks.layout import layout_of  # noqa: PLC0415
+    from engines.ranks.messages import Start  # noqa: PLC0415
+    from engines.ranks.sessions import open_ranks  # noqa: PLC0415
+
+    start = Start(
+        bundle.directory.absolute(),
+        chosen.backend.name,
+        None if chosen.record is None else chosen.record.key,
+        layout_of(num_ranks, len(bundle.stages)),
+        num_slots,
+        capacity,
+        num_threads,
+    )
+    return open_ranks(start, None if hostfile is None else Path(hostfile))
 
 
 def choose_engine(

@@ -151,6 +151,8 @@ def load(
     max_context: int | None = None,
     num_threads: int | None = None,
     device: str | None = None,
+    num_ranks: int | None = None,
+    hostfile: str | Path | None = None,
 ) -> "Model":
     """Load a bundle's engine, ready to answer.
 
@@ -160,6 +162,8 @@ def load(
         max_context: tokens of prompt and answer together; None: 4,096, or the model's own if that is less.
         num_threads: CPU threads; None takes every core.
         device: which GPU, such as "cuda:1", where one computes; None: the first.
+        num_ranks: processes that compute together, one a stage of the bundle; None: this one. Close the model, then.
+        hostfile: the machines of the ranks, as `mpirun` reads them; None: this one, or those that Slurm gave.
 
     Raises:
         UserError: no bundle, or no engine that this machine can load.
@@ -176,7 +180,14 @@ def load(
     capacity = max_context or min(DEFAULT_CONTEXT_TOKENS, longest)
     chosen = choose_engine(opened, engine, num_slots=1, capacity=capacity, machine=this_machine())
     sessions = open_chosen(
-        opened, chosen, num_slots=1, capacity=capacity, num_threads=num_threads, device=device
+        opened,
+        chosen,
+        num_slots=1,
+        capacity=capacity,
+        num_threads=num_threads,
+        device=device,
+        num_ranks=num_ranks,
+        hostfile=None if hostfile is None else str(hostfile),
     )
     return Model(opened, sessions, chosen.key)
 

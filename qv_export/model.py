@@ -59,6 +59,10 @@ class Model:
         self.engine_key = engine_key
         """Of the engine, or of the graphs as the backend opens them: what a verdict belongs to."""
 
+    def close(self) -> None:
+        """End the processes that compute for it, where there are some; it cannot answer any longer."""
+        self.engine.close()
+
     def generate(
         self,
         prompt: str | Sequence[Message],

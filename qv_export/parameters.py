@@ -121,6 +121,29 @@ device_option = click.option(
     help="Which GPU, for targets on one: cuda:1 is the second. Default: the first.",
 )
 
+_RANK_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--ranks",
+        "num_ranks",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Compute in N processes, one a stage of the bundle; all encode images. Default: in this one.",
+    ),
+    click.option(
+        "--hostfile",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="The machines of --ranks, as `mpirun` reads them, this one first. Default: this one, or what Slurm gave.",
+    ),
+)
+
+
+def rank_options(command: _Command) -> _Command:
+    """In which processes a bundle computes."""
+    for option in reversed(_RANK_OPTIONS):
+        command = option(command)
+    return command
+
+
 _SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--slots",
@@ -152,6 +175,6 @@ _SERVING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 
 def serving_options(command: _Command) -> _Command:
     """What every way of serving a bundle can be told, in the order in which help lists it."""
-    for option in reversed(_SERVING_OPTIONS):
+    for option in reversed((*_SERVING_OPTIONS, *_RANK_OPTIONS)):
         command = option(command)
     return command

@@ -31,6 +31,8 @@ class ModelChoice:
     num_slots: int | None = None
     max_context: int | None = None
     num_threads: int | None = None
+    num_ranks: int | None = None
+    hostfile: Path | None = None
 
     def resolve(self) -> tuple[Bundle, Choice, ServerSettings]:
         """What would be opened, without opening it.
@@ -45,6 +47,8 @@ class ModelChoice:
             num_slots=self.num_slots,
             max_context=self.max_context,
             num_threads=self.num_threads,
+            num_ranks=self.num_ranks,
+            hostfile=self.hostfile,
             max_queue=None,
             allowed_hosts=(),
         )

@@ -66,6 +66,7 @@ class Subject:
     num_slots: int
     capacity: int
     num_threads: int | None = None
+    num_ranks: int | None = None
 
 
 @dataclass(frozen=True)

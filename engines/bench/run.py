@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -67,6 +68,7 @@ def subject_of(bundle: Bundle, chosen: Choice, settings: ServerSettings, machine
         num_slots=settings.num_slots,
         capacity=settings.capacity,
         num_threads=settings.num_threads,
+        num_ranks=settings.num_ranks,
     )
 
 
@@ -103,20 +105,23 @@ def measure(
         num_slots=settings.num_slots,
         capacity=settings.capacity,
         num_threads=settings.num_threads,
+        num_ranks=settings.num_ranks,
+        hostfile=settings.hostfile,
     )
-    loaded_bytes = resident_bytes()
-    progress("what this machine can reach", 0.0)
-    ceilings = chosen.backend.ceilings(bundle.manifest.dtype, settings.num_threads)
-    bench = _bench(bundle, chosen, settings, engine, wishes.effort, ceilings)
-    found: list[Row | LeftOut] = []
-    for number, section in enumerate(wishes.sections):
-        progress(section, number / len(wishes.sections))
-        if section in _GRAPH_SECTIONS:
-            found += _GRAPH_SECTIONS[section](bench)
-        elif section == "serving":
-            found += _serve(bench, settings, Load(clients, wishes.num_new_tokens))
-        else:
-            found += memory(chosen.backend.device, loaded_bytes, device_before)
+    with closing(engine):
+        loaded_bytes = resident_bytes()
+        progress("what this machine can reach", 0.0)
+        ceilings = chosen.backend.ceilings(bundle.manifest.dtype, settings.num_threads)
+        bench = _bench(bundle, chosen, settings, engine, wishes.effort, ceilings)
+        found: list[Row | LeftOut] = []
+        for number, section in enumerate(wishes.sections):
+            progress(section, number / len(wishes.sections))
+            if section in _GRAPH_SECTIONS:
+                found += _GRAPH_SECTIONS[section](bench)
+            elif section == "serving":
+                found += _serve(bench, settings, Load(clients, wishes.num_new_tokens))
+            else:
+                found += memory(chosen.backend.device, loaded_bytes, device_before)
     return Report(
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

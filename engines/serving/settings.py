@@ -7,9 +7,11 @@ Every bound of the scheduler and of a request is one of them, so a deployment is
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from engines.open import find_engine
+from engines.ranks.layout import layout_of
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.limits import RequestLimits
 from engines.serving.media.fetching import host_problem
@@ -43,6 +45,10 @@ class ServerSettings:
     """CPU threads of each engine session; None lets ONNX Runtime take all cores."""
     device: str | None = None
     """Which GPU, such as `cuda:1`, where one computes; None: the first."""
+    num_ranks: int | None = None
+    """Processes that compute together, each a stage of the bundle; None: the server's own."""
+    hostfile: str | None = None
+    """Machines of the ranks, as `mpirun` reads them; None: this one, or those that Slurm gave."""
     engine: str | None = None
     """Key of the bundle's TensorRT engine that computes, on the GPU; None: ONNX Runtime, on the CPU."""
     drain_seconds: float = 30.0
@@ -66,11 +72,14 @@ class ServerSettings:
                 ("capacity", self.capacity),
                 ("max_held_bytes", self.max_held_bytes),
                 ("num_threads", 1 if self.num_threads is None else self.num_threads),
+                ("num_ranks", 1 if self.num_ranks is None else self.num_ranks),
             )
             if type(value) is not int or value < 1
         ]
         if not self.drain_seconds >= 0:
             problems.append(f"drain_seconds must be at least 0, found {self.drain_seconds!r}")
+        if self.hostfile is not None and self.num_ranks is None:
+            problems.append("hostfile names the machines of ranks, and num_ranks asks for none")
         problems += [
             f"allowed_hosts: {problem}" for problem in map(host_problem, self.allowed_hosts) if problem
         ]
@@ -115,6 +124,8 @@ def settings_for(
     max_context: int | None,
     num_threads: int | None,
     device: str | None = None,
+    num_ranks: int | None = None,
+    hostfile: Path | None = None,
     max_queue: int | None,
     allowed_hosts: Sequence[str],
     budgets: Mapping[str, Any] | None = None,
@@ -123,18 +134,22 @@ def settings_for(
     """What a command line asks for; None follows the engine that will answer, or the defaults.
 
     Raises:
-        UserError: no such engine, or values out of range.
+        UserError: no such engine, fewer ranks than stages, or values out of range.
     """
     longest = bundle.config.decoder.max_position_embeddings
     if max_context is not None and max_context > longest:
         raise UserError(f"--max-context {max_context} is more than the model's {longest}.")
     built_for = find_engine(bundle, engine_key).limits if engine_key else {}
     _require_within(built_for, max_batch=("--slots", num_slots), max_context=("--max-context", max_context))
+    if num_ranks is not None:
+        layout_of(num_ranks, len(bundle.stages))
     settings = ServerSettings(
         num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
         capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
         num_threads=num_threads,
         device=device,
+        num_ranks=num_ranks,
+        hostfile=None if hostfile is None else str(hostfile.absolute()),
         engine=engine_key,
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
         budget=read_budget("video", budgets or {}, "The server's budget"),

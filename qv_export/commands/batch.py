@@ -12,7 +12,7 @@ import click
 
 from export.errors import UserError
 from export.files.json_object import read_json_object
-from qv_export.parameters import TargetChoice
+from qv_export.parameters import TargetChoice, rank_options
 from qv_export.show.console import BarProgress, note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})\Z")
 @click.option("--slots", "num_slots", type=click.IntRange(min=1), help="Answers written at the same time.")
 @click.option("--max-context", type=click.IntRange(min=2), help="Tokens of prompt and answer in one slot.")
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@rank_options
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of each answer to --prompt.")
 @click.option(
     "--json-schema",
@@ -95,6 +96,8 @@ def batch(
     num_slots: int | None,
     max_context: int | None,
     num_threads: int | None,
+    num_ranks: int | None,
+    hostfile: Path | None,
     max_new_tokens: int | None,
     json_schema: Path | None,
     prompt_first: bool,
@@ -121,7 +124,9 @@ def batch(
         if not patterns or prompt is None:
             raise click.UsageError("Give --requests FILE, or --input GLOB with --prompt TEXT.")
         rows = _rows_of_files(patterns, _fields(max_new_tokens, json_schema), prompt, prompt_first)
-    choice = ModelChoice(bundle, engine_key or target, num_slots, max_context, num_threads)
+    choice = ModelChoice(
+        bundle, engine_key or target, num_slots, max_context, num_threads, num_ranks, hostfile
+    )
     parts = Parts(output, number, resume=resume)
     with _answers(choice, num_workers, ray_address) as answers, progress_bar() as bar:
         tally = run_batch(answers, shard_of(rows, number, num_shards), parts, partial(_progress, bar))
@@ -160,7 +165,9 @@ def _answers(choice: "ModelChoice", num_workers: int | None, ray_address: str | 
     assert num_workers is not None
     device = chosen.backend.device
     environments = environments_of(device, num_workers, 0 if device == "cpu" else len(gpu_facts()))
-    shared = replace(choice, num_threads=choice.num_threads or threads_of(num_workers))
+    shared = replace(
+        choice, num_threads=choice.num_threads or threads_of(num_workers * (choice.num_ranks or 1))
+    )
     yield partial(answers_of_processes, shared, environments=environments)
 
 

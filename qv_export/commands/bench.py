@@ -7,7 +7,7 @@ import click
 
 from engines.bench.sections import SECTIONS
 from export.errors import UserError
-from qv_export.parameters import TargetChoice
+from qv_export.parameters import TargetChoice, rank_options
 from qv_export.process import ExitCode
 from qv_export.show.console import note, phase_bar, print_json, print_table
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--max-context", type=click.IntRange(min=2), help="Tokens in one slot. Default: as `serve`.")
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@rank_options
 @click.option(
     "--only",
     "sections",
@@ -81,6 +82,8 @@ def bench(
     num_slots: int | None,
     max_context: int | None,
     num_threads: int | None,
+    num_ranks: int | None,
+    hostfile: Path | None,
     sections: tuple[str, ...],
     seconds: float,
     num_clients: tuple[int, ...],
@@ -120,6 +123,8 @@ def bench(
         num_slots=num_slots,
         max_context=max_context,
         num_threads=num_threads,
+        num_ranks=num_ranks,
+        hostfile=hostfile,
         max_queue=None,
         allowed_hosts=(),
     )

@@ -3,6 +3,7 @@
 import queue
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.errors import UserError
-from qv_export.parameters import TargetChoice
+from qv_export.parameters import TargetChoice, rank_options
 from qv_export.show.console import note, print_answer
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ HELP = "/image PATH and /video PATH show something with the next question, /new 
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of one answer.")
 @click.option("--temperature", type=float, help="0 is greedy. Default: the checkpoint's.")
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
+@rank_options
 def chat(
     bundle: Path,
     system: str | None,
@@ -40,6 +42,8 @@ def chat(
     max_new_tokens: int | None,
     temperature: float | None,
     num_threads: int | None,
+    num_ranks: int | None,
+    hostfile: Path | None,
 ) -> None:
     """Talk with BUNDLE, picture by picture and turn by turn. Ctrl-C ends an answer, not the talk.
 
@@ -60,6 +64,8 @@ def chat(
         num_slots=1,
         max_context=max_context,
         num_threads=num_threads,
+        num_ranks=num_ranks,
+        hostfile=hostfile,
         max_queue=None,
         allowed_hosts=(),
     )
@@ -69,11 +75,17 @@ def chat(
     chosen = choose_engine(
         opened, engine_key or target, num_slots=1, capacity=settings.capacity, machine=this_machine()
     )
-    vision, decoder = open_chosen(
-        opened, chosen, num_slots=1, capacity=settings.capacity, num_threads=num_threads
+    engine = open_chosen(
+        opened,
+        chosen,
+        num_slots=1,
+        capacity=settings.capacity,
+        num_threads=num_threads,
+        num_ranks=num_ranks,
+        hostfile=settings.hostfile,
     )
     # One slot: what a turn shares with those before it is still in its cache.
-    with SchedulerService(Scheduler(vision, decoder, opened.config)) as service:
+    with closing(engine), SchedulerService(Scheduler(*engine, opened.config)) as service:
         note(HELP)
         _talk(Talk(opened, service, generation, system))
 

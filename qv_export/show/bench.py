@@ -49,6 +49,7 @@ def subject_line(report: "Report") -> str:
     """Where and of what the figures are, which mean nothing without it."""
     subject = report.subject
     threads = "" if subject.num_threads is None else f", --threads {subject.num_threads}"
+    threads += "" if subject.num_ranks is None else f", --ranks {subject.num_ranks}"
     where = "; ".join(subject.gpus) if subject.gpus else f"{subject.cpu}, {subject.num_cores} cores"
     engine = f"{subject.target} {subject.library}, {subject.engine}"
     slots = f"{subject.num_slots} slots of {subject.capacity} tokens{threads}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from engines.runtime.lost import EngineLostError
 from engines.runtime.scheduler_limits import DrainingError, TryLaterError
 from export.errors import UserError
 
@@ -55,6 +56,13 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
         return error
     if isinstance(error, UserError):
         return ApiError(HTTPStatus.BAD_REQUEST, str(error), param, "invalid_value")
+    if isinstance(error, EngineLostError):
+        return ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{error}. Send the request again.",
+            code="engine_lost",
+            headers={"retry-after": str(RETRY_SECONDS)},
+        )
     if isinstance(error, TryLaterError):
         is_ending = isinstance(error, DrainingError)
         return ApiError(

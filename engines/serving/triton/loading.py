@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as backend  # the server's own module, importable inside of it alone
 
-from engines.open import open_engine
+from engines.open import choose_engine, open_chosen
 from engines.runtime.scheduler_limits import TryLaterError
 from engines.serving.chat import CancelledError, ChatRequest, Receipt
 from engines.serving.media.fetching import Fetcher, FetchPolicy
@@ -20,6 +20,7 @@ from engines.serving.settings import PARAMETER, ServerSettings
 from engines.serving.triton.interface import ServerTensor
 from engines.serving.triton.requests import guide_maker, parse_request
 from engines.session import Engine
+from engines.store.compatibility import this_machine
 from export.bundle import open_bundle
 from export.checkpoint.generation_config import checkpoint_generation_config
 from export.errors import UserError
@@ -54,14 +55,24 @@ def open_served_engine(directory: Path, settings: ServerSettings) -> Engine:
 
     Raises:
         UserError: the bundle changed since it was written, or this machine cannot load the engine; what differs.
-        EngineError: the engine's own library refuses it.
+        EngineError: the engine's own library refuses it, or its ranks do not start.
     """
-    return open_engine(
-        open_bundle(directory),
+    bundle = open_bundle(directory)
+    chosen = choose_engine(
+        bundle,
         settings.engine,
         num_slots=settings.num_slots,
         capacity=settings.capacity,
+        machine=this_machine(),
+    )
+    return open_chosen(
+        bundle,
+        chosen,
+        num_slots=settings.num_slots,
+        capacity=settings.capacity,
         num_threads=settings.num_threads,
+        num_ranks=settings.num_ranks,
+        hostfile=settings.hostfile,
     )
 
 

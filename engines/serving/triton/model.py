@@ -61,8 +61,8 @@ class TritonPythonModel:
         model = load_config(directory)
         self._settings = settings
         self._reader = RequestReader(directory, settings)
-        vision, decoder = open_served_engine(directory, settings)
-        scheduler = Scheduler(vision, decoder, model, settings.scheduler)
+        self._engine = open_served_engine(directory, settings)
+        scheduler = Scheduler(*self._engine, model, settings.scheduler)
         self._service = SchedulerService(scheduler)
         self._service.start()
         try:
@@ -70,6 +70,7 @@ class TritonPythonModel:
         except BaseException:  # a thread or a process that lives on would keep the server from ending
             self._service.close()
             self._reader.close()
+            self._engine.close()
             raise
         self._metrics = MetricsReporter(self._service.stats, backend, args["model_name"])
         self._room = threading.BoundedSemaphore(settings.max_requests)
@@ -100,6 +101,7 @@ class TritonPythonModel:
         self._service.close()
         self._pool.shutdown(wait=True)
         self._reader.close()
+        self._engine.close()
         self._metrics.close()
 
     def _serve(

@@ -31,6 +31,16 @@ class Told:
     draw: Path | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where it computes: the options of `api.load` of these names."""
+
+    num_threads: int | None = None
+    device: str | None = None
+    num_ranks: int | None = None
+    hostfile: Path | None = None
+
+
 def answer(
     path: Path,
     messages: Sequence[Message],
@@ -39,10 +49,9 @@ def answer(
     told: Told,
     seed: int | None,
     max_context: int | None,
-    num_threads: int | None,
     prefill_chunk: int | None,
     engine: str,
-    device: str | None,
+    place: Place,
     as_json: bool,
     strict_media: bool = False,
     form: Mapping[str, Any] | None = None,
@@ -70,7 +79,7 @@ def answer(
         clock.lap("process")
         step("Loading the graphs")
         # Only now, so that a mistake in the prompt is told before a backend loads its library.
-        model = api.load(bundle, engine, max_context=capacity, num_threads=num_threads, device=device)
+        model = api.load(bundle, engine, max_context=capacity, **vars(place))
         clock.lap("load")
         step("Looking and reading")
         seed = secrets.randbits(32) if seed is None else seed
@@ -79,6 +88,7 @@ def answer(
     text, heard, is_stopped = stream_text(
         chain([first_event], events), bundle.processor.tokenizer, told, echo=not as_json
     )
+    model.close()
     located = bundle.processor.located([event.token_id for event in heard], inputs.media)
     result = {
         "text": text,

@@ -8,7 +8,7 @@ import click
 from export.errors import UserError
 from qv_export.commands.form_options import form_options, take_form
 from qv_export.commands.media_options import budget_options, require_media, take_budgets
-from qv_export.commands.run.answer import Told, answer
+from qv_export.commands.run.answer import Place, Told, answer
 from qv_export.commands.run.question import (
     MEDIA_ORDER,
     MediaCommand,
@@ -18,7 +18,7 @@ from qv_export.commands.run.question import (
     read_prompt,
 )
 from qv_export.commands.run.wishes import template_arguments, wish_options
-from qv_export.parameters import MediaPath, TargetChoice, default_target, device_option
+from qv_export.parameters import MediaPath, TargetChoice, default_target, device_option, rank_options
 
 
 @click.command(cls=MediaCommand, short_help="Ask a bundle about pictures and videos.")
@@ -58,6 +58,7 @@ from qv_export.parameters import MediaPath, TargetChoice, default_target, device
 )
 @click.option("--threads", "num_threads", type=click.IntRange(min=1), help="CPU threads. Default: all cores.")
 @device_option
+@rank_options
 @click.option(
     "--prefill-chunk",
     type=click.IntRange(min=1),
@@ -98,6 +99,8 @@ def run(
     max_context: int | None,
     num_threads: int | None,
     device: str | None,
+    num_ranks: int | None,
+    hostfile: Path | None,
     prefill_chunk: int | None,
     target: str,
     engine_key: str | None,
@@ -140,10 +143,9 @@ def run(
         Told(stop_strings, keep_special_tokens, draw),
         seed,
         max_context,
-        num_threads,
         prefill_chunk,
         engine_key or target,
-        device,
+        Place(num_threads, device, num_ranks, hostfile),
         as_json,
         strict_media,
         form,

@@ -4,10 +4,8 @@ import os
 import pickle
 import signal
 import subprocess
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from engines.backends.onnxruntime.session import open_sessions
@@ -21,6 +19,7 @@ from export.errors import UserError
 from plugins.child_python import program_command
 from tests.support.bundles import shared_bundle
 from tests.support.cases import CASES, make_batch
+from tests.support.ranks import files_of, members, rank_processes, require_gone
 from tests.support.sessions import encode, greedy_tokens
 
 pytestmark = pytest.mark.skipif(
@@ -81,38 +80,6 @@ def require_equal(bundle, alone, ranks, cases, num_steps):
             assert np.array_equal(array, expected[what]), f"{case.name}: {what}"
 
 
-def members(process):
-    """Every process below one, `mpirun` and its ranks."""
-    return psutil.Process(process).children(recursive=True)
-
-
-def rank_processes():
-    """The ranks that this process leads, by rank."""
-    found = {}
-    for child in members(os.getpid()):
-        if "engines.ranks.worker" in " ".join(child.cmdline()) and "OMPI_COMM_WORLD_RANK" in child.environ():
-            found[int(child.environ()["OMPI_COMM_WORLD_RANK"])] = child
-    return [found[rank] for rank in sorted(found)]
-
-
-def files_of(processes):
-    """What a group keeps outside of its processes' memory: segments that ranks share, and `mpirun`'s directory."""
-    segments = {
-        Path(mapped.path)
-        for process in processes
-        if process.name().startswith("python")
-        for mapped in process.memory_maps()
-        if "sm_segment" in mapped.path
-    }
-    return segments | {path for process in processes for path in Path("/tmp").glob(f"ompi.{process.pid}")}
-
-
-def require_gone(processes, files=(), seconds=20.0):
-    _, alive = psutil.wait_procs(processes, seconds)
-    assert not alive
-    assert not [path for path in files if path.exists()]
-
-
 def test_two_stages_and_a_rank_for_images_compute_what_one_process_does(tmp_path_factory):
     bundle = bundle_of(tmp_path_factory, stages=2)
     alone = open_sessions(bundle, num_slots=SLOTS, capacity=CAPACITY, num_threads=1)
@@ -121,7 +88,7 @@ def test_two_stages_and_a_rank_for_images_compute_what_one_process_does(tmp_path
     files = files_of(processes)
     assert len(files) >= 3
     try:
-        assert len(rank_processes()) == 3
+        assert len(rank_processes(os.getpid())) == 3
         require_equal(bundle, alone, ranks, [CASE["image_and_video"], CASE["ragged_batch"]], 6)
     finally:
         ranks.close()
@@ -167,7 +134,7 @@ def test_whoever_dies_the_group_ends_and_starts_anew(tmp_path_factory, killed):
         victim = (
             next(one for one in processes if "mpirun" in one.name() or "prterun" in one.name())
             if killed == "mpirun"
-            else rank_processes()[killed]
+            else rank_processes(os.getpid())[killed]
         )
         victim.send_signal(signal.SIGKILL)
         with pytest.raises(EngineLostError, match="a rank ended in the middle of an answer"):

@@ -15,7 +15,7 @@ from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
 from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
 from qv_export.commands.run import command as module
-from qv_export.commands.run.answer import Told, context_capacity, stream_text
+from qv_export.commands.run.answer import Place, Told, context_capacity, stream_text
 from qv_export.commands.run.command import run
 from qv_export.commands.run.question import Prompt, interleaved_media, read_prompt
 from qv_export.show.console import print_answer
@@ -52,13 +52,13 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     CliRunner().invoke(
         run, ["bundle", "--prompt", "x", "--top-p", "0.5", "--seed", "7"], catch_exceptions=False
     )
-    [(_, _, _, sampling, told, seed, max_context, num_threads, prefill_chunk, engine, device, *flags)] = asked
+    [(_, _, _, sampling, told, seed, max_context, prefill_chunk, engine, place, *flags)] = asked
     assert {name: value for name, value in sampling.items() if value is not None} == {"top_p": 0.5}
     assert sampling.keys() == (override_generation_config.__kwdefaults__ or {}).keys() - {"do_sample"}
     assert told == Told()
     assert engine == "onnxruntime"
-    assert (seed, max_context, num_threads, prefill_chunk) == (7, None, None, None)
-    assert device is None
+    assert (seed, max_context, prefill_chunk) == (7, None, None)
+    assert place == Place(num_threads=None, device=None, num_ranks=None, hostfile=None)
     assert flags == [False, False, {}]  # --json, --strict-media and the answer's form
 
 
