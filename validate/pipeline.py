@@ -39,6 +39,7 @@ def make_plan(
     golden: Path | None = None,
     tasks: Path | None = None,
     unquantized: Path | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Read everything that can be wrong before anything takes long.
 
@@ -53,6 +54,7 @@ def make_plan(
         golden: compare with this set instead of the reference.
         tasks: questions with answers, for reference and engine.
         unquantized: the checkpoint before its weights were quantized, to be asked them as well.
+        device: which GPU, such as `cuda:1`, where one computes; None: the first.
 
     Raises:
         UserError: a file that cannot be read, or a target that cannot run here.
@@ -60,7 +62,7 @@ def make_plan(
     if golden is None:
         require_extra("validate", "Comparing with the reference")
     config, settings = bundle.config, bundle.processor.image_settings
-    subject = open_target(target, bundle, profile, dtype)
+    subject = open_target(target, bundle, profile, dtype, device)
     level = make_level(level_name, subject.engine.profile)
     own = load_cases(cases, bundle.processor) if cases else []
     return Plan(

@@ -31,7 +31,9 @@ class Subject:
     """Smaller shapes were asked for than the engine has, or than are usual for graphs."""
 
 
-def open_target(name: str, bundle: Bundle, profile: Profile, dtype: str | None = None) -> Subject:
+def open_target(
+    name: str, bundle: Bundle, profile: Profile, dtype: str | None = None, device: str | None = None
+) -> Subject:
     """A target's engine for a bundle, not yet in memory.
 
     Args:
@@ -39,19 +41,26 @@ def open_target(name: str, bundle: Bundle, profile: Profile, dtype: str | None =
         bundle: whose graphs, engines or weights it runs.
         profile: the shapes to ask of it; a built engine narrows them to its own limits.
         dtype: what to compute in; None: what the target takes for this bundle.
+        device: which GPU, such as `cuda:1`, where one computes; None: the first.
 
     Raises:
         UserError: the target cannot run here, or cannot compute in `dtype`.
     """
     if name in REFERENCE_TARGETS:
+        if device is not None:
+            raise UserError(
+                f"--device {device} is for engines: target {name} is the reference. Leave it out."
+            )
         return _reference(REFERENCE_TARGETS[name], bundle, profile, dtype)
     if name in BACKENDS:
         _require_dtype(BACKENDS[name].name, dtype, *_dtypes(name, bundle))
     chosen = choose_engine(bundle, name, num_slots=1, capacity=1, machine=this_machine())
-    return _backend(chosen, bundle, profile, dtype)
+    return _backend(chosen, bundle, profile, dtype, device)
 
 
-def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:
+def _backend(
+    chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None, device: str | None
+) -> Subject:
     backend, record = chosen.backend, chosen.record
     if missing := backend.missing():
         raise UserError(missing)
@@ -59,7 +68,7 @@ def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None
     _require_dtype(backend.name, dtype, possible, reason)
 
     def open_engine(num_slots: int, capacity: int) -> Engine:
-        return open_chosen(bundle, chosen, num_slots=num_slots, capacity=capacity)
+        return open_chosen(bundle, chosen, num_slots=num_slots, capacity=capacity, device=device)
 
     narrowed, usual = profile, Profile()
     if record is not None:
@@ -67,7 +76,7 @@ def _backend(chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None
     rounds_inputs = backend.rounds_inputs_of_few_bits and _is_quantized(bundle)
     engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine, rounds_inputs)
     is_narrow = narrowed.is_narrower_than(usual)
-    return Subject(engine, backend.probe(bundle, record), chosen.key, chosen, is_narrow)
+    return Subject(engine, backend.probe(bundle, record, device=device), chosen.key, chosen, is_narrow)
 
 
 def _dtypes(name: str, bundle: Bundle) -> tuple[tuple[str, ...], str]:

@@ -243,8 +243,13 @@ class Backend(Protocol):
         """
         ...
 
-    def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
-        """A session that shows values inside the graphs; None: it cannot. Loads nothing until it is asked."""
+    def probe(
+        self, bundle: Bundle, record: EngineRecord | None, *, device: str | None = None
+    ) -> ProbeSession | None:
+        """A session that shows values inside the graphs; None: it cannot. Loads nothing until it is asked.
+
+        Args: device: as for `open`.
+        """
         ...
 
 

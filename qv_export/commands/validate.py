@@ -11,7 +11,7 @@ import click
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.wording import command_line, size_text
-from qv_export.parameters import TargetChoice, default_target
+from qv_export.parameters import TargetChoice, default_target, device_option
 from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ GATE_FAILED = 1
     is_flag=True,
     help="Put known faults into the engine instead, one at a time, and say which ones the gates notice.",
 )
+@device_option
 @click.option("--max-context", type=click.IntRange(min=64), help="Tokens of a KV slot. Default: 1024.")
 @click.option("--max-patches", type=click.IntRange(min=16), help="Patches of a vision call. Default: 2048.")
 @click.option("--max-batch", type=click.IntRange(min=1), help="Prompts of a decoder call. Default: 4.")
@@ -122,6 +123,7 @@ def validate(
     tasks: Path | None,
     unquantized: Path | None,
     self_test: bool,
+    device: str | None,
     resume: bool,
     as_json: bool,
     **profile: int | None,
@@ -152,6 +154,7 @@ def validate(
         golden=golden,
         tasks=tasks,
         unquantized=unquantized,
+        device=device,
     )
     if self_test:
         ctx.exit(0 if show_self_test(plan, as_json) else GATE_FAILED)

@@ -181,9 +181,11 @@ class OnnxRuntimeBackend:
 
         return measure_ceilings(num_threads)
 
-    def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
+    def probe(
+        self, bundle: Bundle, record: EngineRecord | None, *, device: str | None = None
+    ) -> ProbeSession | None:
         """See `Backend`."""
-        del record
+        del record, device
         from engines.backends.onnxruntime.probes import OnnxRuntimeProbes  # noqa: PLC0415 - ONNX Runtime
 
         return OnnxRuntimeProbes(bundle)

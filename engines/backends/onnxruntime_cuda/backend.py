@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engines.backends.base import GraphProgress, Options, one_process_alone
+from engines.backends.device_name import device_index
 from engines.backends.facts import EngineFacts
 from engines.backends.onnxruntime.backend import OnnxRuntimeBackend
-from engines.backends.onnxruntime_cuda.device_name import device_index
 from engines.gpus import GpuFacts, gpu_facts
 from engines.machine import Machine
 from engines.packages import has_module, installed_version
@@ -167,13 +167,15 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         place = Device("cuda")
         return DeviceVision(open_graph(bundle, "vision", place, num_threads), place, Mover(place))
 
-    def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
+    def probe(
+        self, bundle: Bundle, record: EngineRecord | None, *, device: str | None = None
+    ) -> ProbeSession | None:
         """See `Backend`."""
         del record
         from engines.backends.onnxruntime_cuda.device import Device  # noqa: PLC0415 - ONNX Runtime
         from engines.backends.onnxruntime_cuda.probes import DeviceProbes  # noqa: PLC0415 - ONNX Runtime
 
-        return DeviceProbes(bundle, Device("cuda"))
+        return DeviceProbes(bundle, Device("cuda", device_index(device)))
 
 
 def require_gpu(dtype: str, index: int, gpus: Sequence[GpuFacts]) -> None:

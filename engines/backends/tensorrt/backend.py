@@ -25,6 +25,7 @@ from engines.backends.tensorrt.flavour import (
     installed_library,
     remedy,
     require_installed,
+    serves_architecture,
 )
 from engines.backends.tensorrt.known_issues import RTX_ISSUES, TENSORRT_ISSUES
 from engines.backends.tensorrt.options import BuildOptions
@@ -195,15 +196,10 @@ class TensorRtBackend:
     ) -> Engine:
         """See `Backend`. A slot's capacity is the engine's, whatever was asked for."""
         del capacity, num_threads
-        if device is not None:
-            raise UserError(
-                f"--device {device}: {self.name} takes the first GPU that it sees. Leave --device out, and name "
-                "another one in CUDA_VISIBLE_DEVICES."
-            )
         from engines.backends.tensorrt.run.open import open_sessions  # noqa: PLC0415 - CUDA
 
         assert record is not None, "needs_engine"
-        return open_sessions(bundle, record, self.name, num_slots=num_slots)
+        return open_sessions(bundle, record, self.name, num_slots=num_slots, device=device)
 
     def open_rank(
         self,
@@ -237,12 +233,14 @@ class TensorRtBackend:
 
         return measure_ceilings(self.name, graph_dtype)
 
-    def probe(self, bundle: Bundle, record: EngineRecord | None) -> ProbeSession | None:
+    def probe(
+        self, bundle: Bundle, record: EngineRecord | None, *, device: str | None = None
+    ) -> ProbeSession | None:
         """See `Backend`."""
         from engines.backends.tensorrt.probes import TensorRtProbes, open_tools  # noqa: PLC0415 - heavy
 
         assert record is not None, "needs_engine"
-        return TensorRtProbes(bundle.config, lambda: open_tools(bundle, record, self.name))
+        return TensorRtProbes(bundle.config, lambda: open_tools(bundle, record, self.name, device))
 
     def _options(self, architectures: tuple[int, ...], options: Options) -> BuildOptions:
         return BuildOptions(self.name, architectures, **options)
@@ -269,6 +267,8 @@ class TensorRtBackend:
             yield f"it needs an NVIDIA GPU of {built_for}; `nvidia-smi` lists none"
             return
         num_stages = sum(name != "vision" for name in record.facts)
+        if num_stages <= 1 and any(not [*self._problems_of_gpu(record, gpu, "")] for gpu in machine.gpus):
+            return  # --device names it, and opening asks that very one
         for gpu in dict.fromkeys(machine.gpus[: max(num_stages, 1)]):  # a stage may go to each of them
             yield from self._problems_of_gpu(record, gpu, built_for)
 
@@ -283,13 +283,6 @@ class TensorRtBackend:
         # TensorRT keeps kernels that were compiled for the driver it was built under; RTX builds without one.
         elif not self._is_rtx and record.driver and branch < driver_branch(record.driver):
             yield f"it was built under driver {record.driver}, this older one is {gpu.driver}: update the driver"
-
-
-def serves_architecture(record: EngineRecord, sm: int) -> bool:
-    """True if an engine has code for an architecture (compute capability x 10)."""
-    # "same_compute_capability" is more lenient within one architecture only, which the number alone stands for.
-    is_ampere_plus = record.inputs.get("option hardware_compatibility") == "ampere_plus"
-    return sm in record.sms or (is_ampere_plus and sm >= TENSORRT_LEAST_ARCHITECTURE)
 
 
 __all__ = ["DEFAULT_RTX_SMS", "MODULES", "TensorRtBackend", "serves_architecture"]

@@ -16,6 +16,7 @@ from engines.backends.tensorrt.api import Bindings
 from engines.packages import first_installed_version, has_module
 from export.errors import UserError
 from export.install import install_command, package_command
+from export.records.engine_record import EngineRecord
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -106,6 +107,13 @@ def architecture_problems(flavour: Flavour, sm: tuple[int, ...]) -> list[str]:
         for one in sm
         if one not in RTX_ARCHITECTURES
     ]
+
+
+def serves_architecture(record: EngineRecord, sm: int) -> bool:
+    """True if an engine has code for an architecture (compute capability x 10)."""
+    # "same_compute_capability" is more lenient within one architecture only, which the number alone stands for.
+    is_ampere_plus = record.inputs.get("option hardware_compatibility") == "ampere_plus"
+    return sm in record.sms or (is_ampere_plus and sm >= TENSORRT_LEAST_ARCHITECTURE)
 
 
 def is_rtx(trt: Bindings) -> bool:

@@ -1,9 +1,10 @@
 """Options of a build, and their way to the building process."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
 from engines.sizing.limits import Limits
@@ -71,6 +72,19 @@ class BuildOptions:
         if level is not None and not 0 <= level <= _MAX_OPTIMIZATION_LEVEL:
             problems.append(f"optimization level must be 0 to {_MAX_OPTIMIZATION_LEVEL}, found {level}")
         return problems
+
+
+def options_of_key(flavour: Flavour, sm: tuple[int, ...], inputs: Mapping[str, str]) -> BuildOptions:
+    """The options that an engine was built with, from what went into its key. A timing cache is none of it."""
+    level = inputs.get("option optimization_level", "None")
+    given: dict[str, Any] = {
+        name: inputs[f"option {name}"]
+        for name in ("hardware_compatibility", "cached_attention")
+        if f"option {name}" in inputs
+    }
+    for name in ("weight_streaming", "only_logits"):
+        given[name] = inputs.get(f"option {name}") == str(True)
+    return BuildOptions(flavour, sm, optimization_level=None if level == "None" else int(level), **given)
 
 
 def require_attention(config: ModelConfig, limits: Limits, options: BuildOptions) -> None:

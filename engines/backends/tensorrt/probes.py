@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engines.backends.device_name import device_index
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
-from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
+from engines.backends.tensorrt.build.builder import build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
 from engines.backends.tensorrt.flavour import Flavour, load_bindings
+from engines.backends.tensorrt.options import options_of_key
 from engines.backends.tensorrt.run.cuda import Device
 from engines.backends.tensorrt.run.execution import (
     Buffers,
@@ -67,13 +69,16 @@ def probed_limits(limits: Limits) -> Limits:
     )
 
 
-def open_tools(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> Tools:
-    """For an engine of a bundle, on this machine's GPU: probed engines have its architectures and limits."""
+def open_tools(
+    bundle: Bundle, record: EngineRecord, flavour: Flavour, device_name: str | None = None
+) -> Tools:
+    """For an engine of a bundle, on a GPU of this machine: probed engines are built as it was."""
     from engines.backends.tensorrt.run.cuda import CudaDevice  # noqa: PLC0415 - CUDA
     from engines.backends.tensorrt.run.open import load_engine  # noqa: PLC0415
 
-    trt, device = load_bindings(flavour), CudaDevice()
-    options, limits = BuildOptions(flavour, record.sms), probed_limits(Limits(**record.limits))
+    trt, device = load_bindings(flavour), CudaDevice(device_index(device_name))
+    options = options_of_key(flavour, record.sms, record.inputs)
+    limits = probed_limits(Limits(**record.limits))
 
     def compile_probed(graph: GraphName, probes: tuple[str, ...]) -> ICudaEngine:
         with tempfile.TemporaryDirectory() as name:

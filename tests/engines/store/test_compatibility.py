@@ -110,6 +110,12 @@ def test_every_gpu_that_a_stage_may_go_to_must_serve_it() -> None:
     assert problems(two, replace(MACHINE, gpus=(L4, L4, H100))) == ""
 
 
+def test_an_engine_of_one_stage_needs_one_gpu_that_serves_it_wherever_it_is() -> None:
+    one = replace(RECORD, facts={"vision": {}, "decoder": {}})
+    assert problems(one, replace(MACHINE, gpus=(H100, L4))) == ""
+    assert "this GPU is NVIDIA H100, SM90" in problems(one, replace(MACHINE, gpus=(H100, H100)))
+
+
 def test_the_command_builds_for_the_gpu_that_is_here() -> None:
     t4 = GpuFacts("Tesla T4", "580.65.06", (7, 5), 15360)
     assert "--target tensorrt-rtx --sm 75 --max-batch 4" in problems(machine=replace(MACHINE, gpus=(t4,)))

@@ -17,6 +17,7 @@ _SECTION = {
 }
 
 MIN_SM_OF_FP8 = 89
+MIN_SM_OF_BFLOAT16 = 80
 
 
 def products_by_codes(layers: str) -> set[str]:
@@ -50,9 +51,17 @@ def _tensors(line: str, section: str) -> Iterator[tuple[Sequence[int], str]]:
 
 def require_architectures(model: onnx.ModelProto, sm: Sequence[int]) -> None:
     """Raises:
-    UserError: the graph multiplies 8-bit floats, and an architecture has no such products.
+    UserError: the graph holds values that an architecture has no instructions for: 8-bit floats, or bfloat16.
     """
-    has_fp8 = any(weight.data_type == onnx.TensorProto.FLOAT8E4M3FN for weight in model.graph.initializer)
+    types = {weight.data_type for weight in model.graph.initializer}
+    before = [one for one in sm if one < MIN_SM_OF_BFLOAT16]
+    if onnx.TensorProto.BFLOAT16 in types and before:
+        raise UserError(
+            f"SM{before[0]} has no bfloat16, in which this checkpoint's weights are stored; graphs of every dtype read "
+            "them as they are. Leave that architecture out (bfloat16 needs SM80 or later), or export a checkpoint "
+            "whose weights are stored in float16."
+        )
+    has_fp8 = onnx.TensorProto.FLOAT8E4M3FN in types
     old = [one for one in sm if one < MIN_SM_OF_FP8]
     if has_fp8 and old:
         raise UserError(

@@ -99,8 +99,12 @@ def current_sm() -> int:
     Raises:
         UserError, EngineError: no cuda-python, no driver or no GPU.
     """
+    return sm_of(call(load_cuda().cudaGetDevice))
+
+
+def sm_of(device: int) -> int:
+    """Architecture of a GPU by its number. Errors as `current_sm`."""
     cuda = load_cuda()
-    device = call(cuda.cudaGetDevice)
     attribute = cuda.cudaDeviceAttr
     major = call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMajor, device)
     minor = call(cuda.cudaDeviceGetAttribute, attribute.cudaDevAttrComputeCapabilityMinor, device)
@@ -140,6 +144,16 @@ class CudaDevice:
     @property
     def stream(self) -> int:
         return int(self._stream)
+
+    @property
+    def index(self) -> int:
+        """As CUDA counts."""
+        return self._index
+
+    def free_bytes(self) -> int:
+        """Of its memory, of every process."""
+        self.select()
+        return int(call(self._cuda.cudaMemGetInfo))  # free, and then all
 
     def allocate(self, num_bytes: int) -> int:
         self.select()

@@ -5,22 +5,36 @@ import tempfile
 from pathlib import Path
 
 from engines.backends.ceilings import Ceiling
+from engines.backends.device_name import device_index
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.matmul import build_matmul
-from engines.backends.tensorrt.flavour import Flavour, load_bindings
+from engines.backends.tensorrt.costs import engine_costs
+from engines.backends.tensorrt.flavour import Flavour, load_bindings, serves_architecture
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
-from engines.backends.tensorrt.options import BuildOptions
+from engines.backends.tensorrt.options import BuildOptions, options_of_key
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
-from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices
+from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices, sm_of
 from engines.backends.tensorrt.run.place import devices_of_stages
+from engines.backends.tensorrt.run.room import require_room
 from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder
 from engines.runtime.vision.dealt import DealtVision
 from engines.session import Engine, EngineError
+from engines.sizing.costs import ModelCosts
+from engines.sizing.limits import Limits
+from engines.sizing.stages import staged_costs
 from export.bundle import Bundle
+from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 
-def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num_slots: int = 1) -> Engine:
+def open_sessions(
+    bundle: Bundle,
+    record: EngineRecord,
+    flavour: Flavour,
+    *,
+    num_slots: int = 1,
+    device: str | None = None,
+) -> Engine:
     """Load the engines of a bundle.
 
     Args:
@@ -28,15 +42,33 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
         record: of the engines, known to fit this machine and to be whole.
         flavour: whose library loads them.
         num_slots: KV slots, each with the capacity that the engine was built for.
+        device: the GPU, or the first of those that stages go to, such as `cuda:1`; None: the first of all.
 
     Raises:
-        UserError: more slots than the decoder has rows, or no library or GPU to load them with.
+        UserError: more slots than the decoder has rows, no library or no such GPU to load them with, a GPU that they
+            were not built for, or one without the memory that they take.
         EngineError: TensorRT refuses an engine all the same; its own words are quoted.
     """
     directory = bundle.engine_directory(record.key)
     trt = load_bindings(flavour)
-    devices = [CudaDevice(index) for index in range(min(num_devices(), len(bundle.stages)))]
+    devices = [CudaDevice(index) for index in gpus_from(device, num_devices(), len(bundle.stages))]
     placed = [devices[index] for index in devices_of_stages(len(bundle.stages), len(devices))]
+    for gpu in devices:
+        require_architecture(record, gpu.index, sm_of(gpu.index))
+    limits = Limits(**record.limits)
+    require_room(
+        plan_of(bundle, limits),
+        {
+            gpu.index: [
+                "vision",
+                *(s.graph for s, on in zip(bundle.stages, placed, strict=True) if on is gpu),
+            ]
+            for gpu in devices
+        },
+        {gpu.index: gpu.free_bytes() for gpu in devices},
+        slot_tokens=num_slots * limits.max_context,
+        are_weights_streamed=options_of_key(flavour, record.sms, record.inputs).weight_streaming,
+    )
     encoders = [
         TensorRtVision(trt, load_engine(trt, directory / "vision.engine", device), device, bundle.config)
         for device in devices
@@ -49,6 +81,42 @@ def open_sessions(bundle: Bundle, record: EngineRecord, flavour: Flavour, *, num
         DealtVision(encoders) if len(encoders) > 1 else encoders[0],
         open_decoder(trt, stages, placed, bundle.config, num_slots),
     )
+
+
+def plan_of(bundle: Bundle, limits: Limits) -> ModelCosts:
+    """What `build --plan` says of engines of these limits."""
+    dtype = bundle.manifest.dtype
+    costs_of = staged_costs(
+        lambda config, some: engine_costs(config, dtype, some), bundle.config, bundle.stages
+    )
+    return costs_of(limits)
+
+
+def gpus_from(device: str | None, num_here: int, num_stages: int) -> range:
+    """The numbers of the GPUs that stages go to: neighbours from the named one on, as many as can be used.
+
+    Raises:
+        UserError: it is no GPU's name, or there are not so many.
+    """
+    first = device_index(device)
+    if first >= num_here:
+        raise UserError(
+            f"--device {device or 'cuda'}: CUDA shows {num_here} GPUs to this process, counted from cuda:0.",
+            "Name one of those; CUDA_VISIBLE_DEVICES says which they are.",
+        )
+    return range(first, min(num_here, first + num_stages))
+
+
+def require_architecture(record: EngineRecord, index: int, sm: int) -> None:
+    """Raises:
+    UserError: the engine has no code for a GPU.
+    """
+    if not serves_architecture(record, sm):
+        built_for = ", ".join(f"SM{one}" for one in record.sms)
+        raise UserError(
+            f"cuda:{index} is SM{sm}, and the engine {record.key} was built for {built_for}.",
+            "Name another GPU with --device, or build an engine for this one.",
+        )
 
 
 def open_vision(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> TensorRtVision:

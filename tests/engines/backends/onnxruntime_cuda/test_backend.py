@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from engines.backends import BACKENDS
+from engines.backends.device_name import device_index
 from engines.backends.onnxruntime_cuda import backend as backend_module
 from engines.backends.onnxruntime_cuda.backend import provider_problem, require_gpu
-from engines.backends.onnxruntime_cuda.device_name import device_index
 from engines.gpus import GpuFacts
 from export.errors import UserError
 

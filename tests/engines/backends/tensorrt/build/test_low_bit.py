@@ -47,6 +47,16 @@ def test_8_bit_floats_are_refused_where_there_are_no_products_of_them():
         require_architectures(model, (80, 89))
 
 
+def test_bfloat16_weights_are_refused_where_there_is_no_bfloat16():
+    model = onnx.ModelProto()
+    model.graph.initializer.add(data_type=onnx.TensorProto.FLOAT16)
+    require_architectures(model, (75, 80))
+    model.graph.initializer.add(data_type=onnx.TensorProto.BFLOAT16)
+    require_architectures(model, (80, 120))
+    with pytest.raises(UserError, match=r"SM75 has no bfloat16.*stored in float16"):
+        require_architectures(model, (75, 80))
+
+
 def asked(directory, model, k, sm):
     return request(directory / "model.onnx", model, {"x": ([1, k], [8, k], [16, k])}, sm=[sm])
 
