@@ -21,12 +21,12 @@ from export.contract import (
     DecoderStage,
     GraphContract,
     GraphName,
-    decoder_stages,
     graph_contract,
 )
 from export.errors import UserError
 from export.files.directory_swap import DirectoryKind, replacing_directory
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
+from export.models.families import family_of
 from export.records.bundle_files import differences
 from export.records.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
 from export.records.manifest import (
@@ -82,8 +82,8 @@ class Bundle:
         return self.manifest.graph_names
 
     @cached_property
-    def stages(self) -> tuple[DecoderStage, ...]:
-        """The decoder's graphs in order: one, unless it was cut.
+    def rank_stages(self) -> tuple[tuple[DecoderStage, ...], ...]:
+        """The decoder's graphs in order, by rank of its tensor-parallel group: of one, unless it was divided.
 
         Raises:
             UserError: the manifest's stages are not of as many layers as the model has.
@@ -95,7 +95,16 @@ class Bundle:
                 f"{self.directory}: its decoder's stages have {sum(layers)} layers, config.json says {num_layers}.",
                 "Export the checkpoint again.",
             )
-        return decoder_stages(layers)
+        return self.manifest.rank_stages(num_layers)
+
+    @property
+    def stages(self) -> tuple[DecoderStage, ...]:
+        """The first rank's graphs in order: those of the whole decoder, unless it is divided; one, unless it was cut.
+
+        Raises:
+            UserError: see `rank_stages`.
+        """
+        return self.rank_stages[0]
 
     def contract(self, name: GraphName, dtype: str | None = None) -> GraphContract:
         """What a graph takes and gives.
@@ -104,7 +113,18 @@ class Bundle:
             name: of `graph_names`.
             dtype: what it computes in; None: as it was exported.
         """
-        return graph_contract(name, self.config, dtype or self.manifest.dtype, self.stages)
+        stages = [stage for stages in self.rank_stages for stage in stages]
+        return graph_contract(name, self.rank_config, dtype or self.manifest.dtype, stages)
+
+    @cached_property
+    def rank_config(self) -> ModelConfig:
+        """The model's, with the sizes that each rank has of the decoder; the same as `config` where it is not divided.
+
+        Raises:
+            UserError: see `config`; or the decoder does not divide among the manifest's ranks.
+        """
+        family = family_of(self.config.model_type)
+        return family.rank_config(self.config, 0, self.manifest.tensor_parallel)
 
     @cached_property
     def config(self) -> ModelConfig:

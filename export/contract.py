@@ -13,7 +13,10 @@ from itertools import accumulate, pairwise
 from export.checkpoint.config import ModelConfig
 
 GraphName = str
-"""`vision`, and `decoder`; or `decoder.0`, `decoder.1` ... for a decoder that is cut into stages."""
+"""`vision`, and `decoder`; or `decoder.0`, `decoder.1` ... for a decoder that is cut into stages.
+
+Of a decoder that is divided among ranks, each with its rank: `decoder.rank0`, `decoder.0.rank1`.
+"""
 
 Dim = int | str
 """A fixed size, or the letter of a dynamic one."""
@@ -110,9 +113,9 @@ def graph_contract(
 
     Args:
         name: "vision", "decoder", or a stage's.
-        config: the model's sizes.
+        config: the model's sizes; a rank's, of a decoder that is divided among ranks.
         dtype: what it computes in.
-        stages: of a decoder that is cut.
+        stages: of a decoder that is cut or divided.
     """
     if name == "vision":
         return vision_contract(config, dtype)
@@ -150,16 +153,18 @@ def border_name(layer: int) -> str:
     return f"{BORDER_PREFIX}{layer}"
 
 
-def decoder_stages(layers: Sequence[int]) -> tuple[DecoderStage, ...]:
+def decoder_stages(layers: Sequence[int], rank: int | None = None) -> tuple[DecoderStage, ...]:
     """The stages of a decoder.
 
     Args:
         layers: how many each has, in order.
+        rank: whose, of a tensor-parallel group; None: the decoder is not divided among ranks.
     """
+    of_rank = "" if rank is None else f".rank{rank}"
     borders = [0, *accumulate(layers)]
     return tuple(
         DecoderStage(
-            "decoder" if len(layers) == 1 else f"decoder.{i}",
+            ("decoder" if len(layers) == 1 else f"decoder.{i}") + of_rank,
             range(start, stop),
             is_first=i == 0,
             is_last=i == len(layers) - 1,

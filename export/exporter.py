@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from export.bundle import (
     FileRecord,
@@ -18,11 +18,13 @@ from export.bundle import (
     writing_bundle,
 )
 from export.checkpoint.tensors import Checkpoint, open_checkpoint, weight_files_of
-from export.contract import DecoderStage, GraphName, decoder_stages, stage_contract
+from export.contract import decoder_stages, stage_contract
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
+from export.models.configuration import ModelConfig
+from export.models.families import family_of
 from export.parallel import balanced_layers
 from export.processor.processor import Processor
 from export.quantization.describe import precision_of
@@ -62,15 +64,30 @@ _TRACING_BYTES = 6_000_000_000
 """Tracing both graphs takes about as long as copying this much: what the fraction is worked out with."""
 
 
-_TRACED = ("vision", "decoder")
-"""A decoder in stages is cut from the whole."""
-
-
-def _make_graph(name: GraphName, source: Checkpoint, dtype: str) -> "ir.Model":
+def _vision_graph(source: Checkpoint, dtype: str) -> "dict[str, ir.Model]":
     from export.graphs.assemble import build_graph  # noqa: PLC0415 - torch: seconds, and mistakes are told before
     from export.weights.by_reference import ByReference  # noqa: PLC0415 - onnx_ir
 
-    return build_graph(name, ByReference(source), dtype)
+    return {"vision": build_graph("vision", ByReference(source), dtype)}
+
+
+def _decoder_graphs(
+    source: Checkpoint, dtype: str, layers: Sequence[int], num_ranks: int
+) -> "dict[str, ir.Model]":
+    """By name: of each rank, of each of its stages."""
+    from export.graphs.assemble import build_graphs  # noqa: PLC0415 - as above
+    from export.weights.by_reference import ByReference  # noqa: PLC0415
+    from export.weights.sliced import Sliced  # noqa: PLC0415
+
+    if num_ranks == 1:
+        return _cut(
+            build_graphs("decoder", [ByReference(source)], dtype)[0], source.config, dtype, layers, None
+        )
+    ranks = [Sliced(source, rank, num_ranks) for rank in range(num_ranks)]
+    graphs: dict[str, ir.Model] = {}
+    for rank, whole in enumerate(build_graphs("decoder", ranks, dtype)):
+        graphs |= _cut(whole, ranks[rank].config, dtype, layers, rank)
+    return graphs
 
 
 def export_checkpoint(
@@ -83,6 +100,7 @@ def export_checkpoint(
     quantize: Mapping[Part, str | None] | None = None,
     strict: bool = False,
     pipeline_stages: int = 1,
+    tensor_parallel: int = 1,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the bundle of a Qwen2-VL checkpoint.
@@ -97,6 +115,7 @@ def export_checkpoint(
             `export.quantization.make.SCHEMES`; None: they stay as they are.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
+        tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
         progress: told each phase, and the fraction that is done; None: nobody listens.
 
     Raises:
@@ -119,7 +138,8 @@ def export_checkpoint(
             write_new_weights(checkpoint, adapter, directory, lambda phase: report(phase, 0.0)), strict=strict
         )
         dtype = dtype or source.dtype
-        stages = decoder_stages(balanced_layers(source.config, pipeline_stages))
+        layers = balanced_layers(source.config, pipeline_stages)
+        _check_ranks(source, schemes, tensor_parallel)
         tools = {
             name: source.config.quantization.source for name in source.packed if source.config.quantization
         }
@@ -128,11 +148,10 @@ def export_checkpoint(
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs: dict[str, ir.Model] = {}
-        for index, name in enumerate(_TRACED):
-            traced_bytes = _TRACING_BYTES * index / len(_TRACED)
-            report(f"tracing the {name} graph", traced_bytes / work_bytes)
-            made = _make_graph(name, source, dtype)
-            graphs |= {name: made} if name == "vision" else _cut(made, source, dtype, stages)
+        report("tracing the vision graph", 0.0)
+        graphs |= _vision_graph(source, dtype)
+        report("tracing the decoder graph", _TRACING_BYTES / 2 / work_bytes)
+        graphs |= _decoder_graphs(source, dtype, layers, tensor_parallel)
         for graph in graphs.values():
             _check_graph(graph)
 
@@ -144,23 +163,36 @@ def export_checkpoint(
         report("writing the bundle", 1.0)
         _copy_companions(source, processor, directory)
         bundle_name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
-        layers = tuple(len(stage.layers) for stage in stages) if len(stages) > 1 else ()
+        division = _Division(layers if len(layers) > 1 else (), tensor_parallel)
         return _write_files(
-            source, bundle_name, directory, graphs, weight_records, dtype, weights, layers, tools
+            source, bundle_name, directory, graphs, weight_records, dtype, weights, division, tools
+        )
+
+
+def _check_ranks(source: Checkpoint, schemes: Mapping[Part, Any], num_ranks: int) -> None:
+    """Refuse ranks that the decoder does not divide among, before the long part."""
+    family_of(source.config.model_type).rank_config(source.config, 0, num_ranks)
+    is_quantized = bool(schemes.keys() - {"vision"}) or any(
+        not name.startswith("visual.") for name in source.packed
+    )
+    if num_ranks > 1 and is_quantized:
+        raise UserError(
+            f"--tensor-parallel {num_ranks}: quantized linear layers are not divided among ranks yet.",
+            "Use --pipeline-stages, or leave the decoder unquantized.",
         )
 
 
 def _cut(
-    decoder: "ir.Model", source: Checkpoint, dtype: str, stages: Sequence[DecoderStage]
+    decoder: "ir.Model", config: ModelConfig, dtype: str, layers: Sequence[int], rank: int | None
 ) -> "dict[str, ir.Model]":
     from export.graphs.stages import stage_model  # noqa: PLC0415 - onnx_ir
 
+    stages = decoder_stages(layers, rank)
     if len(stages) == 1:
+        decoder.graph.name = stages[0].graph
         return {stages[0].graph: decoder}
-    contracts = [stage_contract(source.config, dtype, stage) for stage in stages]
     return {
-        stage.graph: stage_model(decoder, stage, contract)
-        for stage, contract in zip(stages, contracts, strict=True)
+        stage.graph: stage_model(decoder, stage, stage_contract(config, dtype, stage)) for stage in stages
     }
 
 
@@ -212,6 +244,13 @@ def _place_weights(
     return records
 
 
+class _Division(NamedTuple):
+    """How the decoder is divided, as a manifest has it."""
+
+    stages: tuple[int, ...]
+    tensor_parallel: int
+
+
 def _write_files(
     source: Checkpoint,
     source_name: str,
@@ -220,7 +259,7 @@ def _write_files(
     weights: list[FileRecord],
     dtype: str,
     weights_mode: WeightsMode,
-    stages: tuple[int, ...],
+    division: "_Division",
     tools: Mapping[str, str],
 ) -> Manifest:
     import onnx_ir as ir  # noqa: PLC0415 - see above
@@ -241,7 +280,8 @@ def _write_files(
         files=tuple(FileRecord.from_file(directory / name) for name in companions),
         key=_key(graph_records, weights),
         precision=precision_of(source.linears, tools),
-        stages=stages,
+        stages=division.stages,
+        tensor_parallel=division.tensor_parallel,
     )
     manifest.write(directory)
     return manifest

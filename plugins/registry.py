@@ -61,6 +61,11 @@ the cached one only, as plugins, which `plugins.onnx.inline` must then bring int
 SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)
 """What the canonical graphs call."""
 
+ALL_REDUCE = OpSignature("QvAllReduce", inputs=("x",), outputs=("reduced",), attributes={"num_ranks": 1})
+ALL_GATHER = OpSignature("QvAllGather", inputs=("x",), outputs=("gathered",), attributes={"num_ranks": 1})
+COLLECTIVES = (ALL_REDUCE, ALL_GATHER)
+"""What the graphs of a tensor-parallel group's ranks call beside these. No plugin: a runtime has them or has not."""
+
 CACHED_ATTENTION_PARTIALS = OpSignature(
     "QvCachedAttentionPartials",
     inputs=("q", "key", "value", "write_index", "kv_lengths"),

@@ -38,6 +38,7 @@ def export(
     quantize_head: str | None = None,
     strict: bool = False,
     pipeline_stages: int = 1,
+    tensor_parallel: int = 1,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write the bundle of a checkpoint, and open it.
@@ -53,6 +54,7 @@ def export(
         quantize_head: "int4" or "int8-weights", of the token embedding and the projection to the vocabulary.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
+        tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
         progress: told each phase, and the fraction that is done.
 
     Raises:
@@ -73,6 +75,7 @@ def export(
         quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
         strict=strict,
         pipeline_stages=pipeline_stages,
+        tensor_parallel=tensor_parallel,
         progress=progress,
     )
     return Bundle(Path(output), manifest)

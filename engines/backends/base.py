@@ -26,6 +26,7 @@ from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
+    from engines.parallel.communicator import Communicator
     from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 GraphProgress = Callable[[str, float], None]
@@ -212,12 +213,14 @@ class Backend(Protocol):
         capacity: int,
         num_threads: int | None = None,
         device: str | None = None,
+        communicator: Communicator | None = None,
     ) -> RankSessions:
         """Load what one of several processes that compute together holds: the vision graph and a stage.
 
         Args:
             bundle, record, num_slots, capacity, num_threads, device: as `open`.
             stage: which of the decoder's; None: none, this one encodes images alone.
+            communicator: what the ranks that a stage is divided among sum and gather through; None: it is whole.
 
         Raises:
             UserError: as `open`, or this backend computes in one process alone.

@@ -1,5 +1,7 @@
 """Puts a graph together by its family's recipe: pieces traced once, copied to their places, joined by names."""
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from export.contract import GraphContract, GraphName, TensorSpec
@@ -11,6 +13,7 @@ from export.models.pieces import GraphRecipe, torch_dtype
 from export.weights.source import WeightSource
 from export.weights.stored import ir_dtype
 from plugins.cached_attention import onnx_functions as cached_attention
+from plugins.collective import onnx_functions as collective
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.registry import OP_DOMAIN, OPSET_VERSION
 from plugins.rotary import onnx_functions as rotary
@@ -27,19 +30,39 @@ def build_graph(name: GraphName, source: WeightSource, dtype: str) -> ir.Model:
         source: gives configuration and weights.
         dtype: what the graph computes in, and of the cache: "float32", "float16" or "bfloat16".
     """
-    recipe = family_of(source.config.model_type).pieces(name, source.config, dtype)
+    return build_graphs(name, [source], dtype)[0]
+
+
+def build_graphs(name: GraphName, sources: Sequence[WeightSource], dtype: str) -> list[ir.Model]:
+    """As `build_graph`, one for each source; configurations of the same sizes, so that a piece is traced once for all.
+
+    Args:
+        name: which of the two.
+        sources: the ranks of a tensor-parallel group, in order.
+        dtype: see `build_graph`.
+    """
+    family = family_of(sources[0].config.model_type)
+    recipes = [family.pieces(name, source.config, dtype) for source in sources]
+    traced = [trace_piece(piece, torch_dtype(dtype)) for piece in recipes[0].pieces]
+    return [
+        _stamped(name, source, recipe, traced, dtype) for source, recipe in zip(sources, recipes, strict=True)
+    ]
+
+
+def _stamped(
+    name: GraphName, source: WeightSource, recipe: GraphRecipe, traced: Sequence[ir.Graph], dtype: str
+) -> ir.Model:
     graph, values = _graph_with_inputs(name, recipe.contract)
     weights = Weights(graph, source, dtype)
     values |= {
         table: weights.constant(f"{recipe.tables_scope}.{table}", values_of.numpy())
         for table, values_of in recipe.tables.items()
     }
-    for piece in recipe.pieces:
-        traced = trace_piece(piece, torch_dtype(dtype))
+    for piece, template in zip(recipe.pieces, traced, strict=True):
         for copy in piece.copies:
             inputs = {item.name: values[copy.names.get(item.name, item.name)] for item in piece.inputs}
             under = weights.under(copy.module) if copy.module else weights
-            outputs = stamp(graph, traced, f"/{copy.scope}", inputs, under)
+            outputs = stamp(graph, template, f"/{copy.scope}", inputs, under)
             names = [copy.names.get(output, output) for output in piece.outputs]
             values.update(zip(names, outputs, strict=True))
     _set_outputs(graph, recipe.contract, values)
@@ -78,7 +101,12 @@ def _set_outputs(graph: ir.Graph, contract: GraphContract, values: dict[str, ir.
 def _model_of(graph: ir.Graph, recipe: GraphRecipe) -> ir.Model:
     """With the portable body of each of our ops that the graph calls."""
     called = {node.op_type for node in graph if node.domain == OP_DOMAIN}
-    bodies = [rotary.portable(), patch_attention.portable(), cached_attention.portable()]
+    bodies = [
+        rotary.portable(),
+        patch_attention.portable(),
+        cached_attention.portable(),
+        *collective.portable(),
+    ]
     return ir.Model(
         graph,
         ir_version=IR_VERSION,

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from export.dtypes import GRAPH_DTYPES, onnx_dtype
 from export.graphs.lint_calls import NATIVE_OPS, Findings, label, with_subgraphs
 from plugins.onnx.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
+from plugins.registry import COLLECTIVES
 
 _FUSED_HEAD_DIMS = range(16, 257)  # of TensorRT-RTX 1.7 for float16 and bfloat16
 _LOW_PRECISION = {onnx_dtype(name): name for name in GRAPH_DTYPES if name != "float32"}
@@ -25,9 +26,10 @@ ValueTypes = Mapping[str, onnx.TypeProto.Tensor]
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with the bodies of its functions in place of their calls, and types of all values.
 
-    Native ops stay: TensorRT never reads their functions.
+    Native ops and collectives stay: TensorRT never reads their functions.
     """
-    kept = [(function.domain, function.name) for function in model.functions if function.name in NATIVE_OPS]
+    names = NATIVE_OPS.union(op.name for op in COLLECTIVES)
+    kept = [(function.domain, function.name) for function in model.functions if function.name in names]
     flat = onnx.inliner.inline_selected_functions(model, kept, exclude=True)
     return onnx.shape_inference.infer_shapes(flat)
 

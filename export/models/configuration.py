@@ -75,6 +75,15 @@ class DecoderConfig:
     """The longest context in tokens, YaRN's stretch included."""
     yarn: YarnConfig | None = None
     """None: frequencies as trained."""
+    rank: int = 0
+    """Of a tensor-parallel group, whose part of the decoder this is; see `num_ranks`."""
+    num_ranks: int = 1
+    """Above 1, the heads and `intermediate_size` are one rank's, of as many; `vocab_size` stays the whole's."""
+
+    @property
+    def tokens_of_rank(self) -> int:
+        """Rows of the vocabulary that a rank has, the same number on each: all of them where there is one."""
+        return -(-self.vocab_size // self.num_ranks)
 
 
 @dataclass(frozen=True)

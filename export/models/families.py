@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from export.inputs import Grid
     from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
+    from export.weights.slices import Slice
 
 
 class Family(Protocol):
@@ -50,6 +51,19 @@ class Family(Protocol):
 
     def reference(self, config: ModelConfig) -> "Qwen2VL":
         """The PyTorch model without values: on the meta device."""
+
+    def rank_config(self, config: ModelConfig, rank: int, num_ranks: int) -> ModelConfig:
+        """The configuration of one rank's decoder in a tensor-parallel group.
+
+        Raises:
+            UserError: the model's sizes do not divide by the number of ranks; it names those that do.
+        """
+
+    def slice_of(self, name: str, config: ModelConfig, num_key_value_heads: int) -> "Slice | None":
+        """The part of a weight that a rank of that configuration has; None: all of it.
+
+        `num_key_value_heads` are the whole model's.
+        """
 
     def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
         """What of the reference is traced for a graph that computes in `dtype`, and where copies of it go."""

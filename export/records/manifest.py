@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from export.contract import decoder_stages
+from export.contract import DecoderStage, decoder_stages
 from export.errors import UserError
 from export.files.atomic import replace_text
 from export.files.checks import is_count
@@ -56,6 +56,13 @@ class Source:
     config_sha256: str
 
 
+MAX_RANKS = 1024
+
+
+def _is_group(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_RANKS
+
+
 def _are_stages(layers: Sequence[int]) -> bool:
     return len(layers) != 1 and all(count > 0 for count in layers)
 
@@ -73,7 +80,7 @@ class Manifest:
     dtype: str
     weights_mode: Annotated[str, Check("copy or link", {"copy", "link"}.__contains__)]
     graphs: Mapping[str, FileRecord]
-    """By role: "vision", and "decoder" or its stages "decoder.0", "decoder.1" ..., in order."""
+    """By role: "vision", and the decoder's in the order of `graph_names`."""
     weights: tuple[FileRecord, ...]
     files: tuple[FileRecord, ...]
     """Configuration, tokenizer and processor files."""
@@ -81,6 +88,8 @@ class Manifest:
     """`content_key` of everything that could change what the graphs compute."""
     stages: Annotated[tuple[int, ...], Check("a list of numbers of layers", _are_stages)] = ()
     """How many layers each stage of the decoder has; empty for a decoder in one graph."""
+    tensor_parallel: Annotated[int, Check(f"a number of ranks, 1 to {MAX_RANKS}", _is_group)] = 1
+    """Of the tensor-parallel group that each stage is divided among; 1: it is not divided."""
     precision: Mapping[str, str] = field(default_factory=dict)
     """Of the parts whose linear layers are stored otherwise, in words: {"decoder": "int4 in groups of 128, by AWQ"}."""
     format_version: int = FORMAT_VERSION
@@ -92,8 +101,13 @@ class Manifest:
 
     @property
     def graph_names(self) -> tuple[str, ...]:
-        """The vision encoder, then the decoder's stages in order."""
-        return ("vision", *(stage.graph for stage in decoder_stages(self.stages or (1,))))
+        """The vision encoder, then the decoder's stages in order, of one rank after another."""
+        return ("vision", *(stage.graph for stages in self.rank_stages(1) for stage in stages))
+
+    def rank_stages(self, num_layers: int) -> tuple[tuple[DecoderStage, ...], ...]:
+        """The decoder's graphs: by rank, in order. Args: num_layers: of a decoder that is not cut into stages."""
+        ranks = [None] if self.tensor_parallel == 1 else range(self.tensor_parallel)
+        return tuple(decoder_stages(self.stages or (num_layers,), rank) for rank in ranks)
 
     def records(self) -> tuple[FileRecord, ...]:
         """Every recorded file: graphs, weights, others."""
@@ -127,8 +141,10 @@ class Manifest:
                 "Export the checkpoint again, or use the qv-export version that wrote the bundle.",
             )
         problems: list[str] = []
-        # Stages are absent in bundles from before there were any.
-        manifest = read_dataclass(cls, {"stages": [], "precision": {}, **content}, problems, whole=True)
+        # Stages and ranks are absent in bundles from before there were any.
+        manifest = read_dataclass(
+            cls, {"stages": [], "tensor_parallel": 1, "precision": {}, **content}, problems, whole=True
+        )
         problems += [] if manifest is None else _problems(manifest)
         if manifest is None or problems:
             raise UserError(f"{source} is not a valid manifest:\n- " + "\n- ".join(problems))

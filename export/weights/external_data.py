@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.weights.safetensors_file import StoredTensor
+from export.weights.slices import Columns, columns_text
 
 if TYPE_CHECKING:
     import onnx
@@ -102,8 +103,19 @@ def _problem(tensor: "onnx.TensorProto", extents: Mapping[str, _Extents]) -> str
     bits = _bits().get(tensor.data_type)
     if bits is None or len(tensor.dims) > _MAX_RANK or any(dim < 0 for dim in tensor.dims):
         return f"has type {tensor.data_type} and {len(tensor.dims)} dimensions, which no weight has"
-    expected = (math.prod(tensor.dims) * bits + 7) // 8
-    return None if size == expected else f"has {size} bytes, its shape needs {expected}"
+    return _size_problem(tensor, size, bits)
+
+
+def _size_problem(tensor: "onnx.TensorProto", size: int, bits: int) -> str | None:
+    text = columns_text(tensor)
+    if text is None:
+        expected = (math.prod(tensor.dims) * bits + 7) // 8
+        return None if size == expected else f"has {size} bytes, its shape needs {expected}"
+    columns = Columns.from_text(text)
+    if columns is None or columns.shape != tuple(tensor.dims) or bits < 8:
+        return f"means the columns {text!r:.100}, which are none of its {list(tensor.dims)} values"
+    expected = columns.rows * columns.columns * bits // 8
+    return None if size == expected else f"has {size} bytes, the matrix of its columns needs {expected}"
 
 
 def _is_size(text: str) -> bool:

@@ -71,6 +71,15 @@ if TYPE_CHECKING:
     metavar="N",
     help="Cut the decoder into N graphs of neighbouring layers, for models that no single GPU holds.",
 )
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Divide the decoder's heads, MLP and vocabulary among N ranks, one graph each, for as many GPUs that work on "
+    "every token together.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def export(
     checkpoint: Path,
@@ -83,6 +92,7 @@ def export(
     quantize_head: str | None,
     strict: bool,
     pipeline_stages: int,
+    tensor_parallel: int,
     as_json: bool,
 ) -> None:
     """Turn a Qwen2-VL CHECKPOINT into a bundle: two ONNX graphs, weights, tokenizer.
@@ -104,6 +114,7 @@ def export(
             quantize_head=quantize_head,
             strict=strict,
             pipeline_stages=pipeline_stages,
+            tensor_parallel=tensor_parallel,
             progress=step,
         ).manifest
     seconds = time.perf_counter() - start

@@ -24,18 +24,19 @@ def shared_bundle(
     weights: WeightsMode = "copy",
     quantize: Mapping[Part, str] | None = None,
     pipeline_stages: int = 1,
+    tensor_parallel: int = 1,
 ) -> Path:
     """The bundle of a random checkpoint, which lies beside it as `checkpoint`. Read it; copy it to change it.
 
     Args:
         tmp_path_factory: pytest's; its root is one for all workers of a run.
         checkpoint: arguments of `write_checkpoint`.
-        dtype, weights, quantize, pipeline_stages: of `export_checkpoint`.
+        dtype, weights, quantize, pipeline_stages, tensor_parallel: of `export_checkpoint`.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    options = [dtype, weights, dict(quantize or {}), pipeline_stages, dict(checkpoint)]
+    options = [dtype, weights, dict(quantize or {}), pipeline_stages, tensor_parallel, dict(checkpoint)]
     asked = json.dumps(options, sort_keys=True)
     directory = root / f"shared-bundle-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     directory.mkdir(exist_ok=True)
@@ -50,5 +51,6 @@ def shared_bundle(
                 weights=weights,
                 quantize=quantize,
                 pipeline_stages=pipeline_stages,
+                tensor_parallel=tensor_parallel,
             )
     return directory / "bundle"

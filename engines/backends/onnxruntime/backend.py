@@ -23,6 +23,7 @@ from export.install import package_command
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
+    from engines.parallel.communicator import Communicator
     from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 _VALUE_BYTES = 4  # computes in float32 on a CPU
@@ -158,12 +159,20 @@ class OnnxRuntimeBackend:
         capacity: int,
         num_threads: int | None = None,
         device: str | None = None,
+        communicator: Communicator | None = None,
     ) -> RankSessions:
         """See `Backend`."""
         del record, device
         from engines.backends.onnxruntime.session import open_rank  # noqa: PLC0415 - ONNX Runtime
 
-        return open_rank(bundle, stage, num_slots=num_slots, capacity=capacity, num_threads=num_threads)
+        return open_rank(
+            bundle,
+            stage,
+            num_slots=num_slots,
+            capacity=capacity,
+            num_threads=num_threads,
+            communicator=communicator,
+        )
 
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None

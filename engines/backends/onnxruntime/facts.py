@@ -36,10 +36,10 @@ def graph_facts(bundle: Bundle, graph: GraphName, limits: Limits) -> EngineFacts
     if graph == "vision":
         OnnxRuntimeVision(bundle)
     else:
-        stage = next(stage for stage in bundle.stages if stage.graph == graph)
+        stage = next(stage for stages in bundle.rank_stages for stage in stages if stage.graph == graph)
         OnnxRuntimeStage(bundle, stage, num_slots=limits.max_batch, capacity=limits.max_context)
     seconds = time.perf_counter() - start
-    model = load_graph(bundle.graph(graph), bundle.config)
+    model = load_graph(bundle.graph(graph), bundle.rank_config)
     canonical = onnx.load(bundle.graph(graph), load_external_data=False)
     by_codes = kernels_by_codes(bundle, graph) if quantized_products(canonical.graph) else set[str]()
     notes, warnings = told(canonical, by_codes, "onnxruntime", _EXPANDED)

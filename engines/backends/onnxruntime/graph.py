@@ -6,7 +6,6 @@ All of it happens in memory at load time; float32 weights stay where they are, i
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,10 @@ from onnx import TensorProto, helper
 
 from engines.backends.onnxruntime.quantized import fit_quantized, scales_of_float8, widened
 from export.checkpoint.config import ModelConfig
+from export.weights.slices import columns_of
+from export.weights.values import mapped_values
 from plugins.cached_attention import onnx_functions as cached_attention
+from plugins.collective import onnx_functions as collective
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.patch_attention import onnx_functions as patch_attention
 from plugins.registry import OP_DOMAIN
@@ -24,18 +26,24 @@ from plugins.rotary import onnx_functions as rotary
 _LOW_PRECISION = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
 
 
-def load_graph(path: Path, config: ModelConfig) -> onnx.ModelProto:
-    """Read a canonical graph without its weights and fit it to ONNX Runtime on CPU."""
+def load_graph(path: Path, config: ModelConfig, communicator: int = 0) -> onnx.ModelProto:
+    """Read a canonical graph without its weights and fit it to ONNX Runtime on CPU.
+
+    Args:
+        path: the graph's.
+        config: with the sizes that the graph has; see `Bundle.rank_config`.
+        communicator: of a rank's graph, its number; see `engines.backends.onnxruntime.collective`.
+    """
     model = onnx.load(path, load_external_data=False)
-    choose_bodies(model, config)
+    choose_bodies(model, config, communicator)
     fit_quantized(model)
     compute_in_float32(model)
     use_weights_as_stored(model)
     return model
 
 
-def choose_bodies(model: onnx.ModelProto, config: ModelConfig) -> None:
-    """Replace the functions of our ops by ONNX Runtime's bodies."""
+def choose_bodies(model: onnx.ModelProto, config: ModelConfig, communicator: int = 0) -> None:
+    """Replace the functions of our ops by ONNX Runtime's bodies; see `load_graph`."""
     decoder = config.decoder
     replace_bodies(
         model,
@@ -43,6 +51,7 @@ def choose_bodies(model: onnx.ModelProto, config: ModelConfig) -> None:
             rotary.onnxruntime(),
             patch_attention.onnxruntime(config.vision.num_heads),
             cached_attention.onnxruntime(decoder.num_attention_heads, decoder.num_key_value_heads),
+            *collective.onnxruntime(communicator),
         ],
     )
 
@@ -124,11 +133,12 @@ def _drop_casts_of(graph: onnx.GraphProto, weights: set[str]) -> None:
 def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """Read each bfloat16, float16 or 8-bit float weight of a graph as float32, and declare it so in the graph.
 
-    Not those that the graph itself casts: they are scales, few and small.
+    Float32 ones, too, that are columns of a stored matrix: they lie together nowhere else. Not those that the graph
+    itself casts: they are scales, few and small.
     """
     cast = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for codes, scales in scales_of_float8(model):
-        values = widened(_mapped(codes, directory, np.uint8), _float32_values(scales, directory))
+        values = widened(mapped_values(codes, directory, np.uint8), _float32_values(scales, directory))
         codes.data_type = TensorProto.FLOAT
         yield codes.name, values
     for weight in model.graph.initializer:
@@ -136,18 +146,14 @@ def raised_weights(model: onnx.ModelProto, directory: Path) -> Iterator[tuple[st
             values = _float32_values(weight, directory)
             weight.data_type = TensorProto.FLOAT
             yield weight.name, values
-
-
-def _mapped(weight: onnx.TensorProto, directory: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    stored = {entry.key: entry.value for entry in weight.external_data}
-    path, offset = directory / stored["location"], int(stored["offset"])
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=tuple(weight.dims))
+        elif weight.data_type == TensorProto.FLOAT and columns_of(weight) is not None:
+            yield weight.name, np.ascontiguousarray(mapped_values(weight, directory, np.float32))
 
 
 def _float32_values(weight: onnx.TensorProto, directory: Path) -> npt.NDArray[np.float32]:
     if weight.data_type == TensorProto.FLOAT:
-        return _mapped(weight, directory, np.float32)
-    return _float32_from_bits(_mapped(weight, directory, np.uint16), weight.data_type)
+        return mapped_values(weight, directory, np.float32)
+    return _float32_from_bits(mapped_values(weight, directory, np.uint16), weight.data_type)
 
 
 def _float32_from_bits(bits: npt.NDArray[np.uint16], data_type: int) -> npt.NDArray[np.float32]:

@@ -12,10 +12,20 @@ import onnx
 import onnxruntime as ort
 
 from engines.backends.graph_interface import require_interface
+from engines.backends.onnxruntime.collective import allow_collectives, number_of, raise_error
 from engines.backends.onnxruntime.graph import load_graph, raised_weights
 from engines.backends.onnxruntime.quantized import has_codes, keep_from_packing
+from engines.parallel.communicator import Alone, Communicator
+from engines.parallel.ranks import RanksInThreads, require_group
 from engines.runtime.row_groups import row_groups
-from engines.session import CallPlan, Engine, RankSessions, RefusedGraphError, require_slots
+from engines.session import (
+    CallPlan,
+    DecoderSession,
+    Engine,
+    RankSessions,
+    RefusedGraphError,
+    require_slots,
+)
 from export.bundle import Bundle
 from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
 from export.inputs import DecoderInputs, VisionInputs
@@ -30,9 +40,13 @@ _FLOAT32_INPUTS, _ROUNDED_INPUTS = "1", "4"
 
 
 def open_sessions(
-    bundle: Bundle, *, num_slots: int = 1, capacity: int, num_threads: int | None = None
+    bundle: Bundle,
+    *,
+    num_slots: int = 1,
+    capacity: int,
+    num_threads: int | None = None,
 ) -> Engine:
-    """Open both graphs of a bundle.
+    """Open a bundle's graphs. The ranks of a divided decoder are threads, which share the cores.
 
     Args:
         bundle: whose graphs are opened.
@@ -44,19 +58,50 @@ def open_sessions(
         RefusedGraphError: ONNX Runtime refuses a graph.
     """
     return Engine(
-        OnnxRuntimeVision(bundle, num_threads), OnnxRuntimeDecoder(bundle, num_slots, capacity, num_threads)
+        OnnxRuntimeVision(bundle, num_threads), open_decoder(bundle, num_slots, capacity, num_threads)
+    )
+
+
+def open_decoder(
+    bundle: Bundle,
+    num_slots: int,
+    capacity: int,
+    num_threads: int | None = None,
+    *,
+    rounds_inputs: bool = True,
+) -> DecoderSession:
+    """Open the decoder's graphs; see `open_sessions`, and `create_session` for `rounds_inputs`."""
+    num_ranks = bundle.manifest.tensor_parallel
+    if num_ranks == 1:
+        return OnnxRuntimeDecoder(bundle, num_slots, capacity, num_threads, rounds_inputs=rounds_inputs)
+    threads = max(1, (num_threads or len(os.sched_getaffinity(0))) // num_ranks)
+    return RanksInThreads(
+        num_ranks,
+        lambda end: OnnxRuntimeDecoder(
+            bundle, num_slots, capacity, threads, rounds_inputs=rounds_inputs, communicator=end
+        ),
     )
 
 
 def open_rank(
-    bundle: Bundle, stage: int | None, *, num_slots: int, capacity: int, num_threads: int | None = None
+    bundle: Bundle,
+    stage: int | None,
+    *,
+    num_slots: int,
+    capacity: int,
+    num_threads: int | None = None,
+    communicator: Communicator | None = None,
 ) -> RankSessions:
     """Open what one rank holds; see `Backend.open_rank`."""
+    vision = OnnxRuntimeVision(bundle, num_threads)
+    if stage is None:
+        return RankSessions(vision, None)
+    end = communicator or Alone()
+    require_group(bundle, end)
+    part = bundle.rank_stages[end.rank][stage]
     return RankSessions(
-        OnnxRuntimeVision(bundle, num_threads),
-        None
-        if stage is None
-        else OnnxRuntimeStage(bundle, bundle.stages[stage], num_slots, capacity, num_threads),
+        vision,
+        OnnxRuntimeStage(bundle, part, num_slots, capacity, num_threads, communicator=communicator),
     )
 
 
@@ -86,13 +131,28 @@ class OnnxRuntimeDecoder:
         num_threads: int | None = None,
         *,
         rounds_inputs: bool = True,
+        communicator: Communicator | None = None,
     ) -> None:
-        """Args: rounds_inputs: see `create_session`."""
+        """Args: rounds_inputs: see `create_session`. communicator: of the rank that this is, where there are several.
+
+        Raises:
+            UserError: the communicator's group has another size than the bundle says.
+        """
         self.num_slots = num_slots
         self.capacity = capacity
+        end = communicator or Alone()
+        require_group(bundle, end)
         self._stages = [
-            OnnxRuntimeStage(bundle, stage, num_slots, capacity, num_threads, rounds_inputs=rounds_inputs)
-            for stage in bundle.stages
+            OnnxRuntimeStage(
+                bundle,
+                stage,
+                num_slots,
+                capacity,
+                num_threads,
+                rounds_inputs=rounds_inputs,
+                communicator=communicator,
+            )
+            for stage in bundle.rank_stages[end.rank]
         ]
 
     def forward(self, first_slot: int, inputs: DecoderInputs) -> npt.NDArray[np.float32]:
@@ -123,12 +183,20 @@ class OnnxRuntimeStage:
         num_threads: int | None = None,
         *,
         rounds_inputs: bool = True,
+        communicator: Communicator | None = None,
     ) -> None:
         self.num_slots, self.capacity = num_slots, capacity
-        decoder = bundle.config.decoder
         self._visual_token_ids = (bundle.config.image_token_id, bundle.config.video_token_id)
+        decoder = bundle.rank_config.decoder
+        self._communicator = communicator  # the graph has but its number
+        self._number = 0 if communicator is None else number_of(communicator)
         self._session, self._weights = create_session(
-            bundle, stage.graph, num_threads, may_pack=False, rounds_inputs=rounds_inputs
+            bundle,
+            stage.graph,
+            num_threads,
+            may_pack=False,
+            rounds_inputs=rounds_inputs,
+            communicator=self._number,
         )
         # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
         shape = (num_slots, decoder.num_key_value_heads, capacity, decoder.head_dim)
@@ -165,6 +233,7 @@ class OnnxRuntimeStage:
             outputs[spec.name] = np.empty(shape, np.float32)
             _bind_output(call.binding, spec.name, outputs[spec.name])
         self._session.run_with_iobinding(call.binding)
+        raise_error(self._number)
         return outputs
 
     def _call(self, first_slot: int, batch: int) -> "_BoundCall":
@@ -240,6 +309,7 @@ def create_session(
     rounds_inputs: bool = True,
     outputs: Sequence[str] = (),
     profile: Path | None = None,
+    communicator: int = 0,
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """A session, and the weights that it shares with us: they must live as long as it does.
 
@@ -254,12 +324,13 @@ def create_session(
             fast; without, they give what the weights mean to float32's precision.
         outputs: values to give as well, those of them that are inside this graph.
         profile: how the names of files begin in which it writes down what ran; None: it does not.
+        communicator: of a rank's graph, the number of what its collectives speak through; 0: it is opened, but not run.
 
     Raises:
         UserError: the graph is not the one that its name and the configuration say.
         RefusedGraphError: ONNX Runtime refuses it.
     """
-    graph, config = bundle.graph(name), bundle.config
+    graph = bundle.graph(name)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _ERROR_AND_ABOVE
@@ -274,7 +345,9 @@ def create_session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     level = _ROUNDED_INPUTS if rounds_inputs else _FLOAT32_INPUTS
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    model = load_graph(graph, config)
+    if bundle.manifest.tensor_parallel > 1 and name != "vision":
+        allow_collectives(options)
+    model = load_graph(graph, bundle.rank_config, communicator)
     require_interface(model, bundle.contract(name), graph)
     inside = {name for node in model.graph.node for name in node.output}
     inside -= {output.name for output in model.graph.output}

@@ -26,6 +26,7 @@ from export.install import package_command
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
+    from engines.parallel.communicator import Communicator
     from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 _DISTRIBUTION = "onnxruntime-gpu"
@@ -150,9 +151,10 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         capacity: int,
         num_threads: int | None = None,
         device: str | None = None,
+        communicator: Communicator | None = None,
     ) -> RankSessions:
         """See `Backend`."""
-        del bundle, record, stage, num_slots, capacity, num_threads, device
+        del bundle, record, stage, num_slots, capacity, num_threads, device, communicator
         raise one_process_alone(self)
 
     def open_vision(

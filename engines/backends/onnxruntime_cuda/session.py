@@ -38,6 +38,12 @@ def open_sessions(
     bundle: Bundle, device: Device, *, num_slots: int, capacity: int, num_threads: int | None = None
 ) -> Engine:
     """Open both graphs of a bundle on a device. Args and errors as `open_graph`; `capacity` is each slot's tokens."""
+    if bundle.manifest.tensor_parallel > 1:
+        raise UserError(
+            f"{bundle.directory}: target onnxruntime-cuda runs a decoder that is one graph; this one is divided "
+            f"among {bundle.manifest.tensor_parallel} ranks. Export the checkpoint without --tensor-parallel, "
+            "or use another target."
+        )
     if len(bundle.stages) > 1:
         raise UserError(
             f"{bundle.directory}: target onnxruntime-cuda runs a decoder that is one graph; this one is cut into "

@@ -40,6 +40,7 @@ from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
+    from engines.parallel.communicator import Communicator
     from engines.session import Engine, ProbeSession, RankSessions, VisionSession
 
 DEFAULT_RTX_SMS = (80, 86, 89, 120)
@@ -211,9 +212,10 @@ class TensorRtBackend:
         capacity: int,
         num_threads: int | None = None,
         device: str | None = None,
+        communicator: Communicator | None = None,
     ) -> RankSessions:
         """See `Backend`."""
-        del bundle, record, stage, num_slots, capacity, num_threads, device
+        del bundle, record, stage, num_slots, capacity, num_threads, device, communicator
         raise one_process_alone(self)
 
     def open_vision(

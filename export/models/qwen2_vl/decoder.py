@@ -1,6 +1,8 @@
 """Qwen2-VL's decoder: text and visual tokens to logits. (Qwen2 with M-RoPE, arXiv 2409.12191)
 
 Letters: B batch, S query tokens, T = B * S, L KV capacity, H heads, K KV heads, D head_dim, C hidden_size.
+Of a tensor-parallel group, a rank's decoder has its own heads, part of the MLP and part of the vocabulary; what the
+ranks' parts give is summed (Megatron-LM, arXiv 1909.08053, section 3).
 Modules carry Hugging Face's names, so a weight's name in the checkpoint is its path here.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from export.checkpoint.config import DecoderConfig
 from plugins.cached_attention.op import cached_attention
+from plugins.collective.op import all_reduce, gather_last
 from plugins.rotary.op import rotary
 from plugins.rotary.reference import mrope_axes, mrope_frequencies, yarn_frequencies
 
@@ -75,6 +78,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.num_ranks = config.num_ranks
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = DecoderAttention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -101,8 +105,9 @@ class DecoderLayer(nn.Module):
             frequencies,
             axis_of,
         )
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), present_key, present_value
+        x = x + all_reduce(attended, self.num_ranks)
+        computed = self.mlp(self.post_attention_layernorm(x))
+        return x + all_reduce(computed, self.num_ranks), present_key, present_value
 
 
 class Decoder(nn.Module):
@@ -111,17 +116,24 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.tokens_of_rank, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def embed(self, token_ids: Tensor, visual_embeds: Tensor, is_visual: Tensor) -> Tensor:
+    def embed(
+        self,
+        token_ids: Tensor,
+        visual_embeds: Tensor,
+        is_visual: Tensor,
+        *rows: Tensor,
+    ) -> Tensor:
         """Text tokens by table; the i-th visual pad of the flattened batch takes row i of `visual_embeds`.
 
         A pad that finds no row left, as one that the model wrote itself in decode, stays the plain token it is.
 
         Args:
             token_ids: [B, S] int. visual_embeds: [V, C], may be empty. is_visual: [B, S] bool.
+            rows: of a rank alone: its first token, and the first row of the table's part that it has; [] int64.
 
         Returns:
             [B, S, C].
@@ -130,7 +142,24 @@ class Decoder(nn.Module):
         row = is_visual.flatten().cumsum(0, dtype=torch.int32).view_as(token_ids)
         takes_row = is_visual & (row <= visual_embeds.shape[0])
         visual = F.embedding(row.where(takes_row, torch.zeros_like(row)), padded)
-        return torch.where(takes_row[..., None], visual, self.embed_tokens(token_ids))
+        return torch.where(takes_row[..., None], visual, self.look_up(token_ids, *rows))
+
+    def look_up(self, token_ids: Tensor, *rows: Tensor) -> Tensor:
+        """Tokens [B, S] to embeddings [B, S, C]; see `embed` for `rows`.
+
+        Of a rank's part of the table, an embedding comes from the one rank whose token it is and zeros from all others:
+        the sum is exact.
+        """
+        if not rows:
+            whole: Tensor = self.embed_tokens(token_ids)
+            return whole
+        first_token, first_row = rows
+        row = token_ids - first_row
+        is_here = (token_ids >= first_token) & (row < self.embed_tokens.num_embeddings)
+        part = self.embed_tokens(torch.where(is_here, row, torch.zeros_like(row)))
+        return all_reduce(
+            torch.where(is_here[..., None], part, torch.zeros_like(part)), self.config.num_ranks
+        )
 
     def forward(
         self,
@@ -159,6 +188,16 @@ class Decoder(nn.Module):
             present_keys.append(present_key)
             present_values.append(present_value)
         return x, present_keys, present_values
+
+
+def join_vocabulary(logits: Tensor, config: DecoderConfig) -> Tensor:
+    """Logits [..., V] of all ranks from each rank's own; of one rank, as they are."""
+    joined = gather_last(logits, config.num_ranks)
+    num_twice = config.tokens_of_rank * config.num_ranks - config.vocab_size
+    if not num_twice:
+        return joined
+    last = config.vocab_size + num_twice - config.tokens_of_rank  # where the last rank's begin
+    return torch.cat((joined[..., :last], joined[..., last + num_twice :]), dim=-1)
 
 
 def tempered(q: Tensor, config: DecoderConfig) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from export.inputs import Grid
     from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
+    from export.weights.slices import Slice
 
 
 class Qwen2VLFamily:
@@ -44,6 +45,16 @@ class Qwen2VLFamily:
 
         with torch.device("meta"):
             return Qwen2VL(config)
+
+    def rank_config(self, config: ModelConfig, rank: int, num_ranks: int) -> ModelConfig:
+        from export.models.qwen2_vl.ranks import rank_config  # noqa: PLC0415 - NumPy, as below
+
+        return rank_config(config, rank, num_ranks)
+
+    def slice_of(self, name: str, config: ModelConfig, num_key_value_heads: int) -> "Slice | None":
+        from export.models.qwen2_vl.ranks import slice_of  # noqa: PLC0415 - NumPy, which a configuration needs not
+
+        return slice_of(name, config, num_key_value_heads)
 
     def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
         from export.models.qwen2_vl.pieces import decoder_pieces, vision_pieces  # noqa: PLC0415 - torch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from export.checkpoint.config import DecoderConfig, ModelConfig
 from export.checkpoint.tensors import Checkpoint, open_checkpoint
 from export.models.families import family_of
-from export.models.qwen2_vl.decoder import Decoder
+from export.models.qwen2_vl.decoder import Decoder, join_vocabulary
 from export.models.qwen2_vl.vision import VisionEncoder
 from export.quantization.simulated import Rounding, round_inputs
 
@@ -31,7 +31,7 @@ class Qwen2VL(nn.Module):
         self.config = config
         self.visual = VisionEncoder(config.vision)
         self.model = Decoder(config.decoder)
-        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.tokens_of_rank, bias=False)
         if config.decoder.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -61,16 +61,16 @@ class Qwen2VL(nn.Module):
         x, keys, values = self.model(x, position_ids, write_index, kv_lengths, *cache)
         return self.project(x, logits_index), KvCache(keys, values)
 
-    def embed(self, token_ids: Tensor, visual_embeds: Tensor) -> Tensor:
-        """Tokens [B, S] to [B, S, C], visual embeddings at the image and video pads."""
+    def embed(self, token_ids: Tensor, visual_embeds: Tensor, *rows: Tensor) -> Tensor:
+        """Tokens [B, S] to [B, S, C], visual embeddings at the image and video pads; see `Decoder.embed`."""
         is_visual = (token_ids == self.config.image_token_id) | (token_ids == self.config.video_token_id)
-        return self.model.embed(token_ids, visual_embeds, is_visual)
+        return self.model.embed(token_ids, visual_embeds, is_visual, *rows)
 
     def project(self, x: Tensor, logits_index: Tensor) -> Tensor:
         """Final norm and vocabulary projection of the asked tokens only: [B, S, C] to float32 [B, K', vocab]."""
         index = logits_index.long()[..., None].expand(-1, -1, x.shape[-1])  # [B, K', C]
         logits: Tensor = self.lm_head(self.model.norm(x.gather(1, index)))
-        return logits.float()
+        return join_vocabulary(logits, self.config.decoder).float()
 
     def new_cache(self, batch: int, capacity: int) -> KvCache:
         """An empty cache of `capacity` tokens for each of `batch` rows, in the weights' dtype and on their device."""

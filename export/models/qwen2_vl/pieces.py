@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from export.contract import CACHE_PARTS, cache_name, decoder_contract, vision_contract
-from export.models.configuration import ModelConfig
+from export.models.configuration import DecoderConfig, ModelConfig
 from export.models.families import module_of_scope
 from export.models.pieces import (
     Copy,
@@ -18,6 +21,7 @@ from export.models.qwen2_vl import decoder, vision
 from export.models.qwen2_vl.decoder import DecoderLayer
 from export.models.qwen2_vl.family import Qwen2VLFamily
 from export.models.qwen2_vl.model import Qwen2VL
+from export.models.qwen2_vl.ranks import first_row
 from export.models.qwen2_vl.vision import PatchEmbed, PatchMerger, VisionBlock
 
 
@@ -55,12 +59,13 @@ def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
         PieceInput(f"past_{part}", hidden.dtype, contract.input("past_key.0").shape) for part in CACHE_PARTS
     ]
     places = contract_inputs(contract, ("position_ids", "write_index", "kv_lengths"))
+    vocabulary = _vocabulary_tables(config)
     return GraphRecipe(
         contract,
         pieces=(
             Piece(
                 lambda: _without_layers(model),
-                contract_inputs(contract, ("token_ids", "visual_embeds")),
+                [*contract_inputs(contract, ("token_ids", "visual_embeds")), *table_inputs(vocabulary)],
                 ["x"],
                 [_copy("embed")],
                 method="embed",
@@ -79,10 +84,18 @@ def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
                 method="project",
             ),
         ),
-        tables=tables,
+        tables={**tables, **vocabulary},
         tables_scope="model.rotary",
         doc="Qwen2-VL decoder, exported by qv-export",
     )
+
+
+def _vocabulary_tables(config: DecoderConfig) -> dict[str, Tensor]:
+    """Which part of the vocabulary a rank has."""
+    if config.num_ranks == 1:
+        return {}
+    first_token = config.rank * config.tokens_of_rank
+    return {"first_token": torch.tensor(first_token), "first_row": torch.tensor(first_row(config))}
 
 
 def _copy(scope: str) -> Copy:

@@ -136,3 +136,26 @@ def test_many_problems_are_few_lines(stored) -> None:
     found = graph_problems(model.SerializeToString(), stored)
     assert len(found) == 11
     assert found[-1] == "and 990 more"
+
+
+COLUMNS = {
+    "[64, 33, 3, 9]": None,
+    "[64, 33, 3, 10]": "means the columns",
+    "[64, 33, 30, 36]": "means the columns",
+    "[64, 34, 3, 9]": "has 8448 bytes, the matrix of its columns needs 8704",
+    "[64, 33, 3]": "means the columns",
+    "[64, 33, 3, true]": "means the columns",
+    "[" * 150: "means the columns",
+    "[64, 33, 3, 9" + " " * 10_000: "means the columns",
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), COLUMNS.items(), ids=lambda text: str(text)[:20])
+def test_columns_of_a_stored_matrix_are_inside_of_it(stored, text, problem) -> None:
+    [tensor] = [tensor for tensor in stored["model.safetensors"] if tensor.name == "a.weight"]
+    weight = external(
+        dims=(64, 6), location="model.safetensors", offset=tensor.offset_bytes, length=tensor.length_bytes
+    )
+    weight.metadata_props.add(key="qv.slice", value=text)
+    found = graph_problems(model_with(weight), stored)
+    assert [problem in line for line in found] == ([] if problem is None else [True])

@@ -49,6 +49,11 @@ def open_sessions(
             were not built for, or one without the memory that they take.
         EngineError: TensorRT refuses an engine all the same; its own words are quoted.
     """
+    if bundle.manifest.tensor_parallel > 1:
+        raise UserError(
+            f"{bundle.directory}: its decoder is divided among {bundle.manifest.tensor_parallel} ranks, whose engines "
+            "are built, but not run yet. Export the checkpoint with --pipeline-stages, or take target onnxruntime."
+        )
     directory = bundle.engine_directory(record.key)
     trt = load_bindings(flavour)
     devices = [CudaDevice(index) for index in gpus_from(device, num_devices(), len(bundle.stages))]
