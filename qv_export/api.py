@@ -141,7 +141,7 @@ def validate(
         UserError: no such engine, or it cannot run here.
     """
     from engines.backends import default_backend
-    from validate.pipeline import validate_bundle
+    from validate.run.pipeline import validate_bundle
 
     target = engine or default_backend().name
     return validate_bundle(as_bundle(bundle), target, level, None if report is None else Path(report))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from export.records.verdicts import LevelName
     from validate.cases.builtin import Profile
     from validate.report.report import Report
-    from validate.run import Plan, Progress
+    from validate.run.plan import Plan, Progress
 
 GATE_FAILED = 1
 
@@ -141,7 +141,8 @@ def validate(
     if unquantized is not None and tasks is None:
         raise UserError("--unquantized is asked the questions of --tasks.", "Give those too.")
     from export.bundle import open_bundle
-    from validate.pipeline import keep_report_verdict, make_plan, run_plan
+    from validate.run.pipeline import keep_report_verdict, run_plan
+    from validate.run.plan import make_plan
 
     plan = make_plan(
         open_bundle(bundle),
@@ -223,9 +224,9 @@ def make_profile(options: dict[str, int | None]) -> "Profile":
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
     from export.files.directory_swap import explaining_errors
-    from validate.pipeline import MEASURED_STAYS
     from validate.records.golden import GOLDEN_DIRECTORY
-    from validate.run import record_for_polygraphy, record_golden
+    from validate.run.pipeline import MEASURED_STAYS
+    from validate.run.reference import record_for_polygraphy, record_golden
 
     explaining = explaining_errors(directory, GOLDEN_DIRECTORY, preparing=True, left=MEASURED_STAYS)
     with explaining, bar() as progress:

@@ -15,7 +15,8 @@ from tests.support.bundles import shared_bundle
 from validate.cases.builtin import Profile, make_level
 from validate.cases.prompts import prepare_case
 from validate.gates.gates import GateSettings
-from validate.run import Plan, record_golden
+from validate.run.plan import Plan
+from validate.run.reference import record_golden
 from validate.self_test.mutated import MutatedProbes, mutate_bundle, mutate_engine
 from validate.self_test.mutations import Mutation
 from validate.targets import open_target

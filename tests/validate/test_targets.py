@@ -10,7 +10,8 @@ from export.records.engine_record import EngineRecord
 from validate.cases.builtin import Profile
 from validate.reference.sessions import ReferenceProbes
 from validate.reference.targets import REFERENCE_TARGETS
-from validate.run import record_golden, validate
+from validate.run.reference import record_golden
+from validate.run.validation import validate
 from validate.targets import open_target, profile_of_engine
 
 

@@ -17,7 +17,9 @@ from engines.store.cache import EngineRequest
 from export.bundle import Bundle, open_bundle
 from export.errors import UserError
 from validate.execution import EngineUnderTest
-from validate.run import Plan, Progress, record_golden, validate
+from validate.run.plan import Plan, Progress
+from validate.run.reference import record_golden
+from validate.run.validation import validate
 from validate.self_test.mutated import mutate_bundle, mutate_engine
 from validate.self_test.mutations import Mutation, mutations
 from validate.targets import open_target

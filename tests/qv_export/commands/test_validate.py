@@ -88,7 +88,7 @@ def test_a_golden_set_needs_no_torch_to_be_compared_with(bundle, tmp_path, monke
     def installed(name):
         return None if name == "torch" else "1.0"
 
-    monkeypatch.setattr("validate.run.installed_version", installed)
+    monkeypatch.setattr("validate.run.facts.installed_version", installed)
     report = tmp_path / "report"
     assert run("-q", "validate", bundle, *SMALL, "--against", golden, "--report", report) == 0
     assert "torch" not in json.loads((report / "report.json").read_text())["machine"]["versions"]

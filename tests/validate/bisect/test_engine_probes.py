@@ -17,7 +17,7 @@ from validate.bisect.probes import GraphProbes, canonical_graphs
 from validate.bisect.search import boundary_questions
 from validate.cases.feeds import decode_call, prefill_call
 from validate.records.records import read_record
-from validate.run import validate
+from validate.run.validation import validate
 from validate.self_test.mutations import mutations
 
 LIMITS = probed_limits(

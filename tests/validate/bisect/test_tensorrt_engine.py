@@ -13,7 +13,7 @@ from engines.store.build import build_engine_directory
 from engines.store.cache import EngineRequest
 from export.bundle import open_bundle
 from tests.validate.conftest import PROFILE
-from validate.run import validate
+from validate.run.validation import validate
 from validate.targets import open_target
 
 

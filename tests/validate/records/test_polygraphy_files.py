@@ -8,7 +8,7 @@ from export import install
 from export.bundle import open_bundle
 from qv_export.cli import ExitCode, run_command_line
 from validate.records.polygraphy_files import INPUTS_NAME, OUTPUTS_NAME
-from validate.run import record_for_polygraphy
+from validate.run.reference import record_for_polygraphy
 from validate.self_test.mutated import mutate_bundle
 from validate.self_test.mutations import mutations
 

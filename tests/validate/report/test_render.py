@@ -19,7 +19,7 @@ from validate.report import render
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY
 from validate.report.words import _answer_text, samples_of_cases
-from validate.run import validate
+from validate.run.validation import validate
 from validate.self_test.mutations import mutations
 from validate.tasks.quality import compare_quality
 

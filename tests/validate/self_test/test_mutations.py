@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
-from validate.run import validate
+from validate.run.validation import validate
 from validate.self_test.mutations import mutations
 
 # Only names are read from this: the suite itself is made for the bundle's own sizes.

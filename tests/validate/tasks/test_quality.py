@@ -4,7 +4,7 @@ import random
 import pytest
 
 from export.errors import UserError
-from validate.run import validate
+from validate.run.validation import validate
 from validate.tasks.quality import compare_quality, is_right, load_tasks
 from validate.tasks.runs import MAX_NEW_TOKENS, load_task_set, reference_answers
 

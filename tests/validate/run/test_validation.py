@@ -11,7 +11,8 @@ from validate.cases.builtin import Case, Profile, Text
 from validate.cases.prompts import prepare_case
 from validate.execution import EngineUnderTest
 from validate.report.render import markdown_from_report
-from validate.run import record_golden, validate
+from validate.run.reference import record_golden
+from validate.run.validation import validate
 
 INSIDE = "images_of_unequal_size.taps.npz"
 

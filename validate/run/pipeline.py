@@ -1,4 +1,4 @@
-"""A validation from end to end: plan, run, report, verdict. What the command and the Python API both call."""
+"""A plan is run, its report written, its verdict kept. What the command and the Python API both call."""
 
 import fcntl
 import os
@@ -11,77 +11,15 @@ from pathlib import Path
 from export.bundle import Bundle, recorded_key
 from export.errors import UserError
 from export.files.directory_swap import explaining_errors, replacing_directory, require_replaceable
-from export.install import require_extra
-from export.records.verdicts import LEVELS, LevelName, keep_verdict
-from validate.cases.builtin import Profile, make_level
-from validate.cases.case_files import load_cases
-from validate.cases.prompts import prepare_case
-from validate.gates.gates import GateSettings
+from export.records.verdicts import LEVELS, keep_verdict
+from validate.cases.builtin import Profile
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY, Report
 from validate.report.words import samples_of_cases
-from validate.run import Plan, Progress, validate
-from validate.targets import open_target
-from validate.tasks.runs import load_task_set
+from validate.run.plan import Plan, Progress, make_plan
+from validate.run.validation import validate
 
 MEASURED_STAYS = "What was measured is kept."
-
-
-def make_plan(
-    bundle: Bundle,
-    target: str,
-    level_name: LevelName,
-    profile: Profile,
-    *,
-    dtype: str | None = None,
-    cases: Path | None = None,
-    gates_file: Path | None = None,
-    golden: Path | None = None,
-    tasks: Path | None = None,
-    unquantized: Path | None = None,
-    device: str | None = None,
-) -> Plan:
-    """Read everything that can be wrong before anything takes long.
-
-    Args:
-        bundle: opened.
-        target: a backend's name, an engine's key or a target of the reference.
-        level_name: how many cases.
-        profile: the shapes to ask; a built engine narrows them.
-        dtype: what a target of the reference computes in; None: the graphs' dtype.
-        cases: the user's own as well.
-        gates_file: TOML of `GateSettings`; None: the defaults.
-        golden: compare with this set instead of the reference.
-        tasks: questions with answers, for reference and engine.
-        unquantized: the checkpoint before its weights were quantized, to be asked them as well.
-        device: which GPU, such as `cuda:1`, where one computes; None: the first.
-
-    Raises:
-        UserError: a file that cannot be read, or a target that cannot run here.
-    """
-    if golden is None:
-        require_extra("validate", "Comparing with the reference")
-    config, settings = bundle.config, bundle.processor.image_settings
-    subject = open_target(target, bundle, profile, dtype, device)
-    level = make_level(level_name, subject.engine.profile)
-    own = load_cases(cases, bundle.processor) if cases else []
-    return Plan(
-        bundle=bundle,
-        config=config,
-        image_settings=settings,
-        engine=subject.engine,
-        probes=subject.probes,
-        engine_key=subject.key,
-        chosen=subject.chosen,
-        is_narrow=subject.is_narrow,
-        level=level.name,
-        cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
-        num_decode_steps=level.num_decode_steps,
-        gates=GateSettings.from_toml(gates_file) if gates_file else GateSettings(),
-        golden=golden,
-        tasks=load_task_set(tasks, bundle.directory) if tasks else None,
-        unquantized=unquantized,
-    )
 
 
 def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = False) -> Report:

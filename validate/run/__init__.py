@@ -1,0 +1,1 @@
+"""A validation from end to end: plan, reference, engine, search, report, verdict."""
