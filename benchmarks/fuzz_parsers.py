@@ -138,7 +138,7 @@ def _body() -> Parser:
     from engines.serving.limits import RequestLimits
     from engines.serving.media.request_media import RequestMedia
     from engines.serving.messages import bounded_messages
-    from engines.serving.openai.schema import parse_body
+    from engines.serving.openai.request.schema import parse_body
 
     limits = RequestLimits(max_context=512)
 

@@ -153,7 +153,7 @@ def serve(
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:
-    from engines.serving.openai.keys import checked_keys, read_keys
+    from engines.serving.openai.http.keys import checked_keys, read_keys
 
     if file is not None:
         return read_keys(file)
@@ -170,7 +170,7 @@ def _is_loopback(host: str) -> bool:
 
 def _log_requests() -> None:
     """One JSON line for each request on stderr, unless --quiet."""
-    from engines.serving.openai.request_log import REQUEST_LOG
+    from engines.serving.openai.http.request_log import REQUEST_LOG
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -16,10 +16,10 @@ from starlette.routing import Route
 
 from engines.serving.openai.chat import ChatCompletions
 from engines.serving.openai.errors import ApiError
-from engines.serving.openai.keys import KeyGuard
-from engines.serving.openai.metrics import SchedulerCollector
-from engines.serving.openai.openapi import openapi_schema
+from engines.serving.openai.http.keys import KeyGuard
+from engines.serving.openai.http.metrics import SchedulerCollector
 from engines.serving.openai.page.routes import page_routes
+from engines.serving.openai.request.openapi import openapi_schema
 from engines.serving.served import ServedModel
 
 _Endpoint = Callable[[Request], Awaitable[Response]]

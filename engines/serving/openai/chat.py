@@ -19,15 +19,15 @@ from engines.runtime.scheduler_limits import QueueFullError
 from engines.runtime.sequence import Ticket
 from engines.runtime.tokens.guided import Guide
 from engines.runtime.tokens.text_stream import TextStream
-from engines.serving.openai.choices import Choice, EndedError, usage_of
+from engines.serving.openai.answer.choices import Choice, EndedError, usage_of
+from engines.serving.openai.answer.mailbox import Mailbox
 from engines.serving.openai.errors import ApiError, api_error
-from engines.serving.openai.forms import asked_form
-from engines.serving.openai.mailbox import Mailbox
-from engines.serving.openai.request_log import log_answer, request_id
-from engines.serving.openai.schema import ChatCompletionRequest, max_body_bytes, parse_body
-from engines.serving.openai.tools import ToolCallReader, ToolWish, tool_wish
-from engines.serving.openai.wire import ClientLeftError, EventStream, Presence, read_body, watching
-from engines.serving.openai.wishes import Wish, template_wish, wish_from_request
+from engines.serving.openai.http.request_log import log_answer, request_id
+from engines.serving.openai.http.wire import ClientLeftError, EventStream, Presence, read_body, watching
+from engines.serving.openai.request.forms import asked_form
+from engines.serving.openai.request.schema import ChatCompletionRequest, max_body_bytes, parse_body
+from engines.serving.openai.request.tools import ToolCallReader, ToolWish, tool_wish
+from engines.serving.openai.request.wishes import Wish, template_wish, wish_from_request
 from engines.serving.room import Held
 from engines.serving.served import ServedModel
 from export.errors import UserError, is_request_to_stop

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from engines.serving.openai.app import make_app
-from engines.serving.openai.protocol import BoundedProtocol
+from engines.serving.openai.http.protocol import BoundedProtocol
 from engines.serving.served import ServedModel
 from export.errors import UserError
 

@@ -4,7 +4,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from engines.serving.openai.schema import ChatCompletionRequest
+from engines.serving.openai.request.schema import ChatCompletionRequest
 
 _DEFINITIONS = "#/components/schemas/{model}"
 _ERROR = {

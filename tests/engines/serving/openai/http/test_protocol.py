@@ -5,8 +5,8 @@ import time
 import pytest
 import uvicorn
 
-from engines.serving.openai import protocol
-from engines.serving.openai.protocol import BoundedProtocol
+from engines.serving.openai.http import protocol
+from engines.serving.openai.http.protocol import BoundedProtocol
 from engines.serving.openai.run import listen
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"

@@ -6,7 +6,7 @@ from typing import Any
 from engines.runtime.tokens.guided import Form
 from engines.serving.forms import ANY_OBJECT, AskedForm, one_form, schema_from_text
 from engines.serving.openai.errors import ApiError, api_error
-from engines.serving.openai.schema import ChatCompletionRequest
+from engines.serving.openai.request.schema import ChatCompletionRequest
 from export.errors import UserError
 
 

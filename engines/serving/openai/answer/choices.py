@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from engines.runtime.answer import Event, FailureEvent, FinishReason, Timings, TokenEvent
 from engines.runtime.tokens.text_stream import TextStream, token_bytes
-from engines.serving.openai.tools import ToolCallReader
+from engines.serving.openai.request.tools import ToolCallReader
 from export.inputs import SeenMedium
 from export.processor.text.located import Located
 

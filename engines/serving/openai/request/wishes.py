@@ -8,8 +8,8 @@ from engines.serving.generation import wished_generation
 from engines.serving.limits import RequestLimits
 from engines.serving.messages import bounded_messages
 from engines.serving.openai.errors import api_error
-from engines.serving.openai.schema import ChatCompletionRequest
-from engines.serving.openai.tools import ToolWish
+from engines.serving.openai.request.schema import ChatCompletionRequest
+from engines.serving.openai.request.tools import ToolWish
 from export.checkpoint.generation_config import GenerationConfig
 from export.errors import UserError
 from export.processor.media.budget import NO_BUDGET, Budget, read_budget

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.serving.openai.tools import ToolCallReader
+from engines.serving.openai.request.tools import ToolCallReader
 from export.exporter import export_checkpoint
 from tests.engines.serving.openai.served import HELLO, MODEL, ask, body_of
 from tests.support.serve import ROOT, running_serve
@@ -229,8 +229,8 @@ def test_where_the_template_renders_no_tools_they_are_refused_by_name(client):
 
 def test_where_calls_are_written_in_another_form_tools_are_refused_by_name():
     from engines.serving.openai.errors import ApiError
-    from engines.serving.openai.schema import ChatCompletionRequest
-    from engines.serving.openai.tools import tool_wish
+    from engines.serving.openai.request.schema import ChatCompletionRequest
+    from engines.serving.openai.request.tools import tool_wish
     from export.processor.text.template import ChatTemplate
 
     asked = ChatCompletionRequest.model_validate({"messages": HELLO, "tools": [CLOCK]})

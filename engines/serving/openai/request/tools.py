@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.serving.forms import AskedForm
 from engines.serving.openai.errors import ApiError
-from engines.serving.openai.schema import ChatCompletionRequest, Tool, ToolChoice
+from engines.serving.openai.request.schema import ChatCompletionRequest, Tool, ToolChoice
 from export.processor.text.template import ChatTemplate
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"

@@ -1,7 +1,7 @@
 import openai
 import pytest
 
-from engines.serving.openai.keys import checked_keys, read_keys
+from engines.serving.openai.http.keys import checked_keys, read_keys
 from export.errors import UserError
 from tests.engines.serving.openai.served import HELLO, ask
 from tests.support.serve import running_serve

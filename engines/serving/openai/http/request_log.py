@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 if TYPE_CHECKING:
-    from engines.serving.openai.choices import Choice
+    from engines.serving.openai.answer.choices import Choice
 
 REQUEST_LOG = logging.getLogger("qv_export.requests")
 """At level INFO, JSON alone."""

@@ -1,0 +1,1 @@
+"""Answers as they grow, in the words of OpenAI's API."""

@@ -1,0 +1,1 @@
+"""HTTP itself: connections, bytes in and out, who may ask, one log line a request."""

@@ -1,0 +1,1 @@
+"""What a chat completion request may ask, and what its fields mean to the runtime."""
