@@ -66,7 +66,7 @@ def build(way: str, bundle: Path, sm: int, work: Path, whole: int) -> int:
     from engines.backends.tensorrt.options import BuildOptions
 
     output = work / "decoder.engine"
-    options = BuildOptions(flavour="tensorrt-rtx", sm=(sm,))
+    options = BuildOptions(target="tensorrt-rtx", sm=(sm,))
     facts = build_engine(open_bundle(bundle), "decoder", LIMITS, options, output, lambda *_: None)
     output.unlink()
     whole = whole or facts.engine_bytes

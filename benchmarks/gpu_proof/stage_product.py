@@ -32,7 +32,7 @@ def rtx_engine(settings: Settings) -> list[Finding]:
     """Does a TensorRT-RTX engine for SM80 load on this GPU? Its documents leave SM90 out."""
     if settings.engine is None:
         raise Skipped("needs --engine FILE, built with: qv-export build BUNDLE --target tensorrt-rtx --sm 80")
-    from engines.backends.tensorrt.flavour import load_bindings
+    from engines.backends.tensorrt.library import load_bindings
     from engines.backends.tensorrt.run.cuda import CudaDevice
     from engines.backends.tensorrt.run.open import load_engine
     from engines.session import EngineError

@@ -2,7 +2,7 @@
 
 Protocols under NVIDIA's own names, for the bindings ship no types: mypy holds our code and the tests' fake runtime to
 them, and a test holds them to the real bindings of TensorRT 11 and TensorRT-RTX, names, keywords and number of
-arguments. So a name that exists in neither, or in one flavour only, is found without a GPU.
+arguments. So a name that exists in neither, or in one target only, is found without a GPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -248,7 +248,7 @@ COMMON: Mapping[type, str] = {
         IStreamWriter,
     )
 } | {Severity: "ILogger.Severity", Bindings: ""}
-"""Protocols, and where in the module each one's original is. Both flavours have all of it."""
+"""Protocols, and where in the module each one's original is. Both targets have all of it."""
 
 RTX_ONLY: Mapping[type, str] = {
     RtxBuilderConfig: "IBuilderConfig",

@@ -14,20 +14,20 @@ from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation, matching
 from engines.backends.tensorrt.costs import engine_costs
-from engines.backends.tensorrt.flavour import (
-    FLAVOURS,
+from engines.backends.tensorrt.known_issues import RTX_ISSUES, TENSORRT_ISSUES
+from engines.backends.tensorrt.library import (
     MIN_DRIVER_BRANCH,
     MIN_TENSORRT_VERSION,
     MODULES,
     RTX_ARCHITECTURES,
     TENSORRT_LEAST_ARCHITECTURE,
-    Flavour,
+    TENSORRT_TARGETS,
+    TensorRtTarget,
     installed_library,
     remedy,
     require_installed,
     serves_architecture,
 )
-from engines.backends.tensorrt.known_issues import RTX_ISSUES, TENSORRT_ISSUES
 from engines.backends.tensorrt.options import BuildOptions
 from engines.gpus import GpuFacts
 from engines.machine import Machine, driver_branch
@@ -48,7 +48,7 @@ DEFAULT_RTX_SMS = (80, 86, 89, 120)
 
 
 class TensorRtBackend:
-    """See `Backend`. Of one flavour: the other is another row of the registry."""
+    """See `Backend`. Of one target: the other is another row of the registry."""
 
     needs_engine = True
     device: Literal["cpu", "gpu"] = "gpu"
@@ -66,8 +66,8 @@ class TensorRtBackend:
     rounds_inputs_of_few_bits = False
     dtype_reason = "its engines compute in the graphs' dtype; export the bundle anew"
 
-    def __init__(self, name: Flavour) -> None:
-        self.name: Flavour = name
+    def __init__(self, name: TensorRtTarget) -> None:
+        self.name: TensorRtTarget = name
         self._is_rtx = name == "tensorrt-rtx"
         self.distributions = (
             ("tensorrt-rtx-cu13-libs", "tensorrt-rtx") if self._is_rtx else ("tensorrt-cu13", "tensorrt")
@@ -80,7 +80,7 @@ class TensorRtBackend:
 
     def missing(self) -> str | None:
         """See `Backend`."""
-        others = [name for name in FLAVOURS if name != self.name and TensorRtBackend(name).version()]
+        others = [name for name in TENSORRT_TARGETS if name != self.name and TensorRtBackend(name).version()]
         hint = "".join(f"\n{name} is installed: --target {name} builds with that." for name in others)
         try:
             require_installed(self.name)
@@ -144,7 +144,7 @@ class TensorRtBackend:
         values = asdict(self._options(architectures, options))
         if self._is_rtx:  # which has but one
             del values["cached_attention"]
-        return {name: str(values[name]) for name in values.keys() - {"flavour", "sm", "timing_cache"}}
+        return {name: str(values[name]) for name in values.keys() - {"target", "sm", "timing_cache"}}
 
     def compute_dtypes(self, graph_dtype: str) -> tuple[str, ...]:
         """See `Backend`."""
@@ -252,10 +252,10 @@ class TensorRtBackend:
         here = machine.versions.get(self.name)
         if here is None:
             other = next(
-                (name for name in FLAVOURS if name != self.name and machine.versions.get(name)), None
+                (name for name in TENSORRT_TARGETS if name != self.name and machine.versions.get(name)), None
             )
             hint = (
-                f"; {other} is installed, which is another flavour and reads no such engine" if other else ""
+                f"; {other} is installed, which is another library and reads no such engine" if other else ""
             )
             yield f"it needs {self.name} {built_with}, which is not installed{hint}: {remedy(self.name)}"
         elif built_with is None or Version(here).release[:3] != Version(built_with).release[:3]:

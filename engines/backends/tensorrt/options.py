@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from engines.backends.tensorrt.flavour import FLAVOURS, Flavour, architecture_problems
+from engines.backends.tensorrt.library import TENSORRT_TARGETS, TensorRtTarget, architecture_problems
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
@@ -22,7 +22,7 @@ _MAX_OPTIMIZATION_LEVEL = 5
 class BuildOptions:
     """How to compile. Checked when it is made; all problems come in one message."""
 
-    flavour: Flavour
+    target: TensorRtTarget
     sm: tuple[int, ...] = ()
     """Architectures, compute capability x 10. TensorRT-RTX: one or several, all in one engine. TensorRT: the one of
     this machine's GPU, which an empty tuple stands for."""
@@ -46,9 +46,9 @@ class BuildOptions:
             raise UserError("The build options do not go together:\n- " + "\n- ".join(problems))
 
     def _problems(self) -> list[str]:
-        if self.flavour not in FLAVOURS:
-            return [f"flavour must be one of {', '.join(FLAVOURS)}, found {self.flavour!r}"]
-        problems = architecture_problems(self.flavour, self.sm)
+        if self.target not in TENSORRT_TARGETS:
+            return [f"target must be one of {', '.join(TENSORRT_TARGETS)}, found {self.target!r}"]
+        problems = architecture_problems(self.target, self.sm)
         if self.hardware_compatibility not in get_args(HardwareCompatibility):
             levels = ", ".join(get_args(HardwareCompatibility))
             problems.append(
@@ -57,7 +57,7 @@ class BuildOptions:
         if self.cached_attention not in get_args(CachedAttention):
             kinds = ", ".join(get_args(CachedAttention))
             problems.append(f"cached attention must be one of {kinds}, found {self.cached_attention!r}")
-        if self.flavour == "tensorrt-rtx":
+        if self.target == "tensorrt-rtx":
             if self.hardware_compatibility != "none":
                 problems.append(
                     "hardware compatibility is TensorRT's; for TensorRT-RTX list the architectures instead"
@@ -74,7 +74,7 @@ class BuildOptions:
         return problems
 
 
-def options_of_key(flavour: Flavour, sm: tuple[int, ...], inputs: Mapping[str, str]) -> BuildOptions:
+def options_of_key(target: TensorRtTarget, sm: tuple[int, ...], inputs: Mapping[str, str]) -> BuildOptions:
     """The options that an engine was built with, from what went into its key. A timing cache is none of it."""
     level = inputs.get("option optimization_level", "None")
     given: dict[str, Any] = {
@@ -84,7 +84,7 @@ def options_of_key(flavour: Flavour, sm: tuple[int, ...], inputs: Mapping[str, s
     }
     for name in ("weight_streaming", "only_logits"):
         given[name] = inputs.get(f"option {name}") == str(True)
-    return BuildOptions(flavour, sm, optimization_level=None if level == "None" else int(level), **given)
+    return BuildOptions(target, sm, optimization_level=None if level == "None" else int(level), **given)
 
 
 def require_attention(config: ModelConfig, limits: Limits, options: BuildOptions) -> None:

@@ -18,7 +18,7 @@ from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.builder import build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
-from engines.backends.tensorrt.flavour import Flavour, load_bindings
+from engines.backends.tensorrt.library import TensorRtTarget, load_bindings
 from engines.backends.tensorrt.options import options_of_key
 from engines.backends.tensorrt.run.cuda import Device
 from engines.backends.tensorrt.run.execution import (
@@ -70,14 +70,14 @@ def probed_limits(limits: Limits) -> Limits:
 
 
 def open_tools(
-    bundle: Bundle, record: EngineRecord, flavour: Flavour, device_name: str | None = None
+    bundle: Bundle, record: EngineRecord, target: TensorRtTarget, device_name: str | None = None
 ) -> Tools:
     """For an engine of a bundle, on a GPU of this machine: probed engines are built as it was."""
     from engines.backends.tensorrt.run.cuda import CudaDevice  # noqa: PLC0415 - CUDA
     from engines.backends.tensorrt.run.open import load_engine  # noqa: PLC0415
 
-    trt, device = load_bindings(flavour), CudaDevice(device_index(device_name))
-    options = options_of_key(flavour, record.sms, record.inputs)
+    trt, device = load_bindings(target), CudaDevice(device_index(device_name))
+    options = options_of_key(target, record.sms, record.inputs)
     limits = probed_limits(Limits(**record.limits))
 
     def compile_probed(graph: GraphName, probes: tuple[str, ...]) -> ICudaEngine:

@@ -71,7 +71,7 @@ def test_an_engine_loads_where_everything_is_as_it_was_built_for() -> None:
             "needs driver 580 or newer (CUDA 13), this one is 570.1",
         ),
         (TENSORRT, GPU_MACHINE, "built under driver 590.1, this older one is 580.65.06"),
-        (RECORD, GPU_MACHINE, "tensorrt is installed, which is another flavour and reads no such engine"),
+        (RECORD, GPU_MACHINE, "tensorrt is installed, which is another library and reads no such engine"),
         (
             replace(TENSORRT, plugins=("qv::QvRotary/2",)),
             GPU_MACHINE,

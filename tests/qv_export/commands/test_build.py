@@ -276,11 +276,11 @@ def test_what_is_no_bundle_is_told_so(tmp_path: Path, build: Any) -> None:
 def test_a_missing_library_is_told_with_its_installation(
     bundle: Path, build: Any, monkeypatch: pytest.MonkeyPatch, installed: list[str], said: str
 ) -> None:
-    from engines.backends.tensorrt import flavour
+    from engines.backends.tensorrt import library
 
-    monkeypatch.setattr(flavour, "has_module", lambda name: name in installed)
+    monkeypatch.setattr(library, "has_module", lambda name: name in installed)
     monkeypatch.setattr(packages, "installed_version", lambda name: "11.4" if name == "tensorrt" else None)
-    monkeypatch.setattr(flavour, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(library, "find_spec", lambda name: name in installed or None)
     code, _, err = build(bundle, *RTX)
     assert code == 2
     assert said in err

@@ -5,7 +5,7 @@ import pytest
 from engines import packages
 from engines.backends.onnxruntime import backend as onnxruntime_backend
 from engines.backends.onnxruntime_cuda import backend as onnxruntime_cuda_backend
-from engines.backends.tensorrt import flavour
+from engines.backends.tensorrt import library
 from engines.gpus import GpuFacts
 from qv_export.show.machine import (
     PackageFacts,
@@ -28,7 +28,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Modules:
     """Pretend that just these modules are installed."""
 
     def install(*names: str, tensorrt: str | None = None) -> None:
-        for module in (onnxruntime_backend, onnxruntime_cuda_backend, flavour):
+        for module in (onnxruntime_backend, onnxruntime_cuda_backend, library):
             monkeypatch.setattr(module, "has_module", lambda name: name in names)
         found = {"tensorrt": tensorrt, "tensorrt-rtx": "1.7.1.116", "onnxruntime": "1.32.0"}
         monkeypatch.setattr(packages, "installed_version", found.get)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engines.backends import backend_of
-from engines.backends.tensorrt.flavour import FLAVOURS
+from engines.backends.tensorrt.library import TENSORRT_TARGETS
 from engines.gpus import gpu_facts
 from engines.sizing.limits import Limits
 from engines.store.build import build_engine_directory
@@ -19,7 +19,7 @@ from validate.targets import open_target
 
 @pytest.mark.gpu
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("target", FLAVOURS)
+@pytest.mark.parametrize("target", TENSORRT_TARGETS)
 def test_the_validators_cases_pass_on_an_engine_built_here(exported, tmp_path, progress, target):
     gpus = gpu_facts()
     backend = backend_of(target)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engines.backends.facts import EngineFacts
-from engines.backends.tensorrt.flavour import Flavour, require_installed
+from engines.backends.tensorrt.library import TensorRtTarget, require_installed
 from engines.backends.tensorrt.log import Progress
 from engines.backends.tensorrt.options import BuildOptions, BuildRequest
 from engines.session import EngineError
@@ -25,7 +25,7 @@ from export.contract import GraphName
 from export.errors import UserError
 from plugins.child_python import module_command
 
-__all__ = ["BuildOptions", "EngineFacts", "Flavour", "GraphName", "Progress", "build_engine"]
+__all__ = ["BuildOptions", "EngineFacts", "GraphName", "Progress", "TensorRtTarget", "build_engine"]
 
 _SAID_BYTES = 4000  # of what a dead process left on its standard error
 
@@ -46,16 +46,16 @@ def build_engine(
         bundle: opened, so known to be as its manifest says.
         graph: which of its two graphs.
         limits: shapes to compile for.
-        options: flavour, architectures and the rest.
+        options: target, architectures and the rest.
         output: file to write; it is removed again where the build fails.
         progress: told what TensorRT does and how far it is, a few times a second.
         probes: values inside the graph that the engine shall give as further outputs, to be looked at.
 
     Raises:
-        UserError: the flavour is not installed, limits that it cannot serve, no space for the engine.
+        UserError: the target is not installed, limits that it cannot serve, no space for the engine.
         EngineError: TensorRT refuses the graph, or its process died; the message quotes what it said.
     """
-    require_installed(options.flavour)
+    require_installed(options.target)
     request = BuildRequest(bundle.directory.resolve(), graph, limits, options, output.resolve(), probes)
     try:
         return _run_worker(request, progress)

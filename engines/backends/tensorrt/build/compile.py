@@ -30,7 +30,7 @@ from engines.backends.tensorrt.build.network import MappedWeights, load_graph, p
 from engines.backends.tensorrt.build.profiles import graph_profiles, require_small_padding
 from engines.backends.tensorrt.build.registration import register_plugins
 from engines.backends.tensorrt.description import describe_layers, describe_tensors, ops_of
-from engines.backends.tensorrt.flavour import load_bindings, tool_versions
+from engines.backends.tensorrt.library import load_bindings, tool_versions
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
 from engines.backends.tensorrt.options import BuildRequest, require_attention
 from engines.session import EngineError
@@ -49,16 +49,16 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     says in the first seconds of a build.
 
     Raises:
-        UserError: the flavour is not installed, limits or architectures that it cannot serve, no space for the engine.
+        UserError: the target is not installed, limits or architectures that it cannot serve, no space for the engine.
         EngineError: TensorRT refuses the graph; its own words are quoted.
     """
     started = time.perf_counter()
-    trt, sm = load_bindings(request.options.flavour), request.options.sm
-    if request.options.flavour == "tensorrt":
+    trt, sm = load_bindings(request.options.target), request.options.sm
+    if request.options.target == "tensorrt":
         sm = register_plugins(request.options)
     bundle = open_bundle(request.bundle)
     dtype, capacity = bundle.manifest.dtype, request.limits.max_context
-    if request.graph == "vision" and request.options.flavour == "tensorrt-rtx":
+    if request.graph == "vision" and request.options.target == "tensorrt-rtx":
         require_small_padding(bundle.config, request.limits)
     require_attention(bundle.config, request.limits, request.options)
     canonical = onnx.load(bundle.graph(request.graph), load_external_data=False)
@@ -71,10 +71,10 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         bodies = ("plugin",)
     body, compiled = _first_with_kernels(bodies, build)
     by_codes = products_by_codes(log.engine_layers)
-    quantized_notes, expanded = told(canonical, by_codes, request.options.flavour, {})
+    quantized_notes, expanded = told(canonical, by_codes, request.options.target, {})
     return EngineFacts(
         graph=request.graph,
-        target=request.options.flavour,
+        target=request.options.target,
         tools=tool_versions(trt),
         sm=sm,
         inputs=compiled.inputs,
@@ -131,7 +131,7 @@ def _build(
         attention,
         request.limits.max_context,
         request.probes,
-        has_plugins=request.options.flavour == "tensorrt",
+        has_plugins=request.options.target == "tensorrt",
     )
     contract = bundle.contract(request.graph)
     require_interface(model, contract, bundle.graph(request.graph))

@@ -39,7 +39,7 @@ def apply_options(trt: Bindings, config: IBuilderConfig, options: BuildOptions) 
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if options.flavour == "tensorrt-rtx":
+    if options.target == "tensorrt-rtx":
         _set_architectures(cast(RtxBindings, trt), cast(RtxBuilderConfig, config), options.sm)
     else:
         level = options.hardware_compatibility.upper()

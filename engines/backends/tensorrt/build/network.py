@@ -40,7 +40,7 @@ def load_graph(
 ) -> onnx.ModelProto:
     """Read a canonical graph without its weights and fit it to TensorRT's parser.
 
-    The bodies are the native ones for both flavours: a node whose plugin is registered never reads its body.
+    The bodies are the native ones for both targets: a node whose plugin is registered never reads its body.
 
     Args:
         path: `vision.onnx` or `decoder.onnx` of a bundle.

@@ -9,7 +9,7 @@ import numpy as np
 from engines.backends.facts import ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, RtxExecutionContext
 from engines.backends.tensorrt.description import dtype_name
-from engines.backends.tensorrt.flavour import is_rtx
+from engines.backends.tensorrt.library import is_rtx
 from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run.cuda import Array, Device
 from engines.session import EngineError

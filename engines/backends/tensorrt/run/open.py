@@ -9,7 +9,7 @@ from engines.backends.device_name import device_index
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.matmul import build_matmul
 from engines.backends.tensorrt.costs import engine_costs
-from engines.backends.tensorrt.flavour import Flavour, load_bindings, serves_architecture
+from engines.backends.tensorrt.library import TensorRtTarget, load_bindings, serves_architecture
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
 from engines.backends.tensorrt.options import BuildOptions, options_of_key
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
@@ -30,7 +30,7 @@ from export.records.engine_record import EngineRecord
 def open_sessions(
     bundle: Bundle,
     record: EngineRecord,
-    flavour: Flavour,
+    target: TensorRtTarget,
     *,
     num_slots: int = 1,
     device: str | None = None,
@@ -40,7 +40,7 @@ def open_sessions(
     Args:
         bundle: opened.
         record: of the engines, known to fit this machine and to be whole.
-        flavour: whose library loads them.
+        target: whose library loads them.
         num_slots: KV slots, each with the capacity that the engine was built for.
         device: the GPU, or the first of those that stages go to, such as `cuda:1`; None: the first of all.
 
@@ -55,7 +55,7 @@ def open_sessions(
             "are built, but not run yet. Export the checkpoint with --pipeline-stages, or take target onnxruntime."
         )
     directory = bundle.engine_directory(record.key)
-    trt = load_bindings(flavour)
+    trt = load_bindings(target)
     devices = [CudaDevice(index) for index in gpus_from(device, num_devices(), len(bundle.stages))]
     placed = [devices[index] for index in devices_of_stages(len(bundle.stages), len(devices))]
     for gpu in devices:
@@ -72,7 +72,7 @@ def open_sessions(
         },
         {gpu.index: gpu.free_bytes() for gpu in devices},
         slot_tokens=num_slots * limits.max_context,
-        are_weights_streamed=options_of_key(flavour, record.sms, record.inputs).weight_streaming,
+        are_weights_streamed=options_of_key(target, record.sms, record.inputs).weight_streaming,
     )
     encoders = [
         TensorRtVision(trt, load_engine(trt, directory / "vision.engine", device), device, bundle.config)
@@ -124,25 +124,25 @@ def require_architecture(record: EngineRecord, index: int, sm: int) -> None:
         )
 
 
-def open_vision(bundle: Bundle, record: EngineRecord, flavour: Flavour) -> TensorRtVision:
+def open_vision(bundle: Bundle, record: EngineRecord, target: TensorRtTarget) -> TensorRtVision:
     """Load the vision engine alone. Args and errors as `open_sessions`."""
     path = bundle.engine_directory(record.key) / "vision.engine"
-    trt = load_bindings(flavour)
+    trt = load_bindings(target)
     device = CudaDevice()
     return TensorRtVision(trt, load_engine(trt, path, device), device, bundle.config)
 
 
-def measure_ceilings(flavour: Flavour, dtype: str) -> tuple[Ceiling, ...]:
+def measure_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, ...]:
     """Copy and product on this machine's GPU.
 
     Raises:
         UserError: no library or GPU.
         EngineError: TensorRT refuses the product.
     """
-    trt, device, sm = load_bindings(flavour), CudaDevice(), current_sm()
+    trt, device, sm = load_bindings(target), CudaDevice(), current_sm()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "matmul.engine"
-        build_matmul(trt, BuildOptions(flavour, (sm,)), dtype, path)
+        build_matmul(trt, BuildOptions(target, (sm,)), dtype, path)
         engine = load_engine(trt, path, device)
     return copy_ceiling(device), matmul_ceiling(trt, engine, device)
 

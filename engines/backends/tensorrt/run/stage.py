@@ -7,7 +7,7 @@ import numpy as np
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
-from engines.backends.tensorrt.flavour import is_rtx
+from engines.backends.tensorrt.library import is_rtx
 from engines.backends.tensorrt.run.cuda import ALIGNMENT, Device
 from engines.backends.tensorrt.run.execution import (
     Buffers,

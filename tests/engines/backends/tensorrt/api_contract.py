@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, get_args
 
 from engines.backends.tensorrt import api
-from engines.backends.tensorrt.flavour import RTX_ARCHITECTURES
+from engines.backends.tensorrt.library import RTX_ARCHITECTURES
 from engines.backends.tensorrt.options import HardwareCompatibility
 
 _SIGNATURE = re.compile(r"^(?:\d+\. )?(?P<name>\w+)\((?P<arguments>.*)\) -> ")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mypy import api as mypy
 
-from engines.backends.tensorrt.flavour import RTX_ARCHITECTURES
+from engines.backends.tensorrt.library import RTX_ARCHITECTURES
 from tests.plugins.tensorrt.tensorrt_stubs import build_stubs, missing_packages
 
 REPOSITORY = Path(__file__).resolve().parents[4]

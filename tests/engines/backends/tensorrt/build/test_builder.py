@@ -201,22 +201,22 @@ def test_the_parsers_errors_are_quoted_with_their_nodes(bundle_of, tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"flavour": "tensorrt-rtx"}, "needs the architectures to build for"),
-        ({"flavour": "tensorrt-rtx", "sm": (90,)}, "SM90: TensorRT-RTX builds for 75, 80"),
-        ({"flavour": "tensorrt-rtx", "sm": (89, 89)}, "each architecture once"),
+        ({"target": "tensorrt-rtx"}, "needs the architectures to build for"),
+        ({"target": "tensorrt-rtx", "sm": (90,)}, "SM90: TensorRT-RTX builds for 75, 80"),
+        ({"target": "tensorrt-rtx", "sm": (89, 89)}, "each architecture once"),
         (
-            {"flavour": "tensorrt-rtx", "sm": (89,), "hardware_compatibility": "ampere_plus"},
+            {"target": "tensorrt-rtx", "sm": (89,), "hardware_compatibility": "ampere_plus"},
             "list the architectures",
         ),
-        ({"flavour": "tensorrt", "sm": (80, 90)}, "one architecture"),
-        ({"flavour": "tensorrt", "sm": (75,)}, "need SM80 or newer"),
-        ({"flavour": "onnxruntime"}, "flavour must be one of"),
-        ({"flavour": "tensorrt", "optimization_level": 6}, "must be 0 to 5, found 6"),
+        ({"target": "tensorrt", "sm": (80, 90)}, "one architecture"),
+        ({"target": "tensorrt", "sm": (75,)}, "need SM80 or newer"),
+        ({"target": "onnxruntime"}, "target must be one of"),
+        ({"target": "tensorrt", "optimization_level": 6}, "must be 0 to 5, found 6"),
         (
-            {"flavour": "tensorrt-rtx", "sm": (89,), "cached_attention": "plugin"},
+            {"target": "tensorrt-rtx", "sm": (89,), "cached_attention": "plugin"},
             "TensorRT-RTX takes no plugins",
         ),
-        ({"flavour": "tensorrt", "cached_attention": "mine"}, "one of native, plugin, found 'mine'"),
+        ({"target": "tensorrt", "cached_attention": "mine"}, "one of native, plugin, found 'mine'"),
     ],
 )
 def test_options_that_no_build_can_have_are_refused(options, problem):

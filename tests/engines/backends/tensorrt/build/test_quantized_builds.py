@@ -29,7 +29,7 @@ def bundle_of(tmp_path_factory):
 
 
 def build(bundle, sm, output):
-    options = BuildOptions(flavour="tensorrt-rtx", sm=sm)
+    options = BuildOptions(target="tensorrt-rtx", sm=sm)
     return build_engine(bundle, "decoder", LIMITS, options, output, lambda *_: None)
 
 

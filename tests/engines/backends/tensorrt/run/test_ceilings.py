@@ -93,7 +93,7 @@ def test_a_copy_and_a_product_are_counted_and_leave_no_memory_taken(monkeypatch)
 def test_tensorrt_rtx_builds_the_product_on_a_cpu(tmp_path, dtype):
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'qv-export[rtx]'")
     from engines.backends.tensorrt.build.matmul import build_matmul
-    from engines.backends.tensorrt.flavour import load_bindings
+    from engines.backends.tensorrt.library import load_bindings
     from engines.backends.tensorrt.options import BuildOptions
 
     path = tmp_path / "matmul.engine"

@@ -94,7 +94,7 @@ def test_the_gpu_that_was_named_is_the_one_that_is_judged():
     ],
 )
 def test_an_engine_that_is_looked_into_is_built_as_the_one_in_question(options):
-    given = {name: value for name, value in vars(options).items() if name not in {"flavour", "sm"}}
-    inputs = BACKENDS[options.flavour].key_options(options.sm, given)
+    given = {name: value for name, value in vars(options).items() if name not in {"target", "sm"}}
+    inputs = BACKENDS[options.target].key_options(options.sm, given)
     named = {f"option {name}": value for name, value in inputs.items()}
-    assert options_of_key(options.flavour, options.sm, named) == options
+    assert options_of_key(options.target, options.sm, named) == options

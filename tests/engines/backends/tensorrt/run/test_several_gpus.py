@@ -12,7 +12,7 @@ import pytest
 
 from engines.backends import backend_of
 from engines.backends.onnxruntime.session import open_sessions as open_onnxruntime
-from engines.backends.tensorrt.flavour import FLAVOURS
+from engines.backends.tensorrt.library import TENSORRT_TARGETS
 from engines.gpus import gpu_facts
 from engines.open import open_engine
 from engines.sizing.limits import Limits
@@ -30,7 +30,7 @@ TOLERANCE = 5e-2
 
 @pytest.mark.multi_gpu
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("target", FLAVOURS)
+@pytest.mark.parametrize("target", TENSORRT_TARGETS)
 def test_stages_on_gpus_of_their_own_give_the_tokens_of_the_cpu(tmp_path_factory, tmp_path, target):
     gpus, backend = gpu_facts(), backend_of(target)
     if missing := backend.missing():

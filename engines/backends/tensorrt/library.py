@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX: their Python modules, their versions, and the GPUs they build for.
 
-Their Python API is one for networks, parser, configuration and contexts, so the rest of this room takes the module as
+Their Python API is one for networks, parser, configuration and contexts, so the rest of this folder takes the module as
 an argument. They never share a process: RTX aborts when a plugin is registered, and the first logger stays for both.
 """
 
@@ -18,8 +18,8 @@ from export.errors import UserError
 from export.install import install_command, package_command
 from export.records.engine_record import EngineRecord
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+TensorRtTarget = Literal["tensorrt", "tensorrt-rtx"]
+TENSORRT_TARGETS: tuple[TensorRtTarget, ...] = get_args(TensorRtTarget)
 
 RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 """`ComputeCapability` of TensorRT-RTX 1.7; a test compares it with the module."""
@@ -27,7 +27,7 @@ RTX_ARCHITECTURES = (75, 80, 86, 89, 120, 121)
 TENSORRT_LEAST_ARCHITECTURE = 80
 """Of what qv-export offers: bfloat16 needs it, and so do the plugins' kernels."""
 
-MODULES: dict[Flavour, tuple[str, ...]] = {
+MODULES: dict[TensorRtTarget, tuple[str, ...]] = {
     # NVIDIA's metapackage names the module tensorrt_rtx, the wheels on PyPI tensorrt_rtx_bindings.
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tensorrt": ("tensorrt",),
@@ -39,60 +39,60 @@ MIN_DRIVER_BRANCH = 580
 """Oldest branch of NVIDIA's driver: CUDA 13's (CUDA Toolkit release notes, table of driver versions)."""
 
 
-def remedy(flavour: Flavour) -> str:
-    """The line that installs a flavour, for the installation at hand."""
-    if flavour == "tensorrt-rtx":
+def remedy(target: TensorRtTarget) -> str:
+    """The line that installs a target, for the installation at hand."""
+    if target == "tensorrt-rtx":
         return install_command("rtx")
     return f"{package_command('tensorrt-cu13>=11.1')} (its libraries come from NVIDIA's own index)"
 
 
-def installed_library(flavour: Flavour, distributions: Sequence[str]) -> str | None:
-    """Version of the flavour's library, or None where it cannot be imported or is too old to be used."""
-    if not any(map(has_module, MODULES[flavour])):
+def installed_library(target: TensorRtTarget, distributions: Sequence[str]) -> str | None:
+    """Version of the target's library, or None where it cannot be imported or is too old to be used."""
+    if not any(map(has_module, MODULES[target])):
         return None
     found = first_installed_version(distributions)
-    if found and flavour == "tensorrt" and Version(found) < Version(MIN_TENSORRT_VERSION):
+    if found and target == "tensorrt" and Version(found) < Version(MIN_TENSORRT_VERSION):
         return None
     return found
 
 
-def require_installed(flavour: Flavour) -> str:
-    """The name of the flavour's module.
+def require_installed(target: TensorRtTarget) -> str:
+    """The name of the target's module.
 
     Raises:
         UserError: it is not installed.
     """
-    name = next((name for name in MODULES[flavour] if find_spec(name)), None)
+    name = next((name for name in MODULES[target] if find_spec(name)), None)
     if name is None:
         raise UserError(
-            f"Target {flavour} needs the Python module {MODULES[flavour][-1]}, which is not installed.",
-            f"Install it: {remedy(flavour)}",
+            f"Target {target} needs the Python module {MODULES[target][-1]}, which is not installed.",
+            f"Install it: {remedy(target)}",
         )
     return name
 
 
-def load_bindings(flavour: Flavour) -> Bindings:
-    """Import the flavour's Python module.
+def load_bindings(target: TensorRtTarget) -> Bindings:
+    """Import the target's Python module.
 
     Raises:
         UserError: it is not installed, or its libraries do not load.
     """
-    name = require_installed(flavour)
+    name = require_installed(target)
     try:
         return cast(Bindings, importlib.import_module(name))
     except (ImportError, OSError) as error:
         raise UserError(
-            f"Target {flavour}: the module {name} is installed, but does not load: {error}.",
-            f"Install it anew: {remedy(flavour)}",
+            f"Target {target}: the module {name} is installed, but does not load: {error}.",
+            f"Install it anew: {remedy(target)}",
         ) from error
 
 
-def architecture_problems(flavour: Flavour, sm: tuple[int, ...]) -> list[str]:
+def architecture_problems(target: TensorRtTarget, sm: tuple[int, ...]) -> list[str]:
     """What is wrong with a list of architectures, as sentences; empty if nothing is."""
     known = ", ".join(map(str, RTX_ARCHITECTURES))
     if len(set(sm)) < len(sm):
         return [f"each architecture once, found {', '.join(map(str, sm))}"]
-    if flavour == "tensorrt":
+    if target == "tensorrt":
         if len(sm) > 1:
             return [f"TensorRT builds for one architecture, found {', '.join(map(str, sm))}"]
         return [
