@@ -15,7 +15,7 @@ TYPE_CHECKING = False  # type checkers take it for true; `typing` itself takes l
 if TYPE_CHECKING:
     from export.bundle import Bundle
     from export.errors import UserError
-    from qv_export.api import build, export, load, validate
+    from qv_export.api import build, export, load, serve, validate
     from qv_export.model import Answer, Chat, Model
 
     __version__: str
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "export",
     "load",
+    "serve",
     "validate",
 ]
 

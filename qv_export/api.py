@@ -4,7 +4,8 @@ A path may be a `str` or a `Path`, a bundle also a `Bundle` that is open already
 `UserError`, with one message that says how.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from export.checkpoint.path import require_checkpoint
 from export.errors import UserError
 
 if TYPE_CHECKING:
+    from engines.serving.openai.run import Listening
     from engines.sizing.limits import Limits
     from engines.store.build import Built
     from export.records.manifest import WeightsMode
@@ -71,7 +73,7 @@ def export(
         Path(output),
         dtype=dtype,
         weights=weights,
-        adapter=None if adapter is None else Path(adapter),
+        adapter=_path(adapter),
         quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
         strict=strict,
         pipeline_stages=pipeline_stages,
@@ -86,8 +88,9 @@ def build(
     target: str,
     *,
     sm: Sequence[int] = (),
-    limits: "Limits | None" = None,
+    limits: "Limits | Mapping[str, int] | None" = None,
     jobs: int = 1,
+    rebuild: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> "Built":
@@ -97,8 +100,10 @@ def build(
         bundle: what is built.
         target: a backend's name, such as "tensorrt-rtx".
         sm: architectures, compute capability x 10; empty: the backend's choice.
-        limits: the largest calls; None: the defaults, within the model's context.
+        limits: the largest calls; of a mapping's names such as `max_context`, those that are left out have their
+            defaults, within the model's context.
         jobs: graphs built at once.
+        rebuild: build although the engine is there.
         progress: told what is going on, and the fraction that is done.
         options: the backend's own, such as `weight_streaming=True`.
 
@@ -107,19 +112,23 @@ def build(
         EngineError: the target refuses a graph.
     """
     from engines.backends import backend_of
-    from engines.backends.base import device_costs
     from engines.gpus import gpu_facts
-    from engines.sizing.choose_limits import choose_limits
-    from engines.store.build import build_engine_directory
-    from engines.store.cache import EngineRequest
+    from engines.store.planned import plan_build
 
-    opened, backend = as_bundle(bundle), backend_of(target)
-    if foreign := sorted(options.keys() - backend.option_names):
-        known = ", ".join(sorted(backend.option_names)) or "none"
-        raise UserError(f"{target} has no option {', '.join(foreign)}. Its options: {known}.")
-    chosen = limits or choose_limits(opened.config, {}, {}, device_costs(backend, opened))
-    request = EngineRequest(backend, chosen, backend.architectures(sm, gpu_facts), options)
-    return build_engine_directory(opened, request, gpu_facts(), jobs, progress or _ignore)
+    known = backend_of(target).option_names
+    if foreign := sorted(options.keys() - known):
+        listed = ", ".join(sorted(known)) or "none"
+        raise UserError(f"{target} has no option {', '.join(foreign)}. Its options: {listed}.")
+    planned = plan_build(
+        as_bundle(bundle),
+        target,
+        gpu_facts=gpu_facts,
+        sms=sm,
+        limits={} if limits is None else limits if isinstance(limits, Mapping) else asdict(limits),
+        options=options,
+        jobs=jobs,
+    )
+    return planned.build(progress or _ignore, rebuild=rebuild)
 
 
 def validate(
@@ -128,23 +137,67 @@ def validate(
     *,
     level: str = "standard",
     report: str | Path | None = None,
+    dtype: str | None = None,
+    cases: str | Path | None = None,
+    gates: str | Path | None = None,
+    golden: str | Path | None = None,
+    tasks: str | Path | None = None,
+    unquantized: str | Path | None = None,
+    max_context: int | None = None,
+    max_patches: int | None = None,
+    max_batch: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> "Report":
     """Compare an engine of a bundle with the PyTorch reference; the verdict is kept in the bundle.
 
     Args:
         bundle: what is validated.
-        engine: a backend's name or an engine's key; None: the default backend.
+        engine: a backend's name or an engine's key; None: the default backend. Or "torch", the reference itself.
         level: "quick", "standard" or "exhaustive".
         report: directory for the report's pages; None: none are written.
+        dtype: what the reference computes in where it is the engine; None: the graphs' dtype.
+        cases: a JSON file of conversations or a folder of images, asked as well.
+        gates: TOML with `multiple` and fixed `[limits]` that replace what noise allows.
+        golden: compare with this golden set instead of the reference.
+        tasks: questions with answers, whose accuracy is compared.
+        unquantized: the checkpoint before its weights were quantized, which is asked the tasks as well.
+        max_context, max_patches, max_batch: the largest shapes to ask; None: the usual ones, within the engine's.
+        device: which GPU, such as "cuda:1", where one computes; None: the first.
+        resume: go on with the run that was interrupted before its report was written.
+        progress: told what runs now, and the fraction that is done.
 
     Raises:
-        UserError: no such engine, or it cannot run here.
+        UserError: no such engine, or it cannot run here; files that cannot be read.
     """
     from engines.backends import default_backend
-    from validate.run.pipeline import validate_bundle
+    from validate.run.pipeline import validate_plan
+    from validate.run.plan import make_plan
 
-    target = engine or default_backend().name
-    return validate_bundle(as_bundle(bundle), target, level, None if report is None else Path(report))
+    if golden is not None and tasks is not None:
+        raise UserError("A golden set replaces the reference, which the tasks need.", "Leave one out.")
+    if unquantized is not None and tasks is None:
+        raise UserError("The unquantized checkpoint is asked the questions of the tasks.", "Give those too.")
+    plan = make_plan(
+        as_bundle(bundle),
+        engine or default_backend().name,
+        level,
+        max_context=max_context,
+        max_patches=max_patches,
+        max_batch=max_batch,
+        dtype=dtype,
+        cases=_path(cases),
+        gates_file=_path(gates),
+        golden=_path(golden),
+        tasks=_path(tasks),
+        unquantized=_path(unquantized),
+        device=device,
+    )
+    tell = progress or _ignore
+    return validate_plan(
+        plan, _path(report), lambda text, done, total: tell(text, done / total), resume=resume
+    )
 
 
 def load(
@@ -195,6 +248,93 @@ def load(
     return Model(opened, sessions, chosen.key)
 
 
+def serve(
+    bundle: str | Path | Bundle,
+    engine: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    model_name: str | None = None,
+    num_slots: int | None = None,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+    device: str | None = None,
+    num_ranks: int | None = None,
+    hostfile: str | Path | None = None,
+    max_queue: int | None = None,
+    allowed_hosts: Sequence[str] = (),
+    budgets: Mapping[str, Any] | None = None,
+    strict_media: bool = False,
+    api_keys: Sequence[str] = (),
+    page: bool = True,
+    origins: Sequence[str] = (),
+    drain_seconds: float = 30.0,
+    when_listening: "Callable[[Listening], None] | None" = None,
+) -> None:
+    """Answer questions to a bundle over OpenAI's API, in this process, until SIGTERM or SIGINT.
+
+    Args:
+        bundle: what answers.
+        engine: a backend's name or an engine's key; None: the default backend.
+        host, port: where to listen; port 0 takes a free one.
+        model_name: what clients call it; None: the checkpoint's name.
+        num_slots: answers written at the same time; None: 8, or the engine's largest batch.
+        max_context: tokens of a KV slot; None: the engine's, or 4,096, or the model's if that is less.
+        num_threads: CPU threads; None takes every core.
+        device: which GPU, such as "cuda:1", where one computes; None: the first.
+        num_ranks, hostfile: processes that compute together, and their machines; as for `load`.
+        max_queue: requests that may wait; None: 64.
+        allowed_hosts: from which images may be fetched, `*.example.org` for all below one; none: from nowhere.
+        budgets: pixels, frames and seconds of all images and videos, such as `{"max_pixels": 200_704}`.
+        strict_media: refuse any damage of an image or video; otherwise 15 % may be lost.
+        api_keys: of those who may ask; none: anybody who reaches it.
+        page: whether the page at / is there.
+        origins: of pages whose scripts may ask, such as `https://chat.example.org`; `*` is every one.
+        drain_seconds: how long answers that are being written may go on after SIGTERM.
+        when_listening: told once the model is warm and connections are taken.
+
+    Raises:
+        UserError: an address that cannot be listened on, values out of range, no engine that this machine can load.
+    """
+    from engines.backends import BACKENDS
+    from engines.open import choose_engine
+    from engines.serving.openai.http.keys import checked_keys
+    from engines.serving.openai.http.origins import checked_origin
+    from engines.serving.openai.run import serve_bundle
+    from engines.serving.settings import settings_for
+    from engines.store.compatibility import this_machine
+
+    opened = as_bundle(bundle)
+    settings = settings_for(
+        opened,
+        None if engine in BACKENDS else engine,
+        num_slots=num_slots,
+        max_context=max_context,
+        num_threads=num_threads,
+        device=device,
+        num_ranks=num_ranks,
+        hostfile=_path(hostfile),
+        max_queue=max_queue,
+        allowed_hosts=allowed_hosts,
+        budgets=budgets,
+        strict_media=strict_media,
+        drain_seconds=drain_seconds,
+    )
+    capacity, machine = settings.capacity, this_machine()
+    serve_bundle(
+        opened,
+        choose_engine(opened, engine, num_slots=settings.num_slots, capacity=capacity, machine=machine),
+        settings,
+        host=host,
+        port=port,
+        model_name=model_name or opened.manifest.source.name,
+        keys=checked_keys(api_keys, "api_keys") if api_keys else (),
+        with_page=page,
+        origins=tuple(map(checked_origin, origins)),
+        when_listening=when_listening or (lambda _listening: None),
+    )
+
+
 def as_bundle(bundle: str | Path | Bundle) -> Bundle:
     """A bundle that is open.
 
@@ -202,6 +342,10 @@ def as_bundle(bundle: str | Path | Bundle) -> Bundle:
         UserError: no bundle there, or one whose files differ from its manifest.
     """
     return bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _ignore(_text: str, _fraction: float) -> None:

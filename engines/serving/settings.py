@@ -130,6 +130,7 @@ def settings_for(
     allowed_hosts: Sequence[str],
     budgets: Mapping[str, Any] | None = None,
     strict_media: bool = False,
+    drain_seconds: float = ServerSettings.drain_seconds,
 ) -> ServerSettings:
     """What a command line asks for; None follows the engine that will answer, or the defaults.
 
@@ -143,9 +144,10 @@ def settings_for(
     _require_within(built_for, max_batch=("--slots", num_slots), max_context=("--max-context", max_context))
     if num_ranks is not None:
         layout_of(num_ranks, len(bundle.stages))
+    usual_context = min(DEFAULT_CAPACITY_TOKENS, longest)
     settings = ServerSettings(
-        num_slots=num_slots or built_for.get("max_batch", DEFAULT_SLOTS),
-        capacity=max_context or built_for.get("max_context", min(DEFAULT_CAPACITY_TOKENS, longest)),
+        num_slots=built_for.get("max_batch", DEFAULT_SLOTS) if num_slots is None else num_slots,
+        capacity=built_for.get("max_context", usual_context) if max_context is None else max_context,
         num_threads=num_threads,
         device=device,
         num_ranks=num_ranks,
@@ -154,6 +156,7 @@ def settings_for(
         allowed_hosts=tuple(host.lower() for host in allowed_hosts),
         budget=read_budget("video", budgets or {}, "The server's budget"),
         requests=RequestLimits(strict_media=strict_media),
+        drain_seconds=drain_seconds,
     )
     if budgets:
         bundle.processor.with_budget(settings.budget)  # raises where the checkpoint cannot follow it

@@ -1,6 +1,7 @@
 """An engine's limits: what was given, what is proposed, or the defaults."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 from engines.sizing.cards import fit_segments
 from engines.sizing.costs import CostsOf
@@ -26,8 +27,11 @@ def choose_limits(
         card_gb: memory of the card that will run them; None: the smallest common one that does.
 
     Raises:
-        UserError: limits that contradict each other, or a context longer than the model's.
+        UserError: unknown limits, limits that contradict each other, or a context longer than the model's.
     """
+    names = {field.name for field in fields(Limits)}
+    if unknown := sorted(given.keys() - names):
+        raise UserError(f"There is no limit {', '.join(unknown)}. There are: {', '.join(sorted(names))}.")
     longest = config.decoder.max_position_embeddings
     values = {"max_context": min(Limits.max_context, longest), **proposed, **given}
     if values["max_context"] > longest:

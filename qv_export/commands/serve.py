@@ -3,32 +3,21 @@
 import ipaddress
 import logging
 import os
-import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export.errors import UserError
+from qv_export import api
 from qv_export.parameters import TargetChoice, serving_options
 from qv_export.show.console import note
 
+if TYPE_CHECKING:
+    from engines.serving.openai.run import Listening
+
 KEY_VARIABLE = "QV_EXPORT_API_KEY"
-
-
-def checked_origin(origin: str) -> str:
-    """An origin as browsers send it: scheme, host and port, nothing behind.
-
-    Raises:
-        UserError: it is none.
-    """
-    if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
-        raise UserError(
-            f"--allow-origin {origin!r:.80} is no origin. Give scheme and host, such as https://chat.example.org, or *."
-        )
-    return origin
 
 
 @click.command(short_help="Answer over OpenAI's API, in this process.")
@@ -58,7 +47,7 @@ def checked_origin(origin: str) -> str:
     "origins",
     multiple=True,
     metavar="ORIGIN",
-    callback=lambda _context, _parameter, origins: tuple(map(checked_origin, origins)),
+    callback=lambda _context, _parameter, origins: _checked(origins),
     help="Let scripts of pages from there ask, such as https://chat.example.org; * is everywhere. Default: none.",
 )
 @click.option(
@@ -93,63 +82,52 @@ def serve(
 
     It listens once the model is warm. SIGTERM finishes the answers that are being written.
     """
-    from engines.open import choose_engine
-    from engines.serving.openai.run import listen
-    from engines.serving.openai.run import serve as serve_model
-    from engines.serving.served import ServedModel
-    from engines.serving.settings import settings_for
-    from engines.store.compatibility import this_machine
-    from export.bundle import open_bundle
-
     if target and engine_key:
         raise UserError("--engine names an engine, and with it what computes: give it or --target, not both.")
     keys = _keys(api_key_file)
-    opened = open_bundle(bundle)
-    settings = replace(
-        settings_for(
-            opened,
-            engine_key,
-            num_slots=num_slots,
-            max_context=max_context,
-            num_threads=num_threads,
-            device=device,
-            num_ranks=num_ranks,
-            hostfile=hostfile,
-            max_queue=max_queue,
-            allowed_hosts=allowed_hosts,
-            **media,
-        ),
-        drain_seconds=drain_seconds,
-    )
-    chosen = choose_engine(
-        opened,
-        engine_key or target,
-        num_slots=settings.num_slots,
-        capacity=settings.capacity,
-        machine=this_machine(),
-    )
-    name = model_name or opened.manifest.source.name
     if not keys and not _is_loopback(host):
         note(
             f"warning: {host} can be reached from other machines, and no API key is asked for (--api-key-file)."
         )
     _log_requests()
-    with listen(host, port) as listener, ServedModel(opened, chosen, settings) as model:
-        # Bound before the model is loaded, so that a port that is taken is told at once; it listens when it is warm.
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
-        serve_model(
-            model,
-            name,
-            listener,
-            lambda: note(
-                f"{address}/v1 answers as {name!r}: {settings.num_slots} slots of {settings.capacity} tokens, "
-                f"{opened.manifest.precision_text}, engine {chosen.key}, warm after {model.warm_up_seconds:.2f} s"
-            ),
-            keys,
-            with_page=not no_page,
-            origins=origins,
+    opened = api.as_bundle(bundle)
+
+    def tell(server: "Listening") -> None:
+        note(
+            f"{server.address}/v1 answers as {server.model_name!r}: {server.settings.num_slots} slots of "
+            f"{server.settings.capacity} tokens, {opened.manifest.precision_text}, engine {server.engine_key}, "
+            f"warm after {server.warm_up_seconds:.2f} s"
         )
+
+    api.serve(
+        opened,
+        engine_key or target,
+        host=host,
+        port=port,
+        model_name=model_name,
+        num_slots=num_slots,
+        max_context=max_context,
+        num_threads=num_threads,
+        device=device,
+        num_ranks=num_ranks,
+        hostfile=hostfile,
+        max_queue=max_queue,
+        allowed_hosts=allowed_hosts,
+        **media,
+        api_keys=keys,
+        page=not no_page,
+        origins=origins,
+        drain_seconds=drain_seconds,
+        when_listening=tell,
+    )
+
+
+def _checked(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not origins:
+        return ()
+    from engines.serving.openai.http.origins import checked_origin
+
+    return tuple(map(checked_origin, origins))
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.wording import command_line, size_text
+from qv_export import api
 from qv_export.parameters import TargetChoice, default_target, device_option
 from qv_export.show.console import note, print_json, progress_bar
 
 if TYPE_CHECKING:
     from export.records.verdicts import LevelName
-    from validate.cases.builtin import Profile
     from validate.report.report import Report
     from validate.run.plan import Plan, Progress
 
@@ -140,33 +139,31 @@ def validate(
         )
     if unquantized is not None and tasks is None:
         raise UserError("--unquantized is asked the questions of --tasks.", "Give those too.")
-    from export.bundle import open_bundle
-    from validate.run.pipeline import keep_report_verdict, run_plan
-    from validate.run.plan import make_plan
+    choices: dict[str, Any] = {**profile, "dtype": dtype, "cases": cases, "golden": golden, "tasks": tasks}
+    choices |= {"unquantized": unquantized, "device": device}
+    if self_test or record_directory is not None:
+        from validate.run.plan import make_plan
 
-    plan = make_plan(
-        open_bundle(bundle),
-        engine_key or target,
-        "quick" if self_test else level,
-        make_profile(profile),
-        dtype=dtype,
-        cases=cases,
-        gates_file=gates_file,
-        golden=golden,
-        tasks=tasks,
-        unquantized=unquantized,
-        device=device,
-    )
-    if self_test:
-        ctx.exit(0 if show_self_test(plan, as_json) else GATE_FAILED)
-    if record_directory is not None:
+        plan_level = "quick" if self_test else level
+        plan = make_plan(
+            api.as_bundle(bundle), engine_key or target, plan_level, gates_file=gates_file, **choices
+        )
+        if record_directory is None:
+            ctx.exit(0 if show_self_test(plan, as_json) else GATE_FAILED)
         record(plan, record_directory, for_polygraphy, as_json)
         return
     assert report_directory is not None
-    with bar() as progress:
-        report = run_plan(plan, report_directory, progress, resume=resume)
-    if problem := keep_report_verdict(bundle, report):
-        note(problem)
+    with progress_bar() as bar:
+        report = api.validate(
+            bundle,
+            engine_key or target,
+            level=level,
+            report=report_directory,
+            gates=gates_file,
+            resume=resume,
+            progress=bar,
+            **choices,
+        )
     if as_json:
         print_json({"report": str(report_directory), **report.verdict().to_json()})
     note(summary(report, report_directory))
@@ -214,23 +211,13 @@ def show_self_test(plan: "Plan", as_json: bool) -> bool:
     return result.passed
 
 
-def make_profile(options: dict[str, int | None]) -> "Profile":
-    from validate.cases.builtin import Profile
-
-    names = {"max_context": "max_context_tokens", "max_patches": "max_patches", "max_batch": "max_batch"}
-    return replace(Profile(), **{names[name]: value for name, value in options.items() if value is not None})
-
-
 def record(plan: "Plan", directory: Path, for_polygraphy: bool, as_json: bool) -> None:
     """Write a golden set."""
-    from export.files.directory_swap import explaining_errors
-    from validate.records.golden import GOLDEN_DIRECTORY
-    from validate.run.pipeline import MEASURED_STAYS
-    from validate.run.reference import record_for_polygraphy, record_golden
+    from validate.run.pipeline import write_golden
+    from validate.run.reference import record_for_polygraphy
 
-    explaining = explaining_errors(directory, GOLDEN_DIRECTORY, preparing=True, left=MEASURED_STAYS)
-    with explaining, bar() as progress:
-        count = record_golden(plan, directory, progress)
+    with bar() as progress:
+        count = write_golden(plan, directory, progress)
     if for_polygraphy:
         note(f"{record_for_polygraphy(plan, directory)}: what `polygraphy run` loads as inputs and outputs")
     if as_json:

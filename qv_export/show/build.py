@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engines.sizing.images import PictureSizes
     from engines.sizing.limits import Limits
     from engines.store.build import Built
+    from engines.store.planned import PlannedBuild
     from export.records.engine_record import EngineRecord
 
 _BAR_WIDTH = 40
@@ -39,6 +40,17 @@ def show_pictures(sizes: "PictureSizes", limits: "Limits") -> None:
             f"{len(sizes.skipped)} files are no pictures that can be read; the first: {sizes.skipped[0]}"
         ]
     note("\n".join([*lines, f"Limits: {options_text(asdict(limits))}"]))
+
+
+def show_check(planned: "PlannedBuild", as_json: bool) -> bool:
+    """Say what would be built and why; True if anything."""
+    reason, directory = planned.reason(), planned.directory
+    if as_json:
+        content = {"key": directory.name, "up_to_date": reason is None, "reason": reason}
+        print_json({**content, "inputs": planned.inputs})
+    else:
+        click.echo(f"{directory}: {'up to date' if reason is None else f'would be built ({reason})'}")
+    return reason is not None
 
 
 def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: bool) -> None:

@@ -140,8 +140,36 @@ def test_export_build_and_validate_are_one_call_each(tmp_path: Path, bundle: Pat
     assert (opened.directory / "engines" / built.record.key).is_dir()
     with pytest.raises(qv_export.UserError, match="has no option weight_streaming"):
         qv_export.build(opened, "onnxruntime", weight_streaming=True)
+    with pytest.raises(qv_export.UserError, match=r"no limit max_contexts.*max_context,"):
+        qv_export.build(opened, "onnxruntime", limits={"max_contexts": 256})
+    small = qv_export.build(opened, "onnxruntime", limits={"max_context": 256})
+    assert small.record.limits == {**built.record.limits, "max_context": 256, "max_prompt_tokens": 256}
     with pytest.raises(qv_export.UserError, match="no level 'slow'"):
         qv_export.validate(opened, level="slow")
+    with pytest.raises(qv_export.UserError, match="golden set replaces the reference"):
+        qv_export.validate(opened, golden=tmp_path, tasks=tmp_path / "tasks.jsonl")
+    with pytest.raises(qv_export.UserError, match="questions of the tasks"):
+        qv_export.validate(opened, unquantized=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"api_keys": ["short"]}, "API key 1 of api_keys must be at least 16"),
+        ({"origins": ["chat.example.org"]}, "is no origin"),
+        (
+            {"num_slots": 0, "drain_seconds": -1},
+            "(?s)num_slots must .* found 0.*drain_seconds must be at least 0",
+        ),
+        ({"engine": "0123456789abcdef"}, "has no whole engine 0123456789abcdef"),
+        ({"port": 10**6}, "port 1000000 cannot be listened on"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_a_model_is_loaded(
+    bundle: Path, asked: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(qv_export.UserError, match=says):
+        qv_export.serve(bundle, **asked)
 
 
 def test_validate_gives_the_report_and_keeps_the_verdict(tmp_path: Path, bundle: Path) -> None:

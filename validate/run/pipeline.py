@@ -1,6 +1,7 @@
 """A plan is run, its report written, its verdict kept. What the command and the Python API both call."""
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -8,18 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.bundle import Bundle, recorded_key
+from export.bundle import recorded_key
 from export.errors import UserError
 from export.files.directory_swap import explaining_errors, replacing_directory, require_replaceable
-from export.records.verdicts import LEVELS, keep_verdict
-from validate.cases.builtin import Profile
+from export.records.verdicts import keep_verdict
+from validate.records.golden import GOLDEN_DIRECTORY
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY, Report
 from validate.report.words import samples_of_cases
-from validate.run.plan import Plan, Progress, make_plan
+from validate.run.plan import Plan, Progress
+from validate.run.reference import record_golden
 from validate.run.validation import validate
 
-MEASURED_STAYS = "What was measured is kept."
+_LOGGER = logging.getLogger(__name__)
+
+_MEASURED_STAYS = "What was measured is kept."
 
 
 def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = False) -> Report:
@@ -31,7 +35,7 @@ def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = 
     directory = require_replaceable(directory, REPORT_DIRECTORY)
     workspace = directory.with_name(f".{directory.name}.unfinished")
     with _alone(directory):
-        with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=MEASURED_STAYS):
+        with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=_MEASURED_STAYS):
             report = validate(plan, workspace, progress, resume=resume)
         with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
             write_report(
@@ -90,23 +94,34 @@ def keep_report_verdict(bundle: Path, report: Report) -> str | None:
     return None
 
 
-def validate_bundle(bundle: Bundle, target: str, level: str, report_directory: Path | None = None) -> Report:
-    """Compare an engine with the reference, quietly; the verdict is kept in the bundle.
+def validate_plan(
+    plan: Plan, report_directory: Path | None, progress: Progress, *, resume: bool = False
+) -> Report:
+    """Compare an engine with the reference, write the report's pages and keep the verdict in the bundle.
+
+    A verdict that cannot be kept is logged as a warning.
 
     Args:
-        bundle: opened.
-        target: a backend's name or an engine's key.
-        level: "quick", "standard" or "exhaustive".
+        plan: what is compared.
         report_directory: for the report's pages; None: none are kept.
+        progress: told what runs now.
+        resume: go on with the run that was interrupted before its report was written.
 
     Raises:
-        UserError: no such level or engine, or it cannot run here.
+        UserError: as `run_plan`.
     """
-    name = next((known for known in LEVELS if known == level), None)
-    if name is None:
-        raise UserError(f"There is no level {level!r}.", f"Choose one of {', '.join(LEVELS)}.")
-    plan = make_plan(bundle, target, name, Profile())
     with tempfile.TemporaryDirectory(prefix="qv-export-") as scratch:
-        report = run_plan(plan, report_directory or Path(scratch) / "report", lambda *_: None)
-    keep_report_verdict(bundle.directory, report)
+        report = run_plan(plan, report_directory or Path(scratch) / "report", progress, resume=resume)
+    if problem := keep_report_verdict(plan.bundle.directory, report):
+        _LOGGER.warning(problem)
     return report
+
+
+def write_golden(plan: Plan, directory: Path, progress: Progress) -> int:
+    """Write what the reference says there: a golden set. Returns how many cases it holds.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written.
+    """
+    with explaining_errors(directory, GOLDEN_DIRECTORY, preparing=True, left=_MEASURED_STAYS):
+        return record_golden(plan, directory, progress)

@@ -9,9 +9,10 @@ from engines.open import Choice
 from engines.session import ProbeSession
 from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
+from export.errors import UserError
 from export.install import require_extra
 from export.processor.settings import ImageSettings
-from export.records.verdicts import LevelName
+from export.records.verdicts import LEVELS, LevelName
 from validate.cases.builtin import Profile, make_level
 from validate.cases.case_files import load_cases
 from validate.cases.prompts import PreparedCase, prepare_case
@@ -85,9 +86,11 @@ class Plan:
 def make_plan(
     bundle: Bundle,
     target: str,
-    level_name: LevelName,
-    profile: Profile,
+    level: str,
     *,
+    max_context: int | None = None,
+    max_patches: int | None = None,
+    max_batch: int | None = None,
     dtype: str | None = None,
     cases: Path | None = None,
     gates_file: Path | None = None,
@@ -101,8 +104,8 @@ def make_plan(
     Args:
         bundle: opened.
         target: a backend's name, an engine's key or a target of the reference.
-        level_name: how many cases.
-        profile: the shapes to ask; a built engine narrows them.
+        level: "quick", "standard" or "exhaustive": how many cases.
+        max_context, max_patches, max_batch: the shapes to ask, see `Profile`; a built engine narrows them.
         dtype: what a target of the reference computes in; None: the graphs' dtype.
         cases: the user's own as well.
         gates_file: TOML of `GateSettings`; None: the defaults.
@@ -112,13 +115,18 @@ def make_plan(
         device: which GPU, such as `cuda:1`, where one computes; None: the first.
 
     Raises:
-        UserError: a file that cannot be read, or a target that cannot run here.
+        UserError: no such level, a file that cannot be read, or a target that cannot run here.
     """
+    level_name = next((known for known in LEVELS if known == level), None)
+    if level_name is None:
+        raise UserError(f"There is no level {level!r}.", f"Choose one of {', '.join(LEVELS)}.")
     if golden is None:
         require_extra("validate", "Comparing with the reference")
     config, settings = bundle.config, bundle.processor.image_settings
+    asked = {"max_context_tokens": max_context, "max_patches": max_patches, "max_batch": max_batch}
+    profile = Profile(**{name: value for name, value in asked.items() if value is not None})
     subject = open_target(target, bundle, profile, dtype, device)
-    level = make_level(level_name, subject.engine.profile)
+    questions = make_level(level_name, subject.engine.profile)
     own = load_cases(cases, bundle.processor) if cases else []
     return Plan(
         bundle=bundle,
@@ -129,9 +137,9 @@ def make_plan(
         engine_key=subject.key,
         chosen=subject.chosen,
         is_narrow=subject.is_narrow,
-        level=level.name,
-        cases=(*own, *(prepare_case(case, config, settings) for case in level.cases)),
-        num_decode_steps=level.num_decode_steps,
+        level=questions.name,
+        cases=(*own, *(prepare_case(case, config, settings) for case in questions.cases)),
+        num_decode_steps=questions.num_decode_steps,
         gates=GateSettings.from_toml(gates_file) if gates_file else GateSettings(),
         golden=golden,
         tasks=load_task_set(tasks, bundle.directory) if tasks else None,

@@ -6,8 +6,8 @@ import urllib.request
 
 import pytest
 
+from engines.serving.openai.http.origins import checked_origin
 from export.errors import UserError
-from qv_export.commands.serve import checked_origin
 from tests.engines.serving.openai.served import HELLO, MODEL, ask
 from tests.support.serve import running_serve
 
