@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-from plugins.onnx.native_layers import KV_CACHE_UPDATE, NATIVE_ATTENTION
+from plugins.onnx.native_layers import DIST_COLLECTIVE, KV_CACHE_UPDATE, NATIVE_ATTENTION
 from plugins.registry import OP_DOMAIN
 
 Findings = Iterator[str]
 
-NATIVE_OPS = frozenset({NATIVE_ATTENTION.name, KV_CACHE_UPDATE.name})
+NATIVE_OPS = frozenset({NATIVE_ATTENTION.name, KV_CACHE_UPDATE.name, DIST_COLLECTIVE.name})
 """TensorRT takes these for its own layers; their functions are for everyone else."""
 
 _MAX_NESTING = 24  # calls inside each other; TensorRT-RTX 1.7 refuses one more

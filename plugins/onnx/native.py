@@ -6,9 +6,17 @@ import onnx
 
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.cached_attention.plugin_body import tensorrt_plugins
+from plugins.collective import onnx_functions as collective
 from plugins.onnx import native_layers
 from plugins.patch_attention import onnx_functions as patch_attention
-from plugins.registry import CACHED_ATTENTION, OP_DOMAIN, PATCH_ATTENTION, ROTARY, AttentionBody
+from plugins.registry import (
+    CACHED_ATTENTION,
+    COLLECTIVES,
+    OP_DOMAIN,
+    PATCH_ATTENTION,
+    ROTARY,
+    AttentionBody,
+)
 from plugins.rotary import onnx_functions as rotary
 
 
@@ -27,9 +35,21 @@ def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") ->
     """
     kept = [function for function in model.functions if function.domain != OP_DOMAIN]
     names = {function.name for function in model.functions if function.domain == OP_DOMAIN}
-    chosen = list(_functions(names, attention))
+    chosen = [*_functions(names, attention), *_collectives(model)]
     del model.functions[:]
     model.functions.extend([*kept, *chosen])
+
+
+def _collectives(model: onnx.ModelProto) -> Iterable[onnx.FunctionProto]:
+    """Of a rank's graph, whose calls all say of how many ranks."""
+    names = {op.name for op in COLLECTIVES}
+    called = [node for node in model.graph.node if node.domain == OP_DOMAIN and node.op_type in names]
+    if not called:
+        return
+    (num_ranks,) = {attribute.i for node in called for attribute in node.attribute}
+    there = {function.name for function in model.functions}
+    yield from (body for body in collective.tensorrt_rtx(num_ranks) if body.name in there)
+    yield native_layers.dist_collective()
 
 
 def _functions(names: set[str], attention: AttentionBody) -> Iterable[onnx.FunctionProto]:

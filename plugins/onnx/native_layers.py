@@ -1,14 +1,15 @@
 """What TensorRT's native attention and cache layers compute, in standard ONNX.
 
-TensorRT's parser takes a node named `TRT_Attention` or `TRT_KVCacheUpdate` for its own layer, whatever its domain.
-Everyone else runs the function of that name: it makes the file valid ONNX, and lets ONNX Runtime compute what the
-native layer is documented to compute, so that the bodies which call it can be tested without a GPU.
+TensorRT's parser takes a node named `TRT_Attention`, `TRT_KVCacheUpdate` or `DistCollective` for its own layer,
+whatever its domain. Everyone else runs the function of that name: it makes the file valid ONNX, and lets ONNX Runtime
+compute what the native layer is documented to compute, so that the bodies which call it can be tested without a GPU.
 """
 
 from typing import Literal
 
 import onnx
 
+from plugins.collective.onnx_functions import CUSTOM_DOMAIN, CUSTOM_OP
 from plugins.onnx.function_body import function_from_body
 from plugins.registry import OpSignature
 
@@ -24,6 +25,25 @@ KV_CACHE_UPDATE = OpSignature(
     outputs=("present",),
     attributes={"mode": "linear"},
 )
+DIST_COLLECTIVE = OpSignature(
+    "DistCollective",
+    inputs=("x",),
+    outputs=("y",),
+    attributes={"collective_operation": "", "reduce_op": "", "root": -1, "nb_rank": 1},
+)
+
+
+def dist_collective() -> onnx.FunctionProto:
+    """What the ranks of the world sum or gather; by the custom op of `plugins.collective` for everyone but TensorRT."""
+    return function_from_body(
+        DIST_COLLECTIVE,
+        f"""
+    x_float = Cast<to = 1>(x)
+    y_float = {CUSTOM_DOMAIN}.{CUSTOM_OP}<operation : string = @collective_operation, communicator = 0>(x_float)
+    y = CastLike(y_float, x)
+    """,
+        {CUSTOM_DOMAIN: 1},
+    )
 
 
 def native_attention(hides_by: Literal["causal", "lengths", "mask"]) -> onnx.FunctionProto:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from engines.backends.facts import Implementation, LayerFacts, ShapeRange, TensorFacts
 from engines.backends.tensorrt.api import ILayer, INetworkDefinition, ITensor, Named
-from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION, SIGNATURES
+from plugins.registry import CACHED_ATTENTION, COLLECTIVES, PATCH_ATTENTION, SIGNATURES
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -23,13 +23,19 @@ _DTYPES = {
     "INT64": "int64",
     "BOOL": "bool",
 }
-_OPS = tuple(signature.name for signature in SIGNATURES)
+_OPS = tuple(signature.name for signature in (*SIGNATURES, *COLLECTIVES))
 _SOURCE = re.compile(r"^\[ONNX Layer: (.*)\]$")
 _CALL = re.compile(r"^(?P<node>.*) \(\w+\)$")
 _PLACE = re.compile(rf"^(?P<call>.*?/(?P<op>{'|'.join(_OPS)})[^/]*)(?:/.*)?$")
 
 _PLUGIN_LAYERS = {"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"}
-_NATIVE_LAYERS = {"ATTENTION_INPUT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING"}
+_NATIVE_LAYERS = {
+    "ATTENTION_INPUT",
+    "ATTENTION_OUTPUT",
+    "DIST_COLLECTIVE",
+    "KV_CACHE_UPDATE",
+    "ROTARY_EMBEDDING",
+}
 _ATTENTIONS = {PATCH_ATTENTION.name, CACHED_ATTENTION.name}
 
 

@@ -60,13 +60,14 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     dtype, capacity = bundle.manifest.dtype, request.limits.max_context
     if request.graph == "vision" and request.options.target == "tensorrt-rtx":
         require_small_padding(bundle.config, request.limits)
-    require_attention(bundle.config, request.limits, request.options)
+    config = bundle.rank_config
+    require_attention(config, request.limits, request.options)
     canonical = onnx.load(bundle.graph(request.graph), load_external_data=False)
     require_architectures(canonical, sm)
     log = BuildLog()
     logger = make_logger(trt, log)
     build = partial(_build, trt, logger, log, bundle, request, progress)
-    bodies = attention_bodies(request.graph, dtype, capacity, bundle.config)
+    bodies = attention_bodies(request.graph, dtype, capacity, config)
     if request.graph != "vision" and request.options.cached_attention == "plugin":
         bodies = ("plugin",)
     body, compiled = _first_with_kernels(bodies, build)
@@ -88,7 +89,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
         weights_bytes=log.weights_bytes,
         activation_bytes=tuple(log.activation_bytes),
         notes=(
-            *attention_notes(request.graph, dtype, capacity, body, bundle.config, compiled.layers),
+            *attention_notes(request.graph, dtype, capacity, body, config, compiled.layers),
             *quantized_notes,
         ),
     )
@@ -135,7 +136,7 @@ def _build(
     )
     contract = bundle.contract(request.graph)
     require_interface(model, contract, bundle.graph(request.graph))
-    if request.gives_candidates(bundle.stages[-1].graph):
+    if any(request.gives_candidates(stages[-1].graph) for stages in bundle.rank_stages):
         add_candidates(model, bundle.config)
         contract = with_candidates(contract, bundle.config)
     weights = MappedWeights(model, bundle.directory)
@@ -145,7 +146,7 @@ def _build(
     monitor = make_progress_monitor(trt, throttled(progress))  # the configuration does not keep it alive
     build_config.progress_monitor = monitor
     apply_options(trt, build_config, request.options)
-    profiles = graph_profiles(request.graph, bundle.config, request.limits)
+    profiles = graph_profiles(request.graph, bundle.rank_config, request.limits)
     shapes = add_profiles(builder, build_config, contract, profiles)
     inputs, outputs = describe_tensors(network, shapes)
     compiled = _Compiled(inputs, outputs, describe_layers(network))

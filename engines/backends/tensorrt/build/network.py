@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,9 +24,11 @@ from engines.backends.tensorrt.api import (
 )
 from engines.backends.tensorrt.log import BuildLog
 from engines.session import EngineError
+from export.weights.slices import columns_of
+from export.weights.values import mapped_values
 from plugins.onnx.inline import inline_calls
 from plugins.onnx.native import choose_bodies
-from plugins.registry import SIGNATURES, AttentionBody
+from plugins.registry import COLLECTIVES, SIGNATURES, AttentionBody
 
 _RELEASE_SECONDS = 0.02
 
@@ -51,7 +54,8 @@ def load_graph(
     """
     model = onnx.load(path, load_external_data=False)
     choose_bodies(model, attention)
-    inline_calls(model, [op.name for op in SIGNATURES if not (has_plugins and op.attributes)])
+    inlined = [op.name for op in SIGNATURES if not (has_plugins and op.attributes)]
+    inline_calls(model, [*inlined, *(op.name for op in COLLECTIVES)])
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "L":
@@ -63,13 +67,21 @@ def load_graph(
 
 
 class MappedWeights:
-    """The external initializers of a graph, in files that stay mapped as long as this lives."""
+    """The external initializers of a graph, in files that stay mapped as long as this lives.
+
+    Columns of a stored matrix lie together in no file: this holds a copy of them, of one rank's share.
+    """
 
     def __init__(self, model: onnx.ModelProto, directory: Path) -> None:
+        self._columns = {
+            weight.name: np.ascontiguousarray(mapped_values(weight, directory, _bits_dtype(weight)))
+            for weight in model.graph.initializer
+            if columns_of(weight) is not None
+        }
         self._places = {
             weight.name: {entry.key: entry.value for entry in weight.external_data}
             for weight in model.graph.initializer
-            if weight.data_location == onnx.TensorProto.EXTERNAL
+            if weight.data_location == onnx.TensorProto.EXTERNAL and weight.name not in self._columns
         }
         self._files = {
             name: _map(directory / name) for name in {place["location"] for place in self._places.values()}
@@ -80,6 +92,8 @@ class MappedWeights:
         for name, place in self._places.items():
             start = np.frombuffer(self._files[place["location"]], np.uint8).ctypes.data
             yield name, start + int(place["offset"]), int(place["length"])
+        for name, columns in self._columns.items():
+            yield name, columns.ctypes.data, columns.nbytes
 
     @contextmanager
     def releasing_pages(self) -> Iterator[None]:
@@ -102,6 +116,11 @@ class MappedWeights:
         finally:
             is_done.set()
             thread.join()
+
+
+def _bits_dtype(weight: onnx.TensorProto) -> np.dtype[Any]:
+    """Unsigned integers of the size of a weight's values: their bits are moved, not read."""
+    return np.dtype(f"u{onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize}")
 
 
 def _map(path: Path) -> mmap.mmap:
