@@ -52,7 +52,7 @@ def build_rank(bundle: str, graph: str, output: str) -> dict[str, Any]:
     from engines.sizing.limits import Limits
     from export.bundle import open_bundle
 
-    options = BuildOptions(flavour="tensorrt-rtx", sm=(80,), only_logits=True)
+    options = BuildOptions(target="tensorrt-rtx", sm=(80,), only_logits=True)
     limits = Limits(max_batch=4, max_context=1024, max_prompt_tokens=512)
     facts = build_engine(open_bundle(Path(bundle)), graph, limits, options, Path(output), lambda *_: None)
     collectives = sum(layer.type == "DIST_COLLECTIVE" for layer in facts.layers)

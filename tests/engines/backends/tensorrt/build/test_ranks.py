@@ -36,7 +36,7 @@ def bundle(tmp_path_factory):
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_every_rank_is_built_with_two_sums_a_layer_one_of_embeddings_and_one_gather(bundle, tmp_path, rank):
     graph = f"decoder.rank{rank}"
-    options = BuildOptions(flavour="tensorrt-rtx", sm=(80,))
+    options = BuildOptions(target="tensorrt-rtx", sm=(80,))
     facts = build_engine(bundle, graph, LIMITS, options, tmp_path / "engine", lambda *_: None)
     collectives = [layer for layer in facts.layers if layer.type == "DIST_COLLECTIVE"]
     assert [layer.op for layer in collectives] == ["QvAllReduce"] * (2 * LAYERS + 1) + ["QvAllGather"]
