@@ -118,7 +118,7 @@ def _open_ranks(
         bundle.directory.absolute(),
         chosen.backend.name,
         None if chosen.record is None else chosen.record.key,
-        layout_of(num_ranks, len(bundle.stages)),
+        layout_of(num_ranks, len(bundle.stages), bundle.manifest.tensor_parallel),
         num_slots,
         capacity,
         num_threads,

@@ -259,7 +259,7 @@ class Backend(Protocol):
 def one_process_alone(backend: Backend) -> UserError:
     """Why a backend opens no ranks."""
     return UserError(
-        f"--ranks: {backend.name} computes in one process, which drives every GPU that it sees.",
+        f"--ranks: {backend.name} computes in one process alone.",
         "Leave --ranks out, or choose another target.",
     )
 

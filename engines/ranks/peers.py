@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engines.parallel.mpi import MpiCommunicator
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -60,6 +62,10 @@ class MpiPeers:
     def receive(self, origin: int) -> Any:
         """See `Peers.receive`."""
         return waited_for(lambda: self._world.improbe(origin)).recv()
+
+    def divided(self, color: int) -> MpiCommunicator:
+        """The ranks of the group that give the same color, in the order of their numbers; every rank must call it."""
+        return MpiCommunicator(self._world.Split(color, self.rank))
 
     def flush(self) -> None:
         """Wait until every message sent has been taken."""

@@ -57,7 +57,7 @@ def _lead(peers: MpiPeers, link: Connection) -> None:
     try:
         start = link.recv()
         _tell(peers, start)
-        sessions, problem = _opened(start, 0)
+        sessions, problem = _opened(start, peers)
         found = [_outcome(sessions, problem), *(peers.receive(rank) for rank in range(1, peers.size))]
         problems = [one for one in found if isinstance(one, Exception)]
         sizes = [one for one in found if isinstance(one, tuple)]
@@ -79,7 +79,7 @@ def _follow(peers: MpiPeers) -> None:
     start = peers.receive(0)
     if start is None:
         return
-    sessions, problem = _opened(start, peers.rank)
+    sessions, problem = _opened(start, peers)
     peers.send(0, _outcome(sessions, problem))
     if sessions is None:
         return  # the first rank ends the group
@@ -93,17 +93,23 @@ def _tell(peers: MpiPeers, message: Any) -> None:
         peers.send(rank, message)
 
 
-def _opened(start: Start, number: int) -> tuple[RankSessions | None, Exception | None]:
+def _opened(start: Start, peers: MpiPeers) -> tuple[RankSessions | None, Exception | None]:
+    stage = start.layout.stage_of(peers.rank)
+    # Every rank takes part in the division, whatever becomes of it: MPI waits for all of them.
+    group = peers.divided(start.layout.num_stages if stage is None else stage)
     try:
         bundle = open_bundle(start.bundle)
         record = None if start.key is None else read_record(bundle.engine_directory(start.key))
-        sessions = backend_of(start.target).open_rank(
+        backend = backend_of(start.target)
+        sessions = backend.open_rank(
             bundle,
             record,
-            start.layout.stage_of(number),
+            stage,
             num_slots=start.num_slots,
             capacity=start.capacity,
             num_threads=start.num_threads or _fair_threads(),
+            device=f"cuda:{_local_rank()}" if backend.device == "gpu" else None,
+            communicator=group if start.layout.num_parts > 1 and stage is not None else None,
         )
     except Exception as error:  # noqa: BLE001 - the leader is told
         return None, portable(error)
@@ -123,6 +129,11 @@ def _files_of_mpi() -> tuple[Path, ...]:
     segments = {Path(line.split(maxsplit=5)[5]) for line in maps if "/sm_segment." in line}
     directory = os.environ.get("PMIX_SERVER_TMPDIR")
     return (*sorted(segments), *([Path(directory)] if directory else []))
+
+
+def _local_rank() -> int:
+    """Which of the ranks of this machine this one is."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
 
 
 def _fair_threads() -> int:

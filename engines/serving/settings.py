@@ -143,7 +143,7 @@ def settings_for(
     built_for = find_engine(bundle, engine_key).limits if engine_key else {}
     _require_within(built_for, max_batch=("--slots", num_slots), max_context=("--max-context", max_context))
     if num_ranks is not None:
-        layout_of(num_ranks, len(bundle.stages))
+        layout_of(num_ranks, len(bundle.stages), bundle.manifest.tensor_parallel)
     usual_context = min(DEFAULT_CAPACITY_TOKENS, longest)
     settings = ServerSettings(
         num_slots=built_for.get("max_batch", DEFAULT_SLOTS) if num_slots is None else num_slots,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.version import Version
 
-from engines.backends.base import GraphProgress, Options, one_process_alone
+from engines.backends.base import GraphProgress, Options
 from engines.backends.ceilings import Ceiling
 from engines.backends.facts import EngineFacts
 from engines.backends.known_issues import KnownIssue, Situation, matching
@@ -215,8 +215,11 @@ class TensorRtBackend:
         communicator: Communicator | None = None,
     ) -> RankSessions:
         """See `Backend`."""
-        del bundle, record, stage, num_slots, capacity, num_threads, device, communicator
-        raise one_process_alone(self)
+        del capacity, num_threads, communicator
+        from engines.backends.tensorrt.run.open import open_rank  # noqa: PLC0415 - CUDA
+
+        assert record is not None, "needs_engine"
+        return open_rank(bundle, record, self.name, stage, num_slots=num_slots, device=device)
 
     def open_vision(
         self, bundle: Bundle, record: EngineRecord | None, *, num_threads: int | None = None

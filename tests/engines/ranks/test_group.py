@@ -43,6 +43,10 @@ SIZES = {
         "tie_word_embeddings": False,
     },
 }
+DIVIDED = {
+    "ratio6_tied": {**SIZES["ratio6_tied"], "num_attention_heads": 12, "num_key_value_heads": 2},
+    "ratio7_untied": {**SIZES["ratio7_untied"], "num_attention_heads": 28, "num_key_value_heads": 4},
+}
 CASE = {case.name: case for case in CASES}
 
 
@@ -117,6 +121,22 @@ def test_stages_and_encoders_in_processes_compute_what_one_process_does(
     ranks = open_ranks(start_of(bundle, num_ranks))
     try:
         require_equal(bundle, alone, ranks, CASES, 32)
+    finally:
+        ranks.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parts", "stages"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("name", ["ratio6_tied", "ratio7_untied"])
+def test_parts_in_processes_compute_what_parts_in_threads_do(tmp_path_factory, name, parts, stages):
+    checkpoint = {"dtype": "float32", **DIVIDED[name]}
+    divided = shared_bundle(tmp_path_factory, checkpoint, tensor_parallel=parts, pipeline_stages=stages)
+    bundle = open_bundle(divided)
+    alone = open_sessions(bundle, num_slots=SLOTS, capacity=CAPACITY, num_threads=parts)
+    layout = layout_of(parts * stages, stages, parts)
+    ranks = open_ranks(Start(bundle.directory, "onnxruntime", None, layout, SLOTS, CAPACITY, 1))
+    try:
+        require_equal(bundle, alone, ranks, [CASE["image_and_video"], CASE["ragged_batch"]], 8)
     finally:
         ranks.close()
 

@@ -60,13 +60,15 @@ class SumVision:
 class Group:
     """A group of threads; the test's own thread is the first rank."""
 
-    def __init__(self, num_ranks, num_stages):
-        layout = layout_of(num_ranks, num_stages)
+    def __init__(self, num_ranks, num_stages, num_parts=1):
+        layout = layout_of(num_ranks, num_stages, num_parts)
         queues: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
-        self.stages = [CountingStage(number, num_stages) for number in range(num_stages)]
+        self.num_stages = num_stages
+        numbers = [layout.stage_of(rank) for rank in range(layout.num_decoding)]
+        self.stages = [CountingStage(number, num_stages) for number in numbers]
         self.visions = [SumVision() for _ in range(num_ranks)]
         self.peers = [QueuePeers(rank, num_ranks, queues) for rank in range(num_ranks)]
-        stages = [*self.stages, *[None] * (num_ranks - num_stages)]
+        stages = [*self.stages, *[None] * (num_ranks - len(self.stages))]
         self.ranks = [
             Rank(peers, layout, RankSessions(vision, stage))
             for peers, vision, stage in zip(self.peers, self.visions, stages, strict=True)
@@ -118,15 +120,18 @@ def images(num):
     )
 
 
-@pytest.mark.parametrize("group", [(1, 1), (2, 2), (3, 3), (4, 2)], indirect=True)
+@pytest.mark.parametrize(
+    "group", [(1, 1), (2, 2), (3, 3), (4, 2), (2, 1, 2), (4, 2, 2), (7, 3, 2)], indirect=True
+)
 def test_every_call_goes_through_all_stages_in_order_and_comes_back_whole(group):
     calls = [(0, step([1, 2, 3, 4, 5])), (5, step([6])), (2, step([7, 8]))]
     answers = group.lead(Forward(calls))
     for (_, inputs), answer in zip(calls, answers, strict=True):
         expected = inputs.token_ids[..., None].astype(np.float32)
-        for number in range(len(group.stages)):
+        for number in range(group.num_stages):
             expected = expected * 10 + number
         assert np.array_equal(answer, expected)
+    group.end()  # of a stage's parts only the first is waited for
     slots = [first for first, _ in group.stages[0].calls]
     for stage in group.stages:
         assert [first for first, _ in stage.calls] == slots
@@ -153,6 +158,29 @@ def test_stages_work_at_the_same_time_on_the_groups_of_a_step(group):
         stage.before_run = lambda number=number: meet(number)
     answers = group.lead(Forward([(0, step([1, 2, 3, 4, 5, 6]))]))
     assert answers[0].shape == (6, 1, 1)
+
+
+@pytest.mark.parametrize("group", [(4, 2, 2)], indirect=True)
+def test_embeddings_reach_every_part_of_the_first_stage(group):
+    group.lead(Forward([(0, step([1], num_embeds=7))]))
+    group.end()
+    shapes = [[shape for _, shape in stage.calls] for stage in group.stages]
+    assert shapes == [[(7, HIDDEN)], [(7, HIDDEN)], [(7, 0)], [(7, 0)]]
+
+
+def test_an_error_in_a_part_of_a_stage_is_raised_where_it_happens():
+    """Its like would wait for it in the middle of the graph: the process must end, and with it the group."""
+
+    def fail():
+        raise ValueError("no memory")
+
+    layout, stage = layout_of(2, 1, 2), CountingStage(0, 1)
+    stage.before_run = fail
+    queues: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
+    for number in range(2):
+        rank = Rank(QueuePeers(number, 2, queues), layout, RankSessions(SumVision(), stage))
+        with pytest.raises(ValueError, match="no memory"):
+            (rank.follow if number else rank.lead)(Forward([(0, step([1]))]))
 
 
 @pytest.mark.parametrize("group", [(1, 1), (3, 3)], indirect=True)
@@ -198,3 +226,5 @@ def test_an_encoder_that_fails_on_any_rank_fails_the_call_alone(group):
 def test_a_decoder_of_more_stages_than_ranks_is_refused():
     with pytest.raises(UserError, match=r"--ranks 2: this bundle's decoder has 3 stages.*--ranks 3"):
         layout_of(2, 3)
+    with pytest.raises(UserError, match=r"2 stages of 4 parts, each a rank of its own.*--ranks 8"):
+        layout_of(7, 2, 4)

@@ -2,6 +2,7 @@
 
 import mmap
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.backends.ceilings import Ceiling
@@ -15,14 +16,16 @@ from engines.backends.tensorrt.options import BuildOptions, options_of_key
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
 from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices, sm_of
 from engines.backends.tensorrt.run.place import devices_of_stages
+from engines.backends.tensorrt.run.rank import TensorRtStage
 from engines.backends.tensorrt.run.room import require_room
 from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder
 from engines.runtime.vision.dealt import DealtVision
-from engines.session import Engine, EngineError
+from engines.session import Engine, EngineError, RankSessions
 from engines.sizing.costs import ModelCosts
 from engines.sizing.limits import Limits
 from engines.sizing.stages import staged_costs
 from export.bundle import Bundle
+from export.contract import GraphName
 from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
@@ -49,31 +52,18 @@ def open_sessions(
             were not built for, or one without the memory that they take.
         EngineError: TensorRT refuses an engine all the same; its own words are quoted.
     """
-    if bundle.manifest.tensor_parallel > 1:
-        raise UserError(
-            f"{bundle.directory}: its decoder is divided among {bundle.manifest.tensor_parallel} ranks, whose engines "
-            "are built, but not run yet. Export the checkpoint with --pipeline-stages, or take target onnxruntime."
-        )
+    _require_undivided(bundle)
     directory = bundle.engine_directory(record.key)
     trt = load_bindings(target)
     devices = [CudaDevice(index) for index in gpus_from(device, num_devices(), len(bundle.stages))]
     placed = [devices[index] for index in devices_of_stages(len(bundle.stages), len(devices))]
     for gpu in devices:
         require_architecture(record, gpu.index, sm_of(gpu.index))
-    limits = Limits(**record.limits)
-    require_room(
-        plan_of(bundle, limits),
-        {
-            gpu.index: [
-                "vision",
-                *(s.graph for s, on in zip(bundle.stages, placed, strict=True) if on is gpu),
-            ]
-            for gpu in devices
-        },
-        {gpu.index: gpu.free_bytes() for gpu in devices},
-        slot_tokens=num_slots * limits.max_context,
-        are_weights_streamed=options_of_key(target, record.sms, record.inputs).weight_streaming,
-    )
+    on_gpu = {
+        gpu: ["vision", *(s.graph for s, on in zip(bundle.stages, placed, strict=True) if on is gpu)]
+        for gpu in devices
+    }
+    _require_room(bundle, record, target, on_gpu, num_slots)
     encoders = [
         TensorRtVision(trt, load_engine(trt, directory / "vision.engine", device), device, bundle.config)
         for device in devices
@@ -85,6 +75,67 @@ def open_sessions(
     return Engine(
         DealtVision(encoders) if len(encoders) > 1 else encoders[0],
         open_decoder(trt, stages, placed, bundle.config, num_slots),
+    )
+
+
+def open_rank(
+    bundle: Bundle,
+    record: EngineRecord,
+    target: TensorRtTarget,
+    stage: int | None,
+    *,
+    num_slots: int = 1,
+    device: str | None = None,
+) -> RankSessions:
+    """Load what one rank holds, onto one GPU.
+
+    Args:
+        bundle, record, target, num_slots: as `open_sessions`.
+        stage: which of the decoder's; None: none.
+        device: the rank's GPU.
+
+    Raises:
+        UserError, EngineError: as `open_sessions`.
+    """
+    _require_undivided(bundle)
+    trt, directory = load_bindings(target), bundle.engine_directory(record.key)
+    [index] = gpus_from(device, num_devices(), 1)
+    gpu, stages = CudaDevice(index), [] if stage is None else [bundle.stages[stage]]
+    require_architecture(record, index, sm_of(index))
+    _require_room(bundle, record, target, {gpu: ["vision", *(one.graph for one in stages)]}, num_slots)
+    vision = TensorRtVision(trt, load_engine(trt, directory / "vision.engine", gpu), gpu, bundle.config)
+    if stage is None:
+        return RankSessions(vision, None)
+    engine = load_engine(trt, directory / f"{bundle.stages[stage].graph}.engine", gpu)
+    limits = Limits(**record.limits)
+    return RankSessions(
+        vision, TensorRtStage(trt, engine, gpu, bundle.config, limits, num_slots, len(bundle.stages))
+    )
+
+
+def _require_undivided(bundle: Bundle) -> None:
+    num_ranks = bundle.manifest.tensor_parallel
+    if num_ranks > 1:
+        raise UserError(
+            f"{bundle.directory}: its decoder is divided among {num_ranks} ranks, whose engines are built, but not run "
+            "yet. Export the checkpoint with --pipeline-stages, or take target onnxruntime."
+        )
+
+
+def _require_room(
+    bundle: Bundle,
+    record: EngineRecord,
+    target: TensorRtTarget,
+    placed: Mapping[CudaDevice, Sequence[GraphName]],
+    num_slots: int,
+) -> None:
+    limits = Limits(**record.limits)
+    require_room(
+        plan_of(bundle, limits),
+        {gpu.index: graphs for gpu, graphs in placed.items()},
+        {gpu.index: gpu.free_bytes() for gpu in placed},
+        slot_tokens=num_slots * limits.max_context,
+        are_weights_streamed=options_of_key(target, record.sms, record.inputs).weight_streaming,
     )
 
 

@@ -22,7 +22,7 @@ from engines.backends.tensorrt.run.execution import (
     upload_feeds,
 )
 from engines.backends.tensorrt.run.place import Place, waves
-from engines.backends.tensorrt.run.split import DecoderCall, decoder_calls, vision_calls
+from engines.backends.tensorrt.run.split import DecoderCall, decoder_calls, joined_columns, vision_calls
 from engines.runtime.row_groups import row_groups
 from engines.session import Candidates, require_slots
 from export.checkpoint.config import ModelConfig
@@ -141,18 +141,11 @@ class TensorRtDecoder:
         wanted: Sequence[str],
     ) -> dict[str, Array]:
         """Outputs [B, Q, ...] by name, each column from the call that answers it."""
-        answers: dict[str, Array] = {}
-        for call in calls:
-            found = self._run(first_slot, call.inputs, asked_ids, wanted)
-            if len(calls) == 1:
-                return found
-            for name in wanted:
-                shape = (*inputs.logits_index.shape, *found[name].shape[2:])
-                answer = answers.setdefault(name, np.empty(shape, found[name].dtype))
-                for i, column in enumerate(call.columns):
-                    rows = call.is_asked[:, i]
-                    answer[rows, column] = found[name][rows, i]
-        return answers
+        found = [self._run(first_slot, call.inputs, asked_ids, wanted) for call in calls]
+        num_columns = inputs.logits_index.shape[1]
+        return {
+            name: joined_columns(calls, [answers[name] for answers in found], num_columns) for name in wanted
+        }
 
     def _run(
         self,

@@ -4,8 +4,9 @@ An engine takes what its limits allow; the interface has none but the cache's. S
 logits in several rounds, and many pictures in groups. All of it is arithmetic on the inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,20 @@ def decoder_calls(
             # An engine projects one token at least.
             asked = index if len(columns) else np.zeros((len(index), 1), np.int64)
             yield DecoderCall(replace(chunk, logits_index=asked), columns, is_here[:, columns])
+
+
+def joined_columns(
+    calls: Sequence[DecoderCall], answers: Sequence[npt.NDArray[Any]], num_columns: int
+) -> npt.NDArray[Any]:
+    """What the calls answered, [B, columns, ...] each, as the answer of the call that was cut: [B, Q, ...]."""
+    if len(calls) == 1:
+        return answers[0]
+    joined = np.empty((len(answers[0]), num_columns, *answers[0].shape[2:]), answers[0].dtype)
+    for call, answer in zip(calls, answers, strict=True):
+        for i, column in enumerate(call.columns):
+            rows = call.is_asked[:, i]
+            joined[rows, column] = answer[rows, i]
+    return joined
 
 
 def _chunk(inputs: DecoderInputs, visual_token_ids: tuple[int, int], start: int, stop: int) -> DecoderInputs:
