@@ -99,8 +99,11 @@ class HttpClient:
         response = self._connection.getresponse()
         try:
             for line in response:
-                if line.strip():  # an error before the model is a JSON object and no event
-                    yield json.loads(line.removeprefix(b"data:"))
+                if not line.strip():
+                    continue
+                # An error before the model is a JSON object and no event, and repeats broken keys as they came.
+                errors = "strict" if line.startswith(b"data:") else "replace"
+                yield json.loads(line.removeprefix(b"data:").decode("utf-8", errors))
         finally:
             if not response.isclosed():
                 self.close()

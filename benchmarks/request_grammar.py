@@ -178,7 +178,7 @@ def _fields(random: Random, mark: str, *, is_sane: bool) -> dict[str, Any]:
     if media:
         fields["media"] = media
     for name, values in SANE.items():
-        if random.random() < 0.15:
+        if random.random() < 0.1:
             fields[name] = random.choice(values)
     for name in random.sample(sorted(FORMS), random.choice([0] * 8 + [1, 1, 2])):
         fields[name] = random.choice(FORMS[name])

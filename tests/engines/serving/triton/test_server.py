@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.serving.settings import ServerSettings
-from engines.serving.triton.interface import MODEL_NAME
+from engines.serving.triton.interface import CHAT_INPUTS, MODEL_NAME
 from engines.serving.triton.repository import write_repository
 from examples.demo import demo_questions
 from examples.triton.client import stream_over_grpc, stream_over_http
@@ -119,6 +119,84 @@ def post(server, body):
     except urllib.error.HTTPError as error:
         text = error.read().decode()
     return [json.loads(line) for line in re.findall(r"^(?:data: ?)?(\{.*\})$", text, re.MULTILINE)]
+
+
+def told(server, body):
+    """An answer over HTTP: its text, why it ended, tokens of the answer and of the prompt."""
+    pieces = post(server, body)
+    assert "error" not in pieces[0], pieces
+    usage = json.loads(pieces[-1]["usage"])
+    tokens = usage["completion_tokens"], usage["prompt_tokens"]
+    return text_of(pieces), pieces[-1]["finish_reason"], *tokens
+
+
+GREETING = json.dumps([{"role": "user", "content": "Hello"}])
+UNENDING = {"messages": GREETING, "max_tokens": 24, "ignore_eos": True}
+LONG = {"messages": GREETING, "max_tokens": 30, "min_tokens": 30}
+DRAWN = {"messages": GREETING, "max_tokens": 24, "temperature": 1.5, "top_k": 0, "seed": 3}
+
+
+def about_a_picture():
+    question = next(question for question in QUESTIONS if len(question.images) == 1)
+    return {"messages": http_messages(question)}
+
+
+# Every input: what is asked without it, and with what the answer must change.
+FOLLOWED = {
+    "max_tokens": (about_a_picture(), 2),
+    "min_tokens": (about_a_picture(), 9),
+    "ignore_eos": ({"messages": GREETING, "max_tokens": 24}, True),
+    "stop": (about_a_picture(), ["E"]),
+    "stop_token_ids": (about_a_picture(), [38]),
+    "timeout_seconds": ({**UNENDING, "max_tokens": 480}, 0.15),
+    "temperature": ({"messages": GREETING, "top_k": 0, "seed": 3}, 1.5),
+    "top_p": (DRAWN, 0.1),
+    "top_k": (DRAWN, 1),
+    "min_p": (DRAWN, 0.9),
+    "seed": (DRAWN, 4),
+    "repetition_penalty": (LONG, 2.0),
+    "presence_penalty": (LONG, 2.0),
+    "frequency_penalty": (LONG, 2.0),
+    "no_repeat_ngram_size": (LONG, 1),
+    "logit_bias": (UNENDING, '{"33": 100}'),
+    "json_schema": (about_a_picture(), '{"type": "integer"}'),
+    "regex": (about_a_picture(), "[0-9]{3}"),
+    "choice": (about_a_picture(), ["house", "tree"]),
+    "grammar": (about_a_picture(), 'root ::= "yes"'),
+    "skip_special_tokens": (UNENDING, False),
+    "mm_processor_kwargs": (about_a_picture(), '{"max_pixels": 3136}'),
+    "chat_template_kwargs": (about_a_picture(), '{"add_vision_id": true}'),
+    "continue_final_message": (
+        {
+            "messages": json.dumps(
+                [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "2D, 2"}]
+            ),
+            "max_tokens": 4,
+        },
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_a_wish_changes_the_answer(server, name):
+    usual, value = FOLLOWED[name]
+    assert told(server, {**usual, name: value}) != told(server, usual)
+
+
+def test_every_input_is_shown_to_be_followed():
+    elsewhere = {
+        "messages",
+        "media",
+        "stream",
+        "tools",
+    }  # tools: the small checkpoint's template renders none
+    assert set(FOLLOWED) == {tensor.name for tensor in CHAT_INPUTS} - elsewhere
+
+
+def test_tools_that_the_template_does_not_render_are_refused_by_name(server):
+    [answer] = post(server, {"messages": GREETING, "tools": '[{"type": "function"}]'})
+    assert "does not read tools" in answer["error"]
 
 
 def user(*parts):
