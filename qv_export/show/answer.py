@@ -75,25 +75,50 @@ def logprobs_json(events: "Sequence[TokenEvent]", processor: "Processor") -> lis
     ]
 
 
-def draw_located(path: Path, located: "Sequence[Located]", messages: Sequence[Mapping[str, Any]]) -> None:
-    """Draw what an answer located on the conversation's one picture.
+def picture_to_draw_on(path: Path, messages: Sequence[Mapping[str, Any]], template_source: str) -> Any:
+    """Where the conversation's one picture stands; asked before the answer, which would be lost with the drawing.
+
+    Args:
+        path: where the drawing goes.
+        messages: the conversation.
+        template_source: of the chat template, which may name further roles.
 
     Raises:
-        UserError: there is not one picture, or the place cannot be written.
+        UserError: there is not one picture, or the place is none for a drawing.
+    """
+    from PIL import Image
+
+    from export.processor.text.chat import media_from_conversation
+    from export.processor.text.conversation import read_conversation
+
+    media = media_from_conversation(read_conversation(messages, template_source))
+    if [medium.kind for medium in media] != ["image"]:
+        raise UserError(
+            f"--draw needs a conversation with one picture, this one has {len(media)} pictures or videos."
+        )
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(
+            f"--draw {path}: no picture is written with the ending {path.suffix!r}.", "Take .png."
+        )
+    if not path.absolute().parent.is_dir():
+        raise UserError(
+            f"--draw {path} cannot be written: {path.absolute().parent} is no folder.", "Make it first."
+        )
+    return media[0].source
+
+
+def draw_located(path: Path, located: "Sequence[Located]", source: Any) -> None:
+    """Draw what an answer located on the conversation's one picture, which `picture_to_draw_on` found.
+
+    Raises:
+        UserError: the place cannot be written.
     """
     from PIL import ImageDraw
 
     from export.processor.images import load_image
     from export.processor.media.data_urls import source_from_text
-    from export.processor.text.chat import media_from_conversation
-    from export.processor.text.conversation import read_conversation
 
-    media = media_from_conversation(read_conversation(messages))
-    if [medium.kind for medium in media] != ["image"]:
-        raise UserError(
-            f"--draw needs a conversation with one picture, this one has {len(media)} pictures or videos."
-        )
-    picture = load_image(source_from_text(media[0].source, "image")).convert("RGB")
+    picture = load_image(source_from_text(source, "image")).convert("RGB")
     pen = ImageDraw.Draw(picture)
     width = max(2, max(picture.size) // 200)
     for number, one in enumerate(located):

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from export.errors import UserError
 from qv_export import api
 from qv_export.model import Message, overridden, text_pieces
-from qv_export.show.answer import draw_located, identity, logprobs_json, outcome, summary
+from qv_export.show.answer import (
+    draw_located,
+    identity,
+    logprobs_json,
+    outcome,
+    picture_to_draw_on,
+    summary,
+)
 from qv_export.show.console import note, print_answer, print_json, progress
 
 if TYPE_CHECKING:
@@ -68,6 +75,8 @@ def answer(
         bundle = api.as_bundle(path)
         require_context(max_context, bundle.config)
         generation = overridden(bundle.generation_config, sampling)
+        if told.draw is not None:
+            drawn = picture_to_draw_on(told.draw, messages, bundle.processor.template.source)
         clock.lap("open")
         step("Preparing pictures and text")
         reader = replace(bundle.processor.reader, limits=MediaLimits(strict=strict_media))
@@ -105,7 +114,9 @@ def answer(
         "versions": {name: version(name) for name in ("qv-export", "onnxruntime", "numpy")},
     }
     if told.draw is not None:
-        draw_located(told.draw, located, messages)
+        draw_located(told.draw, located, drawn)
+        if not located:
+            note("The answer names no place: the picture is written as it is.")
     if as_json:
         print_json(result)
     else:

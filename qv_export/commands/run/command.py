@@ -17,7 +17,7 @@ from qv_export.commands.run.question import (
     messages_from_file,
     read_prompt,
 )
-from qv_export.commands.run.wishes import template_arguments, wish_options
+from qv_export.commands.run.wishes import biases, template_arguments, wish_options
 from qv_export.parameters import MediaPath, TargetChoice, default_target, device_option, rank_options
 
 
@@ -139,7 +139,7 @@ def run(
         bundle,
         messages,
         template_arguments(add_vision_id, tools_file, template_options, continues),
-        {**sampling, "logit_bias": dict(logit_bias) or None},
+        {**sampling, "logit_bias": biases(logit_bias)},
         Told(stop_strings, keep_special_tokens, draw),
         seed,
         max_context,

@@ -97,11 +97,15 @@ def template_arguments(
     """Arguments of `Processor.inputs_from_messages`.
 
     Raises:
-        UserError: a file or value that is no JSON.
+        UserError: a file or value that is no JSON, or a variable without a value or with two.
     """
     variables: dict[str, Any] = {}
     for option in template_options:
-        name, _, value = option.partition("=")
+        name, equals, value = option.partition("=")
+        if not (name and equals):
+            raise UserError(f"--template-option {option}: expected NAME=JSON, such as add_vision_id=true.")
+        if name in variables:
+            raise UserError(f"--template-option {name} is given twice.", "Keep one.")
         variables[name] = _json(value, f"--template-option {name}")
     tools = None if tools_file is None else json_list(tools_file, "tools")
     return {
@@ -110,6 +114,18 @@ def template_arguments(
         "chat_template_kwargs": variables,
         "continue_final_message": continues,
     }
+
+
+def biases(given: Sequence[tuple[int, float]]) -> dict[int, float] | None:
+    """Of tokens by their ids; None without any.
+
+    Raises:
+        UserError: a token has two.
+    """
+    by_token = dict(given)
+    if len(by_token) < len(given):
+        raise UserError("--logit-bias: a token is named twice.", "Keep one.")
+    return by_token or None
 
 
 def _json(text: str, what: str) -> Any:

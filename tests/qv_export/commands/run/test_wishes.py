@@ -114,7 +114,13 @@ def test_pictures_are_numbered_when_asked(bundle, capsys):
         (["--messages", "{here}/no.json"], "must hold a JSON list of messages"),
         (["--prompt", "a", "--template-option", "mood=good"], "no JSON"),
         (["--prompt", "a", "--template-option", "mood=1"], "does not read mood"),
+        (["--prompt", "a", "--template-option", "mood"], "expected NAME=JSON"),
+        (["--prompt", "a", "--template-option", "a=1", "--template-option", "a=2"], "a is given twice"),
+        (["--prompt", "a", "--draw", "{here}/drawn.png"], "one picture, this one has 0"),
+        (["--prompt", "a", "--image", "{here}/ok.png", "--draw", "{here}/drawn.txt"], "the ending '.txt'"),
+        (["--prompt", "a", "--image", "{here}/ok.png", "--draw", "{here}/no/drawn.png"], "is no folder"),
         (["--prompt", "a", "--logit-bias", "x"], "a token's id and a number"),
+        (["--prompt", "a", "--logit-bias", "5=1", "--logit-bias", "5=2"], "a token is named twice"),
         (["--prompt", "a", "--logprobs", "21"], "num_logprobs must be a whole number from 0 to 20"),
         (["--prompt", "a", "--presence-penalty", "3"], "presence_penalty must be a number from -2 to 2"),
         (["--prompt", "a", "--continue"], "last message of the assistant"),
@@ -123,6 +129,7 @@ def test_pictures_are_numbered_when_asked(bundle, capsys):
 def test_a_wish_that_cannot_be_followed_is_refused_by_name(bundle, tmp_path, capsys, arguments, says):
     (tmp_path / "ok.json").write_text('[{"role": "user", "content": "a"}]')
     (tmp_path / "no.json").write_text("{}")
+    Image.new("RGB", (56, 56)).save(tmp_path / "ok.png")
     error = ask(capsys, bundle, *(text.format(here=tmp_path) for text in arguments), expected=2)
     assert says in json.dumps(error)
 
