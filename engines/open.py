@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.backends import BACKENDS, backend_of, default_backend
-from engines.backends.base import Backend
+from engines.backends.base import Backend, require_kv_cache
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.machine import Machine
 from engines.session import Engine
@@ -140,6 +140,7 @@ def choose_engine(
     if choice is not None and choice not in BACKENDS:
         return _engine_of_key(bundle, choice, num_slots, capacity, machine)
     backend = default_backend() if choice is None else BACKENDS[choice]
+    require_kv_cache(backend, bundle)
     if not backend.needs_engine:
         return _graphs(bundle, backend)
     record = _smallest_that_fits(bundle, backend, num_slots, capacity, machine)

@@ -6,11 +6,12 @@ Letters: P patches, N segments, M longest segment, V visual tokens, B batch, S q
 Q query tokens to project. Numbers come from the model's configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from export.checkpoint.config import ModelConfig
+from export.checkpoint.config import DecoderConfig, ModelConfig
+from export.models.configuration import KV_CACHE_DTYPES
 
 GraphName = str
 """`vision`, and `decoder`; or `decoder.0`, `decoder.1` ... for a decoder that is cut into stages.
@@ -73,8 +74,6 @@ def vision_contract(config: ModelConfig, dtype: str) -> GraphContract:
 def decoder_contract(config: ModelConfig, dtype: str) -> GraphContract:
     """The decoder's: prefill (S = n) and decode (S = 1) alike; the cache is updated in place."""
     decoder = config.decoder
-    cache = ("B", decoder.num_key_value_heads, "L", decoder.head_dim)
-    layers = range(decoder.num_hidden_layers)
     return GraphContract(
         inputs=(
             TensorSpec(
@@ -87,23 +86,28 @@ def decoder_contract(config: ModelConfig, dtype: str) -> GraphContract:
             TensorSpec("write_index", "int64", ("B",), "where this call's keys go in the cache"),
             TensorSpec("kv_lengths", "int64", ("B",), "valid cache length after this call, at least 1"),
             TensorSpec("logits_index", "int64", ("B", "Q"), "which query tokens to project"),
-            *(
-                TensorSpec(cache_name("past", part, i), dtype, cache, f"cached {part}s of layer {i}")
-                for i in layers
-                for part in CACHE_PARTS
-            ),
+            *_cache_specs(decoder, dtype, PAST),
         ),
         outputs=(
             TensorSpec(LOGITS, "float32", ("B", "Q", decoder.vocab_size), "one row for each asked token"),
-            *(
-                TensorSpec(
-                    cache_name("present", part, i), dtype, cache, f"the same memory as past_{part}.{i}"
-                )
-                for i in layers
-                for part in CACHE_PARTS
-            ),
+            *_cache_specs(decoder, dtype, PRESENT),
         ),
     )
+
+
+def _cache_specs(decoder: DecoderConfig, dtype: str, time: str) -> Iterator[TensorSpec]:
+    """Keys and values of each layer; in 8 bits with a scale for each token and KV head."""
+    rows = ("B", decoder.num_key_value_heads, "L")
+    codes = KV_CACHE_DTYPES[decoder.kv_cache] if decoder.kv_cache else dtype
+    for layer in range(decoder.num_hidden_layers):
+        for part in cache_parts(decoder):
+            doc = f"cached {part.replace('_', ' ')}s of layer {layer}"
+            yield TensorSpec(
+                cache_name(time, part, layer),
+                "float32" if part in SCALE_PARTS else codes,
+                (*rows, 1 if part in SCALE_PARTS else decoder.head_dim),
+                doc if time == PAST else f"the same memory as {cache_name(PAST, part, layer)}",
+            )
 
 
 def graph_contract(
@@ -181,7 +185,10 @@ def stage_contract(config: ModelConfig, dtype: str, stage: DecoderStage) -> Grap
     """One stage's part of `decoder_contract`: the caches of its layers, and hidden states at its borders."""
     whole = decoder_contract(config, dtype)
     caches = {
-        cache_name(time, part, i) for time in (PAST, PRESENT) for part in CACHE_PARTS for i in stage.layers
+        cache_name(time, part, i)
+        for time in (PAST, PRESENT)
+        for part in cache_parts(config.decoder)
+        for i in stage.layers
     }
 
     def is_taken(spec: TensorSpec) -> bool:
@@ -235,6 +242,12 @@ def with_candidates(contract: GraphContract, config: ModelConfig) -> GraphContra
 
 
 CACHE_PARTS = ("key", "value")
+SCALE_PARTS = ("key_scale", "value_scale")
+
+
+def cache_parts(decoder: DecoderConfig) -> tuple[str, ...]:
+    """What the cache of a layer consists of."""
+    return (*CACHE_PARTS, *SCALE_PARTS) if decoder.kv_cache else CACHE_PARTS
 
 
 PAST, PRESENT = "past", "present"
@@ -248,7 +261,7 @@ def cache_name(time: str, part: str, layer: int) -> str:
 def is_cache_name(name: str, *times: str) -> bool:
     """True for the name of a cache tensor of one of those times; without any, of either."""
     return name.startswith(
-        tuple(f"{time}_{part}." for time in times or (PAST, PRESENT) for part in CACHE_PARTS)
+        tuple(f"{time}_{part}." for time in times or (PAST, PRESENT) for part in (*CACHE_PARTS, *SCALE_PARTS))
     )
 
 

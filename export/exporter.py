@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
 from export.files.json_object import read_json_object
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes, require_own_file
-from export.models.configuration import ModelConfig
+from export.models.configuration import KV_CACHE_DTYPES, KV_CACHE_KEY, KvCachePrecision, ModelConfig
 from export.models.families import family_of
 from export.parallel import balanced_layers
 from export.processor.processor import Processor
@@ -98,6 +99,7 @@ def export_checkpoint(
     weights: WeightsMode = "copy",
     adapter: Path | None = None,
     quantize: Mapping[Part, str | None] | None = None,
+    kv_cache: KvCachePrecision | None = None,
     strict: bool = False,
     pipeline_stages: int = 1,
     tensor_parallel: int = 1,
@@ -113,6 +115,7 @@ def export_checkpoint(
         adapter: a PEFT LoRA adapter's directory, merged into the weights that it changes; None: there is none.
         quantize: by part of the model ("decoder", "vision", "head"), what becomes of its linear layers: a name of
             `export.quantization.make.SCHEMES`; None: they stay as they are.
+        kv_cache: "int8" or "fp8" of cached keys and values; None: in the dtype that the graphs compute in.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
@@ -124,6 +127,7 @@ def export_checkpoint(
     report = progress or _ignore
     report("reading the checkpoint", 0.0)
     _check_dtype(dtype)
+    _check_kv_cache(kv_cache)
     schemes = check_schemes(quantize or {})
     _require_own_companions(checkpoint)
     # A bundle that could not answer a question would be half a model: fail before the long part.
@@ -146,6 +150,7 @@ def export_checkpoint(
         if schemes or source.packed:
             is_copy = weights == "copy"
             source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
+        source = _with_kv_cache(source, kv_cache)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs: dict[str, ir.Model] = {}
         report("tracing the vision graph", 0.0)
@@ -224,6 +229,20 @@ def _check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(GRAPH_DTYPES)}.")
 
 
+def _check_kv_cache(precision: str | None) -> None:
+    if precision is not None and precision not in KV_CACHE_DTYPES:
+        raise UserError(f"kv_cache {precision!r} is none of {', '.join(KV_CACHE_DTYPES)}.")
+
+
+def _with_kv_cache(source: Checkpoint, precision: KvCachePrecision | None) -> Checkpoint:
+    """With the cache's precision in the configuration: the contract, the reference and the engines read it there."""
+    if precision is None:
+        return source
+    decoder = replace(source.config.decoder, kv_cache=precision)
+    changes = {**source.config_changes, KV_CACHE_KEY: precision}
+    return replace(source, config=replace(source.config, decoder=decoder), config_changes=changes)
+
+
 def _bytes_to_copy(source: Checkpoint, directory: Path, mode: WeightsMode) -> int:
     files = [path for path in source.weight_files if path.parent != directory]
     return sum(path.stat().st_size for path in files) if mode == "copy" else 0
@@ -279,7 +298,7 @@ def _write_files(
         weights=tuple(weights),
         files=tuple(FileRecord.from_file(directory / name) for name in companions),
         key=_key(graph_records, weights),
-        precision=precision_of(source.linears, tools),
+        precision=precision_of(source.linears, tools, source.config.decoder.kv_cache),
         stages=division.stages,
         tensor_parallel=division.tensor_parallel,
     )

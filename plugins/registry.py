@@ -53,12 +53,22 @@ CACHED_ATTENTION = OpSignature(
     outputs=("attended", "present_key", "present_value"),
     attributes={},
 )
+QUANTIZED_CACHE_ATTENTION = OpSignature(
+    # No plugin, and no body for TensorRT: its native layer updates no cache in 8 bits.
+    "QvQuantizedCacheAttention",
+    inputs=(
+        *("q", "k", "v", "past_key", "past_value", "past_key_scale", "past_value_scale"),
+        *("write_index", "kv_lengths"),
+    ),
+    outputs=("attended", "present_key", "present_value", "present_key_scale", "present_value_scale"),
+    attributes={},
+)
 AttentionBody = Literal["fused", "decomposable", "folded", "folded_decomposable", "plain", "plugin"]
 """How an attention is put to TensorRT: as its native layer, which must have a fused kernel or, "decomposable", may be
 taken apart; the same with the query heads of a KV head folded into rows, for the cached one only; in plain ops; for
 the cached one only, as plugins, which `plugins.onnx.inline` must then bring into the main graph."""
 
-SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION)
+SIGNATURES = (ROTARY, PATCH_ATTENTION, CACHED_ATTENTION, QUANTIZED_CACHE_ATTENTION)
 """What the canonical graphs call."""
 
 ALL_REDUCE = OpSignature("QvAllReduce", inputs=("x",), outputs=("reduced",), attributes={"num_ranks": 1})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engines.serving.openai.run import Listening
     from engines.sizing.limits import Limits
     from engines.store.build import Built
+    from export.models.configuration import KvCachePrecision
     from export.records.manifest import WeightsMode
     from qv_export.model import Model
     from validate.report.report import Report
@@ -38,6 +39,7 @@ def export(
     quantize: str | None = None,
     quantize_vision: str | None = None,
     quantize_head: str | None = None,
+    kv_cache: "KvCachePrecision | None" = None,
     strict: bool = False,
     pipeline_stages: int = 1,
     tensor_parallel: int = 1,
@@ -54,6 +56,7 @@ def export(
         quantize: "int4", "int8", "int8-weights" or "fp8": what becomes of the decoder's linear layers; None: nothing.
         quantize_vision: the same of the vision encoder's.
         quantize_head: "int4" or "int8-weights", of the token embedding and the projection to the vocabulary.
+        kv_cache: "int8" or "fp8": what cached keys and values are kept in; None: as they are computed.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
@@ -75,6 +78,7 @@ def export(
         weights=weights,
         adapter=_path(adapter),
         quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
+        kv_cache=kv_cache,
         strict=strict,
         pipeline_stages=pipeline_stages,
         tensor_parallel=tensor_parallel,

@@ -23,6 +23,7 @@ from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.errors import UserError
+from export.models.configuration import KvCachePrecision
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Backend(Protocol):
     @property
     def rounds_inputs_of_few_bits(self) -> bool:
         """Whether its products of weights in few bits round their input to 8 bits, which the graph does not ask for."""
+        ...
+
+    def kv_cache_problem(self, precision: KvCachePrecision) -> str | None:
+        """Why it keeps no cache in 8 bits, as half a sentence; None: it does."""
         ...
 
     @property
@@ -262,6 +267,21 @@ def one_process_alone(backend: Backend) -> UserError:
         f"--ranks: {backend.name} computes in one process alone.",
         "Leave --ranks out, or choose another target.",
     )
+
+
+def require_kv_cache(backend: Backend, bundle: Bundle) -> None:
+    """Refuse a bundle whose cache is kept in 8 bits where the backend cannot.
+
+    Raises:
+        UserError: it cannot, and why.
+    """
+    precision = bundle.config.decoder.kv_cache
+    problem = None if precision is None else backend.kv_cache_problem(precision)
+    if problem is not None:
+        raise UserError(
+            f"{bundle.directory} keeps its KV cache in {precision}, which {backend.name} does not: {problem}.",
+            "Export the checkpoint without --kv-cache for this target.",
+        )
 
 
 def device_costs(backend: Backend, bundle: Bundle) -> CostsOf | None:

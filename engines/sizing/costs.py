@@ -53,6 +53,18 @@ class ModelCosts:
         )
 
 
+def cached_token_bytes(config: ModelConfig, value_bytes: int) -> int:
+    """Keys and values of one token in every layer.
+
+    Args:
+        config: the model's sizes; a cache in 8 bits has a float32 scale for each token and KV head.
+        value_bytes: of one value that is not kept in 8 bits.
+    """
+    decoder = config.decoder
+    row_bytes = decoder.head_dim * value_bytes if decoder.kv_cache is None else decoder.head_dim + 4
+    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * row_bytes
+
+
 CostsOf = Callable[[Limits], ModelCosts]
 """A backend's costs as a function of the limits alone."""
 
@@ -157,7 +169,6 @@ def model_costs(
         attention_bytes: from a graph's name to the device memory that the backend's attention takes beside the
             tensors that every backend has.
     """
-    decoder = config.decoder
     weights = {"vision": vision_weights(config), "decoder": decoder_weights(config)}
     activations = {
         "vision": vision_activation_bytes(config, limits, value_bytes) + attention_bytes("vision"),
@@ -171,8 +182,7 @@ def model_costs(
                 name, num_weights, num_weights * value_bytes, activations[name], engine_bytes, build_ram_bytes
             )
         )
-    keys_and_values = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim
-    return ModelCosts(tuple(graphs), keys_and_values * value_bytes)
+    return ModelCosts(tuple(graphs), cached_token_bytes(config, value_bytes))
 
 
 def vision_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from engines.backends.base import require_kv_cache
 from engines.gpus import GpuFacts
 from engines.store.cache import EngineRequest, cached_engine, key_inputs, writing_engine
 from export.bundle import Bundle
@@ -64,6 +65,7 @@ def build_engine_directory(
         UserError: the target's library is missing, no space, no permission, limits that cannot be served.
         EngineError: the target refuses a graph.
     """
+    require_kv_cache(request.backend, bundle)
     if not rebuild and (built := reusable(bundle, request)):
         return built
     inputs = key_inputs(bundle.manifest.key, request)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engines.backends import backend_of
-from engines.backends.base import bundle_costs, device_costs
+from engines.backends.base import bundle_costs, device_costs, require_kv_cache
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
 from engines.sizing.choose_limits import choose_limits
@@ -127,6 +127,7 @@ def plan_build(
         UserError: what was asked cannot be built here.
     """
     backend = backend_of(target)
+    require_kv_cache(backend, bundle)
     sizes, proposed = _limits_of_images(bundle, images, images_per_prompt)
     chosen = choose_limits(bundle.config, limits, proposed, device_costs(backend, bundle), gpu_memory_gb)
     asked: list[GpuFacts] = []

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from export.checkpoint.config import DecoderConfig
 from export.contract import GraphContract, GraphName, TensorSpec
 from export.graphs.stamp import stamp
 from export.graphs.trace import trace_piece
@@ -15,6 +16,7 @@ from export.weights.stored import ir_dtype
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.collective import onnx_functions as collective
 from plugins.patch_attention import onnx_functions as patch_attention
+from plugins.quantized_cache_attention import onnx_functions as quantized_cache_attention
 from plugins.registry import OP_DOMAIN, OPSET_VERSION
 from plugins.rotary import onnx_functions as rotary
 
@@ -66,7 +68,7 @@ def _stamped(
             names = [copy.names.get(output, output) for output in piece.outputs]
             values.update(zip(names, outputs, strict=True))
     _set_outputs(graph, recipe.contract, values)
-    return _model_of(graph, recipe)
+    return _model_of(graph, recipe, source.config.decoder)
 
 
 def _graph_with_inputs(name: str, contract: GraphContract) -> tuple[ir.Graph, dict[str, ir.Value]]:
@@ -98,7 +100,7 @@ def _set_outputs(graph: ir.Graph, contract: GraphContract, values: dict[str, ir.
         graph.outputs.append(value)
 
 
-def _model_of(graph: ir.Graph, recipe: GraphRecipe) -> ir.Model:
+def _model_of(graph: ir.Graph, recipe: GraphRecipe, decoder: DecoderConfig) -> ir.Model:
     """With the portable body of each of our ops that the graph calls."""
     called = {node.op_type for node in graph if node.domain == OP_DOMAIN}
     bodies = [
@@ -107,6 +109,8 @@ def _model_of(graph: ir.Graph, recipe: GraphRecipe) -> ir.Model:
         cached_attention.portable(),
         *collective.portable(),
     ]
+    if decoder.kv_cache is not None:
+        bodies.append(quantized_cache_attention.portable(decoder.kv_cache))
     return ir.Model(
         graph,
         ir_version=IR_VERSION,

@@ -1,8 +1,19 @@
 """The typed configuration of a model: sizes of both towers, rotary embedding, and the tokens that join them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from export.quantization.scheme import Scheme
+
+KvCachePrecision: TypeAlias = Literal["int8", "fp8"]
+"""Of cached keys and values in 8 bits; "fp8" is E4M3."""
+
+KV_CACHE_DTYPES: Mapping[KvCachePrecision, str] = {"int8": "int8", "fp8": "float8_e4m3fn"}
+"""What the cache's codes are, by precision."""
+
+KV_CACHE_KEY = "kv_cache_precision"
+"""Of a bundle's `config.json`, where the cache is kept in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class DecoderConfig:
     """The longest context in tokens, YaRN's stretch included."""
     yarn: YarnConfig | None = None
     """None: frequencies as trained."""
+    kv_cache: KvCachePrecision | None = None
+    """How a bundle's graphs keep cached keys and values; None: in the dtype that they compute in."""
     rank: int = 0
     """Of a tensor-parallel group, whose part of the decoder this is; see `num_ranks`."""
     num_ranks: int = 1

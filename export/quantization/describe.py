@@ -3,28 +3,40 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from export.models.configuration import KvCachePrecision
 from export.quantization.side_file import StoredLinear
 
 _INPUTS = {None: "", "per_token": ", inputs rounded by token", "static": ", inputs rounded by a static scale"}
 
 
-def precision_of(linears: Mapping[str, StoredLinear], tools: Mapping[str, str]) -> dict[str, str]:
-    """By part of the model ("vision", "decoder", "head"), those that have quantized layers.
+KV_CACHE_PART = "KV cache"
+
+
+def precision_of(
+    linears: Mapping[str, StoredLinear],
+    tools: Mapping[str, str],
+    kv_cache: KvCachePrecision | None = None,
+) -> dict[str, str]:
+    """By part of the model ("vision", "decoder", "head", "KV cache"), those that are stored otherwise than computed.
 
     Args:
         linears: by the published name of the weight.
         tools: who quantized it, of those that the checkpoint had so.
+        kv_cache: of cached keys and values.
     """
     parts: dict[str, Counter[str]] = {}
     for name, linear in linears.items():
         words = _words(linear) + (f", by {tools[name]}" if name in tools else "")
         parts.setdefault(_part_of(name), Counter())[words] += 1
-    return {
+    described = {
         part: "; ".join(f"{words} ({count} layers)" for words, count in kinds.most_common())
         if len(kinds) > 1
         else next(iter(kinds))
         for part, kinds in sorted(parts.items())
     }
+    if kv_cache is not None:
+        described[KV_CACHE_PART] = f"{kv_cache}, a scale for each token and head"
+    return described
 
 
 def _words(linear: StoredLinear) -> str:

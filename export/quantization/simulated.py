@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.quantization.linear import Precision
-
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
-_SMALLEST_MAXIMUM = 1e-6
-_PAST_THE_TIE = 1.5  # a value a third of a step or more from its code is carried over the middle
+from plugins.rounding import LARGEST_CODE, SMALLEST_MAXIMUM, nearest_codes
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,14 @@ def round_inputs(model: nn.Module, roundings: Mapping[str, Rounding]) -> None:
 
 @contextmanager
 def turning_ties(model: nn.Module) -> Iterator[None]:
-    """Let every rounding of an input turn a tie of each token meanwhile."""
-    roundings = [
+    """Let every rounding of an input, and of what is cached, turn a tie of each token meanwhile."""
+    roundings: list[Any] = [
         hook
         for module in model.modules()
         for hook in module._forward_pre_hooks.values()  # noqa: SLF001 - torch names no way to ask for them
         if isinstance(hook, InputRounding)
     ]
+    roundings += [module for module in model.modules() if hasattr(module, "turns_a_tie")]
     for rounding in roundings:
         rounding.turns_a_tie = True
     try:
@@ -99,29 +97,13 @@ def rounded_to(x: Tensor, precision: Precision, scale: float | None, *, turns_a_
         scale: of every token; None: each token's largest value becomes the largest code.
         turns_a_tie: see `InputRounding`.
     """
-    largest = _LARGEST[precision]
+    assert precision != "int4", "inputs of products are never rounded to 4 bits"
     step: Tensor | float
     if scale is not None:
         step = scale
     else:
-        step = x.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST_MAXIMUM) / largest
-    normal = x / step
-    codes = _codes(normal, precision)
-    if turns_a_tie:
-        # Beyond the value from its code lies the other neighbour; where the value is the code, none is nearer.
-        other = _codes(normal + (normal - codes) * _PAST_THE_TIE, precision)
-        lost = (normal - other).abs() - (normal - codes).abs()
-        nearest = torch.where(other == codes, torch.inf, lost).argmin(-1, keepdim=True)
-        codes = codes.scatter(-1, nearest, other.gather(-1, nearest))
-    rounded: Tensor = codes * step
-    return rounded
-
-
-def _codes(normal: Tensor, precision: Precision) -> Tensor:
-    if precision == "fp8":
-        largest = _LARGEST[precision]
-        return normal.clamp(-largest, largest).to(torch.float8_e4m3fn).to(normal.dtype)
-    return normal.round().clamp(-128, 127)
+        step = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_MAXIMUM) / LARGEST_CODE[precision]
+    return nearest_codes(x / step, precision, turns_a_tie=turns_a_tie) * step
 
 
 def rounded_in_blocks(x: Tensor, block: int) -> Tensor:
@@ -132,7 +114,7 @@ def rounded_in_blocks(x: Tensor, block: int) -> Tensor:
         block: divides K.
     """
     blocks = x.reshape(*x.shape[:-1], -1, block)
-    step = blocks.abs().amax(-1, keepdim=True) / _LARGEST["int8"]
+    step = blocks.abs().amax(-1, keepdim=True) / LARGEST_CODE["int8"]
     codes = (blocks / step.clamp(min=torch.finfo(x.dtype).tiny)).round()
     rounded: Tensor = (codes * step).flatten(-2)
     return rounded

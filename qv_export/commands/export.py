@@ -13,6 +13,7 @@ from qv_export.parameters import CheckpointPath
 from qv_export.show.console import note, phase_bar, print_json
 
 if TYPE_CHECKING:
+    from export.models.configuration import KvCachePrecision
     from export.records.manifest import Manifest, WeightsMode
 
 
@@ -59,6 +60,12 @@ if TYPE_CHECKING:
     help="The token embedding and the projection to the vocabulary.",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(["int8", "fp8"]),
+    help="Keep cached keys and values in 8 bits, each token of a KV head under a scale of its own: half the memory of "
+    "bfloat16's. Default: as they are computed.",
+)
+@click.option(
     "--strict",
     is_flag=True,
     help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
@@ -90,6 +97,7 @@ def export(
     quantize: str | None,
     quantize_vision: str | None,
     quantize_head: str | None,
+    kv_cache: "KvCachePrecision | None",
     strict: bool,
     pipeline_stages: int,
     tensor_parallel: int,
@@ -112,6 +120,7 @@ def export(
             quantize=quantize,
             quantize_vision=quantize_vision,
             quantize_head=quantize_head,
+            kv_cache=kv_cache,
             strict=strict,
             pipeline_stages=pipeline_stages,
             tensor_parallel=tensor_parallel,

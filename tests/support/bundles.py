@@ -13,6 +13,7 @@ import pytest
 from examples.random_checkpoint import write_checkpoint
 from export.bundle import WeightsMode
 from export.exporter import export_checkpoint
+from export.models.configuration import KvCachePrecision
 from export.quantization.make import Part
 
 
@@ -23,6 +24,7 @@ def shared_bundle(
     dtype: str | None = None,
     weights: WeightsMode = "copy",
     quantize: Mapping[Part, str] | None = None,
+    kv_cache: KvCachePrecision | None = None,
     pipeline_stages: int = 1,
     tensor_parallel: int = 1,
 ) -> Path:
@@ -31,12 +33,13 @@ def shared_bundle(
     Args:
         tmp_path_factory: pytest's; its root is one for all workers of a run.
         checkpoint: arguments of `write_checkpoint`.
-        dtype, weights, quantize, pipeline_stages, tensor_parallel: of `export_checkpoint`.
+        dtype, weights, quantize, kv_cache, pipeline_stages, tensor_parallel: of `export_checkpoint`.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    options = [dtype, weights, dict(quantize or {}), pipeline_stages, tensor_parallel, dict(checkpoint)]
+    divided = [pipeline_stages, tensor_parallel]
+    options = [dtype, weights, dict(quantize or {}), kv_cache, *divided, dict(checkpoint)]
     asked = json.dumps(options, sort_keys=True)
     directory = root / f"shared-bundle-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     directory.mkdir(exist_ok=True)
@@ -50,6 +53,7 @@ def shared_bundle(
                 dtype=dtype,
                 weights=weights,
                 quantize=quantize,
+                kv_cache=kv_cache,
                 pipeline_stages=pipeline_stages,
                 tensor_parallel=tensor_parallel,
             )

@@ -10,6 +10,7 @@ import pytest
 
 from export.bundle import open_bundle
 from export.checkpoint.config import ModelConfig, load_config
+from export.models.configuration import KvCachePrecision
 from export.processor.settings import load_settings
 from tests.support.bundles import shared_bundle
 from validate.cases.builtin import Profile, make_level
@@ -65,9 +66,13 @@ def stretched(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_and_record(tmp_path_factory, {"dtype": "float32", "yarn": yarn})
 
 
-def export_and_record(tmp_path_factory: pytest.TempPathFactory, checkpoint: dict[str, Any]) -> Exported:
+def export_and_record(
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: dict[str, Any],
+    kv_cache: KvCachePrecision | None = None,
+) -> Exported:
     directory = tmp_path_factory.mktemp("validate")
-    bundle = open_bundle(shared_bundle(tmp_path_factory, checkpoint))
+    bundle = open_bundle(shared_bundle(tmp_path_factory, checkpoint, kv_cache=kv_cache))
     config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
     cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
     subject = open_target("onnxruntime", bundle, PROFILE)

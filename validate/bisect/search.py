@@ -16,6 +16,7 @@ from engines.session import Probe, ProbeSession, Values
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.inputs import ModelInputs
+from plugins.registry import CACHED_ATTENTION, QUANTIZED_CACHE_ATTENTION
 from validate.bisect.expected import GRAPH_OF, Expected, ExpectedSource, Question, Stage, rows_of
 from validate.bisect.probes import GraphProbes
 from validate.cases.feeds import decode_call, prefill_call
@@ -154,7 +155,8 @@ class DivergenceSearch:
 
     def _cache_errors(self, actual: Values, expected: Mapping[str, Expected]) -> tuple[ProbeError, ...]:
         names = [name for name in actual if name.startswith("present_")]
-        probes = [Probe(name, name, name, name, "QvCachedAttention") for name in names]
+        op = CACHED_ATTENTION if self._config.decoder.kv_cache is None else QUANTIZED_CACHE_ATTENTION
+        probes = [Probe(name, name, name, name, op.name) for name in names]
         return self._errors(probes, actual, expected)
 
     def _error(self, probe: Probe, actual: npt.NDArray[np.float32], expected: Expected) -> ProbeError:

@@ -13,6 +13,7 @@ from export.bundle import content_key
 from export.errors import UserError
 from export.files.directory_swap import DirectoryKind
 from export.files.json_object import read_json_object
+from export.quantization.describe import KV_CACHE_PART
 from export.records.manifest import Manifest
 from validate.records.records import write_json
 
@@ -26,9 +27,12 @@ RUN_NAME = "run.json"
 
 
 def model_identity(manifest: Manifest) -> str:
-    """Key of the weights and the configuration; bundles of one checkpoint share it, whatever their graphs' dtype."""
+    """Key of the weights, the configuration and a cache in 8 bits; bundles of one checkpoint share it otherwise,
+    whatever their graphs' dtype.
+    """
+    cache = {name: words for name, words in manifest.precision.items() if name == KV_CACHE_PART}
     weights = {f"weights {i}": str(record.fingerprint) for i, record in enumerate(manifest.weights)}
-    return content_key({"config": manifest.source.config_sha256, **weights})
+    return content_key({"config": manifest.source.config_sha256, **weights, **cache})
 
 
 def create_golden(directory: Path, content: Mapping[str, Any]) -> None:

@@ -187,8 +187,7 @@ class HighPrecisionReference:
         call = prefill_call([whole], [np.zeros((0, 0), np.float32)], self.config, [index])
         tensors = self._tensors(call, torch_dtype(dtype))
         tensors["visual_embeds"] = visual_embeds
-        cache = self.model.new_cache(1, len(whole.token_ids))
-        cache = KvCache(*([part.to(torch_dtype(dtype)) for part in parts] for parts in cache))
+        cache = self.model.new_cache(1, len(whole.token_ids), torch_dtype(dtype))
         logits, present = self.model.decode(**tensors, cache=cache)
         return logits[0].cpu().numpy(), present
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from export.models.qwen2_vl import decoder, vision
 from export.models.qwen2_vl.model import KvCache, Qwen2VL
+from plugins.quantized_cache_attention.reference import dequantize
 from plugins.rotary.reference import rotary
 
 Captured = dict[str, npt.NDArray[Any]]
@@ -73,10 +74,14 @@ def add_token_rotations(
 
 
 def add_caches(probes: Captured, present: KvCache) -> None:
-    """Keys and values of each layer as `[tokens, K * D]`, of the first row."""
-    for kind, parts in zip(("key", "value"), present, strict=True):
+    """Keys and values of each layer as `[tokens, K * D]`, of the first row; of codes what they mean."""
+    for kind, parts, scales in (
+        ("key", present.keys, present.key_scales),
+        ("value", present.values, present.value_scales),
+    ):
         for layer, part in enumerate(parts):  # [1, K, L, D]
-            probes[f"present_{kind}.{layer}"] = array_of(part[0].transpose(0, 1).flatten(1))
+            meant = dequantize(part, scales[layer]) if scales else part
+            probes[f"present_{kind}.{layer}"] = array_of(meant[0].transpose(0, 1).flatten(1))
 
 
 def array_of(tensor: Tensor) -> npt.NDArray[Any]:

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from export.checkpoint.config import DecoderConfig, ModelConfig
 from export.contract import GraphName
 from export.inputs import DecoderInputs, VisionInputs
+from plugins.registry import QUANTIZED_CACHE_ATTENTION
 
 Edit = Callable[[onnx.GraphProto], None]
 
@@ -350,7 +351,9 @@ def mutations(config: ModelConfig) -> list[Mutation]:
             "stale_cache_entry",
             "decoding attends to an entry that nobody wrote",
             f"decode_logits.{worst}",
-            "/layers.0/self_attn/QvCachedAttention",
+            "/layers.0/self_attn/QvQuantizedCacheAttention"
+            if config.decoder.kv_cache
+            else "/layers.0/self_attn/QvCachedAttention",
             decoder_feeds=_stale_entry,
         ),
         Mutation(
@@ -367,8 +370,26 @@ def mutations(config: ModelConfig) -> list[Mutation]:
             "/embed/Where_1",
             decoder_feeds=_reverse_embeds,
         ),
+        *(_cache_mutations() if config.decoder.kv_cache else ()),
         *(_yarn_mutations(config.decoder) if config.decoder.yarn else ()),
     ]
+
+
+def _cache_mutations() -> tuple[Mutation, ...]:
+    """Of a cache in 8 bits: its scales are as easily mixed up as any other tensor."""
+    node = "/layers.0/self_attn/QvQuantizedCacheAttention"
+    return (
+        Mutation(
+            "cache_scales_exchanged",
+            "cached keys of the first layer under the scales of its values",
+            "decode_logits.worst_token_error",
+            node,
+            "decoder",
+            _use_instead(
+                node, QUANTIZED_CACHE_ATTENTION.inputs.index("past_key_scale"), "past_value_scale.0"
+            ),
+        ),
+    )
 
 
 def _yarn_mutations(config: DecoderConfig) -> tuple[Mutation, ...]:

@@ -20,6 +20,7 @@ from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.errors import UserError
 from export.install import package_command
+from export.models.configuration import KvCachePrecision
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class OnnxRuntimeBackend:
     triton_platform = None
     option_names: frozenset[str] = frozenset()
     dtype_reason = "ONNX Runtime on a CPU has no products of half types"
+
+    def kv_cache_problem(self, precision: KvCachePrecision) -> str | None:
+        """See `Backend`."""
+        del precision
+        return None
 
     def version(self) -> str | None:
         """See `Backend`."""

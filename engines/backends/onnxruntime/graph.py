@@ -14,12 +14,14 @@ from onnx import TensorProto, helper
 
 from engines.backends.onnxruntime.quantized import fit_quantized, scales_of_float8, widened
 from export.checkpoint.config import ModelConfig
+from export.contract import is_cache_name
 from export.weights.slices import columns_of
 from export.weights.values import mapped_values
 from plugins.cached_attention import onnx_functions as cached_attention
 from plugins.collective import onnx_functions as collective
 from plugins.onnx.function_body import MICROSOFT_DOMAIN
 from plugins.patch_attention import onnx_functions as patch_attention
+from plugins.quantized_cache_attention import onnx_functions as quantized_cache_attention
 from plugins.registry import OP_DOMAIN
 from plugins.rotary import onnx_functions as rotary
 
@@ -45,15 +47,24 @@ def load_graph(path: Path, config: ModelConfig, communicator: int = 0) -> onnx.M
 def choose_bodies(model: onnx.ModelProto, config: ModelConfig, communicator: int = 0) -> None:
     """Replace the functions of our ops by ONNX Runtime's bodies; see `load_graph`."""
     decoder = config.decoder
-    replace_bodies(
-        model,
-        [
-            rotary.onnxruntime(),
-            patch_attention.onnxruntime(config.vision.num_heads),
-            cached_attention.onnxruntime(decoder.num_attention_heads, decoder.num_key_value_heads),
-            *collective.onnxruntime(communicator),
-        ],
-    )
+    heads = (decoder.num_attention_heads, decoder.num_key_value_heads)
+    bodies = [
+        rotary.onnxruntime(),
+        patch_attention.onnxruntime(config.vision.num_heads),
+        cached_attention.onnxruntime(*heads),
+        *collective.onnxruntime(communicator),
+    ]
+    if decoder.kv_cache is not None:
+        bodies.append(quantized_cache_attention.onnxruntime(decoder.kv_cache, *heads, decoder.head_dim))
+        _hold_float8_as_bytes(model)
+    replace_bodies(model, bodies)
+
+
+def _hold_float8_as_bytes(model: onnx.ModelProto) -> None:
+    """A cache of 8-bit floats, which ONNX Runtime does not scatter: its attention's body reads and writes bytes."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT8E4M3FN and is_cache_name(value.name):
+            value.type.tensor_type.elem_type = TensorProto.UINT8
 
 
 def replace_bodies(model: onnx.ModelProto, bodies: Sequence[onnx.FunctionProto]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.backends.onnxruntime.session import create_session
+from engines.backends.onnxruntime.session import create_session, new_cache
 from export.bundle import Bundle
-from export.contract import GraphName
+from export.contract import GraphName, is_cache_name
 
 _BY_CODES = {"MatMulNBits", "MatMulIntegerToFloat", "GatherBlockQuantized", "DynamicQuantizeMatMul"}
 _CAPACITY = 8
@@ -49,7 +49,9 @@ def _smallest_feeds(bundle: Bundle, graph: GraphName) -> dict[str, npt.NDArray[A
     num_patches = bundle.config.vision.patches_per_token
     sizes = {"P": num_patches, "M": num_patches, "N + 1": 2, "V": 0, "B": 1, "S": 1, "Q": 1, "L": _CAPACITY}
     feeds = {
-        spec.name: np.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape], spec.dtype)
+        spec.name: new_cache(spec, sizes["B"], _CAPACITY)
+        if is_cache_name(spec.name)
+        else np.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape], spec.dtype)
         for spec in bundle.contract(graph, "float32").inputs
     }
     values = {

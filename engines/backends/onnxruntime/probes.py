@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.backends.onnxruntime.session import create_session
+from engines.backends.onnxruntime.session import create_session, new_cache
 from engines.session import Probe, Values, cache_rows
 from export.bundle import Bundle
-from export.contract import CACHE_PARTS, GraphName, cache_name
+from export.contract import CACHE_PARTS, PAST, PRESENT, GraphName, cache_name, is_cache_name, present_of
+from export.dtypes import numpy_dtype
 from export.inputs import DecoderInputs, VisionInputs
+from export.models.configuration import KV_CACHE_DTYPES
 
 
 class OnnxRuntimeProbes:
@@ -28,12 +30,14 @@ class OnnxRuntimeProbes:
 
     def decoder(self, calls: Sequence[DecoderInputs], probes: Sequence[Probe]) -> Values:
         """See `ProbeSession`. The cache goes in and out by value: this session is for looking, not for speed."""
-        decoder, names = self._bundle.config.decoder, [probe.value for probe in probes]
+        names = [probe.value for probe in probes]
         capacity = max(int(call.write_index[0]) + call.token_ids.shape[1] for call in calls) + 1
-        parts = [(part, layer) for layer in range(decoder.num_hidden_layers) for part in CACHE_PARTS]
-        shape = (1, decoder.num_key_value_heads, capacity, decoder.head_dim)
-        cache = {cache_name("past", *part): np.zeros(shape, np.float32) for part in parts}
-        present = [cache_name("present", *part) for part in parts]
+        cache = {
+            spec.name: new_cache(spec, 1, capacity)
+            for stage in self._bundle.stages
+            for spec in self._bundle.contract(stage.graph, "float32").inputs
+            if is_cache_name(spec.name)
+        }
         joined: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
         sessions = [self._open(stage.graph, names) for stage in self._bundle.stages]
         for call in calls:
@@ -42,13 +46,23 @@ class OnnxRuntimeProbes:
                 taken = {value.name: values[value.name] for value in session.get_inputs()}
                 given = [value.name for value in session.get_outputs()]
                 values |= dict(zip(given, session.run(given, taken), strict=True))
-            cache = {past: values[name] for past, name in zip(cache, present, strict=True)}
+            cache = {past: values[present_of(past)] for past in cache}
             for name in names:
                 joined[name].append(values[name].reshape(call.token_ids.shape[1], -1))
         result = {name: np.concatenate(pieces) for name, pieces in joined.items()}
-        for name, value in zip(present, cache.values(), strict=True):
-            result[name] = cache_rows(value)
-        return result
+        return result | self._cached(cache)
+
+    def _cached(self, cache: Values) -> Values:
+        """Keys and values by their name as outputs; of codes what they mean."""
+        decoder, found = self._bundle.config.decoder, {}
+        for layer in range(decoder.num_hidden_layers):
+            for part in CACHE_PARTS:
+                values = cache[cache_name(PAST, part, layer)]
+                if decoder.kv_cache is not None:
+                    codes = values.view(numpy_dtype(KV_CACHE_DTYPES[decoder.kv_cache])).astype(np.float32)
+                    values = codes * cache[cache_name(PAST, f"{part}_scale", layer)]
+                found[cache_name(PRESENT, part, layer)] = cache_rows(values)
+        return found
 
     def _open(self, graph: GraphName, names: Sequence[str]) -> tuple[Any, Any]:
         """A session, and the weights that it shares with us: they must live as long as it does."""

@@ -27,7 +27,7 @@ from engines.session import (
     require_slots,
 )
 from export.bundle import Bundle
-from export.contract import CACHE_PARTS, DecoderStage, GraphName, cache_name, is_cache_name
+from export.contract import DecoderStage, GraphName, TensorSpec, is_cache_name, present_of
 from export.inputs import DecoderInputs, VisionInputs
 
 _ERROR_AND_ABOVE = 3
@@ -187,7 +187,6 @@ class OnnxRuntimeStage:
     ) -> None:
         self.num_slots, self.capacity = num_slots, capacity
         self._visual_token_ids = (bundle.config.image_token_id, bundle.config.video_token_id)
-        decoder = bundle.rank_config.decoder
         self._communicator = communicator  # the graph has but its number
         self._number = 0 if communicator is None else number_of(communicator)
         self._session, self._weights = create_session(
@@ -198,12 +197,12 @@ class OnnxRuntimeStage:
             rounds_inputs=rounds_inputs,
             communicator=self._number,
         )
-        # Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
-        shape = (num_slots, decoder.num_key_value_heads, capacity, decoder.head_dim)
+        contract = bundle.contract(stage.graph, "float32")
         self._caches = {
-            (part, layer): np.zeros(shape, np.float32) for layer in stage.layers for part in CACHE_PARTS
+            spec.name: new_cache(spec, num_slots, capacity)
+            for spec in contract.inputs
+            if is_cache_name(spec.name)
         }
-        contract = bundle.contract(stage.graph)
         self._inputs = [spec for spec in contract.inputs if not is_cache_name(spec.name)]
         self._outputs = [spec for spec in contract.outputs if not is_cache_name(spec.name)]
         self._calls: dict[tuple[int, int], _BoundCall] = {}
@@ -240,12 +239,22 @@ class OnnxRuntimeStage:
         key = (first_slot, batch)
         if key not in self._calls:
             call = _BoundCall(self._session.io_binding())
-            for (part, layer), cache in self._caches.items():
+            for past, cache in self._caches.items():
                 rows = cache[first_slot : first_slot + batch]
-                _bind_input(call.binding, cache_name("past", part, layer), rows)
-                _bind_output(call.binding, cache_name("present", part, layer), rows)
+                _bind_input(call.binding, past, rows)
+                _bind_output(call.binding, present_of(past), rows)
             self._calls[key] = call
         return self._calls[key]
+
+
+def new_cache(spec: TensorSpec, num_slots: int, capacity: int) -> npt.NDArray[Any]:
+    """A tensor of an empty cache; 8-bit floats are bytes here (`engines.backends.onnxruntime.graph`).
+
+    Untouched pages of a fresh array cost no memory: a large capacity is paid for when it is used.
+    """
+    sizes = {"B": num_slots, "L": capacity}
+    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
+    return np.zeros(shape, np.uint8 if spec.dtype == "float8_e4m3fn" else spec.dtype)
 
 
 class _BoundCall:

@@ -23,6 +23,7 @@ from export.contract import GraphName
 from export.dtypes import num_bytes
 from export.errors import UserError
 from export.install import package_command
+from export.models.configuration import KvCachePrecision
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
         if not any(self.serves(gpu.sm) for gpu in gpus):
             return "needs an NVIDIA GPU, SM75 and up, and SM80 for bfloat16; `nvidia-smi` lists none"
         return ""
+
+    def kv_cache_problem(self, precision: KvCachePrecision) -> str | None:
+        """See `Backend`."""
+        del precision
+        return (
+            "its attention takes a cache in 8 bits only under scales that are known before anything is cached"
+        )
 
     def compute_dtypes(self, graph_dtype: str) -> tuple[str, ...]:
         """See `Backend`."""

@@ -37,6 +37,7 @@ from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.errors import UserError
+from export.models.configuration import KvCachePrecision
 from export.records.engine_record import EngineRecord
 
 if TYPE_CHECKING:
@@ -130,6 +131,11 @@ class TensorRtBackend:
         if self.version() is not None and runs:
             return ""
         return f"needs an NVIDIA GPU (SM80 and up) and TensorRT {MIN_TENSORRT_VERSION} or newer: {remedy(self.name)}"
+
+    def kv_cache_problem(self, precision: KvCachePrecision) -> str | None:
+        """See `Backend`. Seen with TensorRT-RTX 1.7, whose parser TensorRT shares."""
+        del precision
+        return "its layer that updates a cache takes float32, float16 and bfloat16 alone"
 
     def check_options(self, architectures: tuple[int, ...], options: Options) -> None:
         """See `Backend`."""

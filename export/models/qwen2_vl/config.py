@@ -5,11 +5,18 @@ Transformers 5 writes it, `in_chans` or `in_channels`, `rope_scaling` typed "mro
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from export.dtypes import GRAPH_DTYPES
 from export.errors import UserError
-from export.models.configuration import DecoderConfig, ModelConfig, VisionConfig
+from export.models.configuration import (
+    KV_CACHE_DTYPES,
+    KV_CACHE_KEY,
+    DecoderConfig,
+    KvCachePrecision,
+    ModelConfig,
+    VisionConfig,
+)
 from export.models.keys import refuse_unread
 from export.models.qwen2_vl.rope import read_rope
 from export.models.section import Section
@@ -139,6 +146,7 @@ def _decoder_config(text: Section, ties: tuple[Section, ...]) -> DecoderConfig:
         tie_word_embeddings=any(stated_ties),
         max_position_embeddings=max(stated_positions, int(stretched)),
         yarn=rope.yarn,
+        kv_cache=_kv_cache(text),
     )
     if config.num_attention_heads % max(config.num_key_value_heads, 1):
         text.problem(
@@ -148,6 +156,15 @@ def _decoder_config(text: Section, ties: tuple[Section, ...]) -> DecoderConfig:
     text.one_of("hidden_act", ("silu", "swish"))
     _refuse_sliding_window(text, config)
     return config
+
+
+def _kv_cache(text: Section) -> KvCachePrecision | None:
+    """Of a bundle alone: an export writes the key."""
+    precision = text.get(KV_CACHE_KEY)
+    if precision is not None and precision not in KV_CACHE_DTYPES:
+        text.problem(f"{KV_CACHE_KEY} is {precision!r}, expected one of {', '.join(KV_CACHE_DTYPES)}")
+        return None
+    return cast("KvCachePrecision | None", precision)
 
 
 def _refuse_sliding_window(text: Section, config: DecoderConfig) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from export.checkpoint.config import DecoderConfig
 from plugins.cached_attention.op import cached_attention
 from plugins.collective.op import all_reduce, gather_last
+from plugins.quantized_cache_attention.op import quantized_cache_attention
 from plugins.rotary.op import rotary
 from plugins.rotary.reference import mrope_axes, mrope_frequencies, yarn_frequencies
 
@@ -32,6 +33,8 @@ class DecoderAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.turns_a_tie = False
+        """Of keys and values that are rounded into the cache: see `plugins.rounding.nearest_codes`."""
 
     def forward(
         self,
@@ -39,11 +42,11 @@ class DecoderAttention(nn.Module):
         position_ids: Tensor,
         write_index: Tensor,
         kv_lengths: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
         frequencies: Tensor,
         axis_of: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Args: past: this layer's cache, parts in the contract's order; they come back updated after the output."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # [B, S, H or K, D]
@@ -54,10 +57,18 @@ class DecoderAttention(nn.Module):
             frequencies,
             axis_of,
         )  # [T, H or K, D]
-        attended, present_key, present_value = cached_attention(
-            rotated_q.view_as(q), rotated_k.view_as(k), v, past_key, past_value, write_index, kv_lengths
-        )
-        return self.o_proj(attended.flatten(2)), present_key, present_value
+        q, k = rotated_q.view_as(q), rotated_k.view_as(k)
+        present: Sequence[Tensor]
+        if self.config.kv_cache is None:
+            key, value = past
+            attended, *present = cached_attention(q, k, v, key, value, write_index, kv_lengths)
+        else:
+            key, value, *scales = past
+            attended, *present = quantized_cache_attention(
+                *(q, k, v, key, value, scales[0], scales[1], write_index, kv_lengths),
+                turns_a_tie=self.turns_a_tie,
+            )
+        return (self.o_proj(attended.flatten(2)), *present)
 
 
 class DecoderMlp(nn.Module):
@@ -90,24 +101,16 @@ class DecoderLayer(nn.Module):
         position_ids: Tensor,
         write_index: Tensor,
         kv_lengths: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
         frequencies: Tensor,
         axis_of: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        attended, present_key, present_value = self.self_attn(
-            self.input_layernorm(x),
-            position_ids,
-            write_index,
-            kv_lengths,
-            past_key,
-            past_value,
-            frequencies,
-            axis_of,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        attended, *present = self.self_attn(
+            self.input_layernorm(x), position_ids, write_index, kv_lengths, frequencies, axis_of, *past
         )
         x = x + all_reduce(attended, self.num_ranks)
         computed = self.mlp(self.post_attention_layernorm(x))
-        return x + all_reduce(computed, self.num_ranks), present_key, present_value
+        return (x + all_reduce(computed, self.num_ranks), *present)
 
 
 class Decoder(nn.Module):
@@ -167,27 +170,24 @@ class Decoder(nn.Module):
         position_ids: Tensor,
         write_index: Tensor,
         kv_lengths: Tensor,
-        past_keys: Sequence[Tensor],
-        past_values: Sequence[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        *past: Sequence[Tensor],
+    ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """All layers, without the final norm.
 
         Args:
             x: [B, S, C]. position_ids: [3, B, S] int32 (temporal, height, width). write_index, kv_lengths: [B] int.
-            past_keys, past_values: one [B, K, L, D] for each layer.
+            past: by part of the cache (keys, values, and their scales where it is kept in 8 bits), one [B, K, L, D] for
+                each layer; [B, K, L, 1] of scales.
 
         Returns:
-            [B, S, C], and each layer's updated keys and values.
+            [B, S, C], and by part of the cache each layer's, updated.
         """
         frequencies, axis_of = (table.to(x.device) for table in rotary_tables(self.config))
-        present_keys, present_values = [], []
-        for layer, past_key, past_value in zip(self.layers, past_keys, past_values, strict=True):
-            x, present_key, present_value = layer(
-                x, position_ids, write_index, kv_lengths, past_key, past_value, frequencies, axis_of
-            )
-            present_keys.append(present_key)
-            present_values.append(present_value)
-        return x, present_keys, present_values
+        present = []
+        for layer, *parts in zip(self.layers, *past, strict=True):
+            x, *updated = layer(x, position_ids, write_index, kv_lengths, frequencies, axis_of, *parts)
+            present.append(updated)
+        return x, list(zip(*present, strict=True))
 
 
 def join_vocabulary(logits: Tensor, config: DecoderConfig) -> Tensor:

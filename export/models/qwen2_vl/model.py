@@ -1,6 +1,6 @@
 """Qwen2-VL whole: vision encoder, decoder, vocabulary projection, and how a checkpoint becomes one in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from export.checkpoint.config import DecoderConfig, ModelConfig
 from export.checkpoint.tensors import Checkpoint, open_checkpoint
+from export.models.configuration import KV_CACHE_DTYPES
 from export.models.families import family_of
 from export.models.qwen2_vl.decoder import Decoder, join_vocabulary
 from export.models.qwen2_vl.vision import VisionEncoder
@@ -19,8 +20,11 @@ from export.quantization.simulated import Rounding, round_inputs
 class KvCache(NamedTuple):
     """One [B, K, L, D] tensor for each layer, keys and values."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    key_scales: Sequence[Tensor] = ()
+    """[B, K, L, 1] for each layer; empty unless the cache is kept in 8 bits."""
+    value_scales: Sequence[Tensor] = ()
 
 
 class Qwen2VL(nn.Module):
@@ -58,8 +62,9 @@ class Qwen2VL(nn.Module):
         tokens to project.
         """
         x = self.embed(token_ids, visual_embeds)
-        x, keys, values = self.model(x, position_ids, write_index, kv_lengths, *cache)
-        return self.project(x, logits_index), KvCache(keys, values)
+        parts = [part for part in cache if part]
+        x, present = self.model(x, position_ids, write_index, kv_lengths, *parts)
+        return self.project(x, logits_index), KvCache(*present)
 
     def embed(self, token_ids: Tensor, visual_embeds: Tensor, *rows: Tensor) -> Tensor:
         """Tokens [B, S] to [B, S, C], visual embeddings at the image and video pads; see `Decoder.embed`."""
@@ -72,12 +77,29 @@ class Qwen2VL(nn.Module):
         logits: Tensor = self.lm_head(self.model.norm(x.gather(1, index)))
         return join_vocabulary(logits, self.config.decoder).float()
 
-    def new_cache(self, batch: int, capacity: int) -> KvCache:
-        """An empty cache of `capacity` tokens for each of `batch` rows, in the weights' dtype and on their device."""
-        weight = self.lm_head.weight
-        shape = cache_shape(self.config.decoder, batch, capacity)
-        layers = range(self.config.decoder.num_hidden_layers)
-        return KvCache([weight.new_zeros(shape) for _ in layers], [weight.new_zeros(shape) for _ in layers])
+    def new_cache(self, batch: int, capacity: int, dtype: torch.dtype | None = None) -> KvCache:
+        """An empty cache of `capacity` tokens for each of `batch` rows, on the weights' device.
+
+        Args:
+            batch: rows.
+            capacity: tokens.
+            dtype: of keys and values that are not kept in 8 bits; None: the weights'.
+        """
+        weight, config = self.lm_head.weight, self.config.decoder
+        shape = cache_shape(config, batch, capacity)
+        layers = range(config.num_hidden_layers)
+
+        def part(dtype: torch.dtype, *shape: int) -> list[Tensor]:
+            return [weight.new_zeros(shape, dtype=dtype) for _ in layers]
+
+        if config.kv_cache is None:
+            dtype = dtype or weight.dtype
+            return KvCache(part(dtype, *shape), part(dtype, *shape))
+        codes: torch.dtype = getattr(torch, KV_CACHE_DTYPES[config.kv_cache])
+        scales = (*shape[:-1], 1)
+        return KvCache(
+            *(part(codes, *shape) for _ in range(2)), *(part(torch.float32, *scales) for _ in range(2))
+        )
 
 
 def cache_shape(config: DecoderConfig, batch: int, capacity: int) -> tuple[int, int, int, int]:

@@ -1,11 +1,12 @@
 """Qwen2-VL's blocks as pieces of its two graphs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from export.contract import CACHE_PARTS, cache_name, decoder_contract, vision_contract
+from export.contract import PAST, PRESENT, cache_name, cache_parts, decoder_contract, vision_contract
 from export.models.configuration import DecoderConfig, ModelConfig
 from export.models.families import module_of_scope
 from export.models.pieces import (
@@ -55,8 +56,11 @@ def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
     config, contract = model.decoder, decoder_contract(model, dtype)
     hidden = PieceInput("x", torch_dtype(dtype), ("B", "S", config.hidden_size))
     tables = dict(zip(("frequencies", "axis_of"), decoder.rotary_tables(config), strict=True))
+    parts = cache_parts(config)
+    specs = [contract.input(cache_name(PAST, part, 0)) for part in parts]
     past = [
-        PieceInput(f"past_{part}", hidden.dtype, contract.input("past_key.0").shape) for part in CACHE_PARTS
+        PieceInput(f"{PAST}_{part}", torch_dtype(spec.dtype), spec.shape)
+        for part, spec in zip(parts, specs, strict=True)
     ]
     places = contract_inputs(contract, ("position_ids", "write_index", "kv_lengths"))
     vocabulary = _vocabulary_tables(config)
@@ -72,9 +76,9 @@ def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
             ),
             Piece(
                 lambda: DecoderLayer(config),
-                [hidden, *places, *past, *table_inputs(tables)],
-                ["x", "present_key", "present_value"],
-                [_layer_copy(i) for i in range(config.num_hidden_layers)],
+                [hidden, *places, *table_inputs(tables), *past],
+                ["x", *(f"{PRESENT}_{part}" for part in parts)],
+                [_layer_copy(i, parts) for i in range(config.num_hidden_layers)],
             ),
             Piece(
                 lambda: _without_layers(model),
@@ -102,12 +106,8 @@ def _copy(scope: str) -> Copy:
     return Copy(scope, module_of_scope(Qwen2VLFamily(), scope))
 
 
-def _layer_copy(layer: int) -> Copy:
-    names = {
-        f"{time}_{part}": cache_name(time, part, layer)
-        for part in CACHE_PARTS
-        for time in ("past", "present")
-    }
+def _layer_copy(layer: int, parts: Sequence[str]) -> Copy:
+    names = {f"{time}_{part}": cache_name(time, part, layer) for part in parts for time in (PAST, PRESENT)}
     return replace(_copy(f"layers.{layer}"), names=names)
 
 
