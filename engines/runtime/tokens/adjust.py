@@ -13,6 +13,7 @@ from engines.runtime.tokens.chooser import Chooser, Mask
 from engines.runtime.tokens.heads import Heads
 
 Scores = npt.NDArray[np.float32]
+_ID_BITS = 32
 
 
 def adjusted_heads(
@@ -28,9 +29,12 @@ def adjusted_heads(
     counting = [r for r, chooser in enumerate(choosers) if chooser.counts is not None]
     if counting:
         _penalize_presence(choosers, heads, scores, bound, counting)
+    biasing = [r for r, chooser in enumerate(choosers) if len(chooser.biased_ids)]
+    if biasing:
+        _add_biases(choosers, heads, scores, bound, biasing)
     for r, chooser in enumerate(choosers):
-        if chooser.names_tokens:
-            bound[r] = chooser.adjust_named(scores[r], heads.ids[r], bound[r])
+        if chooser.may_rule_out:
+            chooser.rule_out(scores[r], heads.ids[r])
         mask = allowed[r]
         if mask is not None:
             scores[r][~mask[heads.ids[r]]] = -np.inf
@@ -64,6 +68,27 @@ def _penalize_presence(
     scores[rows] -= np.where(counts > 0, presence + frequency * counts, 0.0).astype(np.float32)
     extremes = np.array([[1, choosers[r].most_often] for r in rows])
     bound[rows] -= np.minimum(presence + frequency * extremes, 0.0).min(axis=1).astype(np.float32)
+
+
+def _add_biases(
+    choosers: Sequence[Chooser], heads: Heads, scores: Scores, bound: Scores, rows: list[int]
+) -> None:
+    """Biases of all rows by one look-up. A bound grows by the largest bias of a token that is not known."""
+    named = [choosers[r].biased_ids for r in rows]
+    biases = np.concatenate([choosers[r].biases for r in rows])
+    # A row's number above its ids: all of them are one ascending list.
+    keys_of_names = np.concatenate([ids + (row << _ID_BITS) for row, ids in enumerate(named)])
+    keys = heads.ids[rows] + (np.arange(len(rows)) << _ID_BITS)[:, None]
+    place = keys_of_names.searchsorted(keys).clip(max=len(keys_of_names) - 1)
+    found = scores[rows]
+    at = np.nonzero((keys_of_names[place] == keys) & (found > -np.inf))
+    places = place[at]
+    found[at] += biases[places]
+    scores[rows] = found
+    biases[places] = 0.0
+    starts = np.cumsum([0, *map(len, named[:-1])])
+    bound[rows] += np.maximum(np.maximum.reduceat(biases, starts), np.float32(0.0))
+    bound[[r for r in rows if not choosers[r].is_bias_sound]] = np.inf
 
 
 def _suppress(choosers: Sequence[Chooser], heads: Heads, scores: Scores) -> None:

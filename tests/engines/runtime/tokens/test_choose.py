@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.runtime.tokens import choose
 from engines.runtime.tokens.chooser import Chooser
 from engines.runtime.tokens.heads import head_edge, heads_of, log_sum_exp
 from engines.runtime.tokens.sampling import next_token, token_logprobs
@@ -189,6 +190,30 @@ def test_the_usual_settings_seldom_need_whole_logits(how, most):
         CandidateLogits(device.candidates, asked_ids).choose(range(8), choosers)
         num_whole += device.num_whole
     assert num_whole <= most * num_steps
+
+
+def test_a_guided_draw_weighs_what_its_mask_allows_and_does_not_sort_it(monkeypatch):
+    random, config = np.random.default_rng(5), GenerationConfig(do_sample=True, top_k=0, top_p=0.9)
+    sorted_rows: list[int] = []
+    by_sorting = choose.choose_from_logits
+    monkeypatch.setattr(
+        choose, "choose_from_logits", lambda *given: sorted_rows.append(1) or by_sorting(*given)
+    )
+    num_whole = 0
+    for step in range(0, 800, 8):
+        guides = [Guide(random.random(VOCAB) < 0.6) for _ in range(8)]
+        choosers = [
+            Chooser(config, np.arange(9), [], VOCAB, step + i, guide) for i, guide in enumerate(guides)
+        ]
+        logits = random.normal(0, 2, (8, VOCAB)).astype(np.float32)
+        logits[:, :40] += random.uniform(4, 9, (8, 40)).astype(np.float32)
+        expected = [expected_token(chooser, row) for chooser, row in zip(choosers, logits, strict=True)]
+        asked_ids = np.full((8, 1), -1)
+        device = Device(logits, asked_ids, random)
+        assert CandidateLogits(device.candidates, asked_ids).choose(range(8), choosers) == expected
+        num_whole += device.num_whole
+    assert num_whole > 100
+    assert len(sorted_rows) <= 0.05 * num_whole
 
 
 @given(seed=st.integers(0, 10**9), vocab=st.sampled_from([1, 5, 255, 256, 257, 300, 16_700, 20_001]))
