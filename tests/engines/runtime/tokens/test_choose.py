@@ -194,11 +194,14 @@ def test_the_usual_settings_seldom_need_whole_logits(how, most):
 
 def test_a_guided_draw_weighs_what_its_mask_allows_and_does_not_sort_it(monkeypatch):
     random, config = np.random.default_rng(5), GenerationConfig(do_sample=True, top_k=0, top_p=0.9)
-    sorted_rows: list[int] = []
+    sorted_rows = []
     by_sorting = choose.choose_from_logits
-    monkeypatch.setattr(
-        choose, "choose_from_logits", lambda *given: sorted_rows.append(1) or by_sorting(*given)
-    )
+
+    def counting(*given):
+        sorted_rows.append(given)
+        return by_sorting(*given)
+
+    monkeypatch.setattr(choose, "choose_from_logits", counting)
     num_whole = 0
     for step in range(0, 800, 8):
         guides = [Guide(random.random(VOCAB) < 0.6) for _ in range(8)]
