@@ -295,5 +295,5 @@ def bundle_costs(backend: Backend, bundle: Bundle) -> CostsOf:
     """What a bundle's engines take, graph by graph, as a function of their limits."""
     dtype = bundle.manifest.dtype
     return staged_costs(
-        lambda config, limits: backend.costs(config, dtype, limits), bundle.config, bundle.stages
+        lambda config, limits: backend.costs(config, dtype, limits), bundle.config, bundle.rank_stages
     )

@@ -44,16 +44,21 @@ def fit_segments(limits: Limits, device_bytes_of: Callable[[Limits], int], card_
     return limits
 
 
+def parts_text(plan: Plan) -> str:
+    """What the decoder's graphs are, where there are several."""
+    return "parts" if any(".rank" in graph.name for graph in plan.graphs) else "stages"
+
+
 def card_lines(plan: Plan) -> list[str]:
     """On which common cards a plan fits, and for those on which it does not, which single limit would help."""
     card = smallest_card(plan.device_bytes)
     where = f"cards of {card} GB and more" if card else "no common card: several GPUs, or smaller limits"
     lines = [f"fits on {where}"]
-    num_stages = len(plan.graphs) - 1
-    if num_stages > 1:
+    num_parts = len(plan.graphs) - 1
+    if num_parts > 1:
         several = smallest_card(fullest_bytes(plan.costs_of(plan.limits), plan.limits))
-        what = f"{num_stages} cards of {several} GB and more" if several else f"no {num_stages} common cards"
-        lines.append(f"in its {num_stages} stages: fits on {what}")
+        what = f"{num_parts} cards of {several} GB and more" if several else f"no {num_parts} common cards"
+        lines.append(f"in its {num_parts} {parts_text(plan)}: fits on {what}")
     for smaller in COMMON_CARDS_GB:
         if card is not None and smaller >= card:
             break

@@ -231,7 +231,7 @@ def decoder_weights(config: ModelConfig) -> int:
     keys = decoder.num_key_value_heads * decoder.head_dim
     attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
     layer = attention + 3 * width * hidden + 2 * width
-    tables = decoder.vocab_size * width * (1 if decoder.tie_word_embeddings else 2)
+    tables = decoder.tokens_of_rank * width * (1 if decoder.tie_word_embeddings else 2)
     return tables + decoder.num_hidden_layers * layer + width
 
 

@@ -13,6 +13,7 @@ from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
 from engines.sizing.choose_limits import choose_limits
 from engines.sizing.costs import Plan, Shortage, free_disk_bytes, free_ram_bytes, make_plan, shortages
+from engines.sizing.divide import Proposal, propose
 from engines.sizing.images import PictureSizes, limits_for_pictures, read_picture_sizes
 from engines.store.build import Built, Progress, build_engine_directory, reusable
 from engines.store.cache import EngineRequest, key_inputs, reason_to_build
@@ -77,6 +78,18 @@ class PlannedBuild:
         """What does not fit into this machine, or into the GPU that will run the engine."""
         disk_bytes = free_disk_bytes(self.bundle.directory)
         return shortages(self.costs, free_ram_bytes(), disk_bytes, self.device_bytes)
+
+    def divisions(self, num_gpus: int) -> Proposal:
+        """How so many GPUs of the named memory hold the model, whatever the bundle's own division."""
+        assert self.gpu_memory_gb is not None, "a card of no size"
+        backend, dtype = self.request.backend, self.bundle.manifest.dtype
+        return propose(
+            lambda config, limits: backend.costs(config, dtype, limits),
+            self.bundle.config,
+            self.request.limits,
+            num_gpus,
+            self.gpu_memory_gb,
+        )
 
     def known_issues(self) -> list[KnownIssue]:
         """What is known to go wrong with such an engine."""

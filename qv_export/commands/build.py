@@ -98,6 +98,12 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
     help="GB of the GPU that will run it, to plan for.",
 )
 @click.option(
+    "--gpus",
+    "num_gpus",
+    type=click.IntRange(min=1, max=64),
+    help="With --plan and --gpu-memory: propose how so many such GPUs hold the model, by ranks, stages and copies.",
+)
+@click.option(
     "--plan", "only_plan", is_flag=True, help="Only say what it will cost; exit 1 if it will not fit."
 )
 @click.option(
@@ -121,6 +127,7 @@ def build(
     pictures_per_prompt: int,
     jobs: int,
     gpu_memory: float | None,
+    num_gpus: int | None,
     only_plan: bool,
     only_check: bool,
     force: bool,
@@ -133,12 +140,12 @@ def build(
     The key is a hash over everything that could change the engine: built once, it is used again until one of them
     changes. What it will cost is worked out first.
     """
-    if only_plan and only_check:
-        raise click.UsageError("--plan and --check each answer instead of a build. Give one of them.")
+    _require_one_answer(num_gpus, gpu_memory, only_plan=only_plan, only_check=only_check)
     from engines.gpus import gpu_facts
     from engines.store.planned import plan_build
     from export.bundle import open_bundle
     from qv_export.show.build import plan_json, show_built, show_check, show_pictures, show_plan
+    from qv_export.show.divide import show_divisions
 
     planned = plan_build(
         open_bundle(bundle),
@@ -154,6 +161,8 @@ def build(
     )
     if only_check:
         ctx.exit(GATE_FAILED if show_check(planned, as_json) else 0)
+    if num_gpus is not None:
+        ctx.exit(0 if show_divisions(planned.divisions(num_gpus), as_json=as_json) else GATE_FAILED)
     if not only_plan and not rebuild and (built := planned.built()):
         show_built(built, None, as_json)
         return
@@ -174,6 +183,17 @@ def build(
     with progress_bar() as bar:
         built = planned.build(bar, rebuild=rebuild)
     show_built(built, planned.costs, as_json)
+
+
+def _require_one_answer(
+    num_gpus: int | None, gpu_memory: float | None, *, only_plan: bool, only_check: bool
+) -> None:
+    if only_plan and only_check:
+        raise click.UsageError("--plan and --check each answer instead of a build. Give one of them.")
+    if num_gpus is not None and not (only_plan and gpu_memory):
+        raise click.UsageError(
+            "--gpus proposes a division: give --plan and --gpu-memory, GB of one GPU, with it."
+        )
 
 
 def require_room(shortages: "Sequence[Shortage]") -> None:

@@ -16,7 +16,7 @@ LIMITS = Limits(max_batch=4, max_context=8192)
 def costs_of(size, num_stages):
     config = config_from_json(published_config(SIZES[size], "bfloat16"))
     stages = decoder_stages(balanced_layers(config, num_stages))
-    staged = staged_costs(lambda some, limits: engine_costs(some, "bfloat16", limits), config, stages)
+    staged = staged_costs(lambda some, limits: engine_costs(some, "bfloat16", limits), config, [stages])
     return config, staged(LIMITS)
 
 

@@ -335,3 +335,17 @@ def test_a_plan_without_a_card_says_on_which_ones_it_fits(
     assert "fits on cards" not in build(bundle, *RTX, "--plan", "--gpu-memory", "12")[1]
     assert "fits on cards" not in build(bundle, "--target", "onnxruntime", "--plan")[1]
     assert json.loads(build(bundle, *RTX, "--plan", "--json")[1])["smallest_card_gb"] == 8
+
+
+def test_a_division_among_gpus_is_proposed_with_reasons(build, bundle):
+    plan = (bundle, "--target", "tensorrt-rtx", "--sm", "89", "--plan", "--gpu-memory", "24")
+    code, out, _ = build(*plan, "--gpus", "2")
+    assert code == 0
+    assert "proposed: 2 copies, undivided" in out
+    code, out, _ = build(*plan, "--gpus", "2", "--json")
+    told = json.loads(out)
+    assert [(one["ranks"], one["stages"]) for one in told["divisions"]] == [(1, 1), (1, 2), (2, 1)]
+    assert told["proposed"]["replicas"] == 2
+    code, _, problem = build(bundle, "--target", "tensorrt-rtx", "--sm", "89", "--gpus", "2")
+    assert code == 2
+    assert "--gpus proposes a division" in problem

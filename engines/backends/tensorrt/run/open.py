@@ -143,7 +143,7 @@ def plan_of(bundle: Bundle, limits: Limits) -> ModelCosts:
     """What `build --plan` says of engines of these limits."""
     dtype = bundle.manifest.dtype
     costs_of = staged_costs(
-        lambda config, some: engine_costs(config, dtype, some), bundle.config, bundle.stages
+        lambda config, some: engine_costs(config, dtype, some), bundle.config, bundle.rank_stages
     )
     return costs_of(limits)
 
