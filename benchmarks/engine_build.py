@@ -49,7 +49,7 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     import tensorrt_rtx_bindings as trt
 
     from engines.backends.tensorrt.attention import attention_bodies
-    from engines.backends.tensorrt.build.network import load_graph
+    from engines.backends.tensorrt.build.network import graph_for_parser
     from engines.backends.tensorrt.build.profiles import graph_profiles, shape_ranges
     from engines.sizing.limits import Limits
     from export.bundle import open_bundle
@@ -64,7 +64,7 @@ def build_plainly(bundle: str, graph: Any, output: str) -> int:
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     body = attention_bodies(graph, dtype, limits.max_context, config)[0]
-    model = load_graph(path, body, limits.max_context)
+    model = graph_for_parser(path, body, limits.max_context)
     if not parser.parse(model.SerializeToString(), str(path)):
         raise RuntimeError(parser.get_error(0).desc())
     build_config = builder.create_builder_config()

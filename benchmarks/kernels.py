@@ -22,9 +22,15 @@ from torch import Tensor
 
 from benchmarks.measure import print_table
 from plugins.patch_attention import kernel as patch_attention_kernel
-from plugins.patch_attention.reference import patch_attention
+from plugins.patch_attention.reference import patch_attention_reference
 from plugins.rotary import kernel as rotary_kernel
-from plugins.rotary.reference import mrope_axes, mrope_frequencies, patch_axes, patch_frequencies, rotary
+from plugins.rotary.reference import (
+    mrope_axes,
+    mrope_frequencies,
+    patch_axes,
+    patch_frequencies,
+    rotary_reference,
+)
 from plugins.tensorrt import cuda_driver, ptx
 from plugins.tensorrt.launch_ptx import Launch, patch_attention_launch, rotary_launch
 
@@ -130,7 +136,7 @@ def bench_rotary(case: str, machine: Machine) -> list[Row]:
     source = torch.empty(moved_bytes // 2, dtype=torch.uint8, device=machine.device)
     target = torch.empty_like(source)
     add("copy of as many bytes (ceiling)", lambda: target.copy_(source))
-    add("PyTorch reference", lambda: rotary(*inputs), rotary(*inputs)[0])
+    add("PyTorch reference", lambda: rotary_reference(*inputs), rotary_reference(*inputs)[0])
     for tile in rotary_kernel.TILES:
         launch = rotary_launch(inputs, tile, machine.compute_capability, machine.driver_cuda)
         call = run_launch(launch, machine)
@@ -222,7 +228,7 @@ def bench_attention(case: str, machine: Machine) -> list[Row]:
         rows.append(Row(f"attention, {case}", name, milliseconds, rate, error, is_ours))
 
     contestants: dict[str, Callable[[], Callable[[], Tensor]]] = {
-        "PyTorch reference (float32)": lambda: lambda: patch_attention(*inputs),
+        "PyTorch reference (float32)": lambda: lambda: patch_attention_reference(*inputs),
         "SDPA per image": lambda: lambda: sdpa_per_image(inputs, lengths),
         "FlexAttention": lambda: flex_attention(inputs, lengths, machine),
         "variable-length flash": lambda: varlen_attention(inputs, max(lengths)),

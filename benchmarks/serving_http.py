@@ -99,9 +99,9 @@ async def _ask_all(
 
 
 def openai_body(number: int, num_new_tokens: int) -> bytes:
-    from engines.bench.questions import question
+    from engines.bench.questions import bench_question
 
-    [message] = question(number)
+    [message] = bench_question(number)
     content = [
         {"type": "image_url", "image_url": {"url": _data_url(part["image"])}}
         if part["type"] == "image"
@@ -119,9 +119,9 @@ def openai_body(number: int, num_new_tokens: int) -> bytes:
 
 
 def triton_body(number: int, num_new_tokens: int) -> bytes:
-    from engines.bench.questions import question
+    from engines.bench.questions import bench_question
 
-    [message] = question(number)
+    [message] = bench_question(number)
     content = [
         {"type": "image", "image": _data_url(part["image"])} if part["type"] == "image" else part
         for part in message["content"]
@@ -138,7 +138,7 @@ def ask_in_process(bundle: str, num_clients: int, num_requests: int, first: int)
     """The same questions to the scheduler itself: decoded, answered, and nothing sent anywhere."""
     from benchmarks.serving import open_service, summary
     from engines.bench.load import run_load
-    from engines.bench.questions import question
+    from engines.bench.questions import bench_question
     from engines.bench.serving import asker
     from engines.runtime.answer import Request
     from export.checkpoint.generation_config import GenerationConfig
@@ -149,7 +149,7 @@ def ask_in_process(bundle: str, num_clients: int, num_requests: int, first: int)
 
         def ask(number: int) -> Any:
             started = time.perf_counter()
-            request = Request(processor.inputs_from_messages(question(number)), config)
+            request = Request(processor.inputs_from_messages(bench_question(number)), config)
             reply = asker(service, [request])(0)
             spent = time.perf_counter() - started - reply.seconds
             return replace(reply, first_token_seconds=reply.first_token_seconds + spent)

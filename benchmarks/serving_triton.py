@@ -29,8 +29,8 @@ from benchmarks.serving import (
     SETTLE_SECONDS,
     memory_row,
 )
-from engines.bench.load import LoadResult, Reply, run_load
-from engines.bench.questions import question
+from engines.bench.load import LoadResult, TimedReply, run_load
+from engines.bench.questions import bench_question
 from engines.runtime.scheduler_limits import SchedulerLimits
 from engines.serving.settings import ServerSettings
 from engines.serving.triton.repository import write_repository
@@ -52,8 +52,8 @@ HEADER = (
 )
 
 
-def ask(server: RunningServer, number: int, num_new_tokens: int = NUM_NEW_TOKENS) -> Reply:
-    [message] = question(number)
+def ask(server: RunningServer, number: int, num_new_tokens: int = NUM_NEW_TOKENS) -> TimedReply:
+    [message] = bench_question(number)
     images = [part["image"] for part in message["content"] if part["type"] == "image"]
     [text] = [part["text"] for part in message["content"] if part["type"] == "text"]
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def ask(server: RunningServer, number: int, num_new_tokens: int = NUM_NEW_TOKENS
     for piece in stream_over_http(server.http, text, images, settings={"max_tokens": num_new_tokens}):
         times.append(time.perf_counter() - start)
         usage = piece["usage"]
-    return Reply(times[0], times[-1], json.loads(usage)["completion_tokens"])
+    return TimedReply(times[0], times[-1], json.loads(usage)["completion_tokens"])
 
 
 def load(repository: Path, num_clients: int, num_requests: int) -> LoadResult:
@@ -94,7 +94,7 @@ def growth(repository: Path, num_clients: int, num_requests: int) -> list[str]:
     first = num_requests // 5
     with tempfile.TemporaryDirectory() as name, running_server(repository, Path(name)) as server:
 
-        def ask_shortly(number: int) -> Reply:
+        def ask_shortly(number: int) -> TimedReply:
             return ask(server, number, MEMORY_NEW_TOKENS)
 
         # Pages of the KV cache count once they are touched: fill every slot to its end before anything is compared.

@@ -13,7 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,8 @@ COMMANDS = {
     "build": ["build", "{bundle}", "--target", "onnxruntime", "--max-context", "256"],
     "validate": ["validate", "{bundle}", "--level", "quick", "--report", "{scratch}/report"],
 }
+CONTRACTS = ("plugins", "engines/backends")
+"""Folders with one folder an op or a target, whose files of one name are alike by contract."""
 _COUNTING = """
 import hashlib, json, sys
 from collections import Counter
@@ -77,15 +80,27 @@ def size_of_product(tree: Path) -> tuple[int, int]:
     return len(paths), sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 
-def names_with_two_owners(tree: Path) -> list[str]:
-    """Public functions and classes of one name in two files: what a reader cannot tell apart by its name."""
-    owners: Counter[str] = Counter()
+def names_with_two_owners(tree: Path, contracts: Sequence[str] = CONTRACTS) -> list[str]:
+    """Public functions and classes of one name in two files: what a reader cannot tell apart by its name.
+
+    Below a folder of `contracts`, each folder is one op or one target, and files of one name in them are one contract:
+    what `plugins/*/kernel.py` call alike is alike, and has one owner.
+    """
+    owners: dict[str, set[str]] = defaultdict(set)
     for package in PACKAGES:
         for path in (tree / package).rglob("*.py"):
             body = ast.parse(path.read_text(encoding="utf-8")).body
             kinds = (ast.FunctionDef, ast.ClassDef)
-            owners.update({node.name for node in body if isinstance(node, kinds) and node.name[0] != "_"})
-    return sorted(name for name, count in owners.items() if count > 1)
+            owner = _owner(path.relative_to(tree), contracts)
+            for node in body:
+                if isinstance(node, kinds) and node.name[0] != "_":
+                    owners[node.name].add(owner)
+    return sorted(name for name, files in owners.items() if len(files) > 1)
+
+
+def _owner(path: Path, contracts: Sequence[str]) -> str:
+    folder = path.parent.parent.as_posix()
+    return f"{folder}/*/{path.name}" if folder in contracts else path.as_posix()
 
 
 def rows_of(tree: Path) -> list[tuple[str, str]]:
@@ -94,7 +109,10 @@ def rows_of(tree: Path) -> list[tuple[str, str]]:
     rows = [
         ("files of the product", str(number)),
         ("lines of the product", f"{lines:,}"),
-        ("public names with two owners", str(len(names_with_two_owners(tree)))),
+        (
+            "public names with two owners",
+            f"{len(names_with_two_owners(tree))}, {len(names_with_two_owners(tree, ()))} with contracts",
+        ),
     ]
     with tempfile.TemporaryDirectory() as scratch:
         places = {"bundle": f"{scratch}/bundle", "scratch": scratch}

@@ -11,10 +11,10 @@ from engines.backends.known_issues import KnownIssue, Situation
 from engines.machine import Machine
 from engines.session import Engine
 from engines.store.cache import graphs_key_inputs, objections
-from engines.store.compatibility import differences, rebuild_command, require_loadable, this_machine
+from engines.store.compatibility import load_problems, rebuild_command, require_loadable, this_machine
 from export.bundle import Bundle
 from export.errors import UserError
-from export.records.engine_record import EngineRecord, read_record
+from export.records.engine_record import EngineRecord, read_engine_record
 from export.records.manifest import content_key
 from export.wording import command_line
 from plugins.registry import known_plugins
@@ -171,7 +171,7 @@ def find_engine(bundle: Bundle, key: str) -> EngineRecord:
     """
     directory = bundle.engine_directory(key)
     try:
-        record = read_record(directory)
+        record = read_engine_record(directory)
         problems = objections(directory, record)
     except UserError as error:
         problems = [error.message.removesuffix(".")]
@@ -238,7 +238,7 @@ def _unfit(
     record: EngineRecord, bundle: Bundle, machine: Machine, num_slots: int, capacity: int
 ) -> list[str]:
     return [
-        *differences(record, bundle.manifest.key, machine, known_plugins()),
+        *load_problems(record, bundle.manifest.key, machine, known_plugins()),
         *objections(bundle.engine_directory(record.key), record),
         *_too_small(record, num_slots, capacity),
     ]

@@ -27,7 +27,7 @@ from export.errors import UserError
 from export.files.directory_swap import DirectoryKind, replacing_directory
 from export.files.untrusted import MAX_JSON_BYTES, read_own_bytes
 from export.models.families import family_of
-from export.records.bundle_files import differences
+from export.records.bundle_files import bundle_differences
 from export.records.engine_record import ENGINES_DIRECTORY, EngineRecord, engine_records
 from export.records.manifest import (
     CHUNK_BYTES,
@@ -226,7 +226,7 @@ def open_bundle(path: Path) -> Bundle:
         raise UserError(f"{manifest_path} cannot be read: {error}") from None
     manifest = Manifest.from_bytes(content, str(manifest_path))
     try:
-        problems = differences(path, manifest)
+        problems = bundle_differences(path, manifest)
     except OSError as error:
         raise UserError(f"{path} cannot be listed: {error}") from None
     if problems:

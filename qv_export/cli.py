@@ -22,15 +22,15 @@ from export.errors import UserError, with_remedy
 from export.wording import plain_text
 from qv_export.commands.batch import batch
 from qv_export.commands.bench import bench
-from qv_export.commands.build import build
+from qv_export.commands.build import build_command
 from qv_export.commands.chat import chat
 from qv_export.commands.deploy import deploy
 from qv_export.commands.doctor import doctor
-from qv_export.commands.export import export
+from qv_export.commands.export import export_command
 from qv_export.commands.inspect import inspect
 from qv_export.commands.run.command import run
-from qv_export.commands.serve import serve
-from qv_export.commands.validate import validate
+from qv_export.commands.serve import serve_command
+from qv_export.commands.validate import validate_command
 from qv_export.parameters import MistakenValue
 from qv_export.process import ExitCode, leave, prepare, was_interrupted
 from qv_export.show.console import print_json
@@ -121,7 +121,19 @@ def add_command(group: click.Group, command: click.Command) -> None:
         ]
 
 
-for command in (export, build, run, chat, serve, batch, bench, validate, deploy, inspect, doctor):
+for command in (
+    export_command,
+    build_command,
+    run,
+    chat,
+    serve_command,
+    batch,
+    bench,
+    validate_command,
+    deploy,
+    inspect,
+    doctor,
+):
     add_command(cli, command)
 
 

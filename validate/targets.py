@@ -17,7 +17,7 @@ from validate.reference.targets import REFERENCE_TARGETS, ReferenceTarget
 
 
 @dataclass(frozen=True)
-class Subject:
+class TargetUnderTest:
     """An engine to validate, and the way to look inside it."""
 
     engine: EngineUnderTest
@@ -33,7 +33,7 @@ class Subject:
 
 def open_target(
     name: str, bundle: Bundle, profile: Profile, dtype: str | None = None, device: str | None = None
-) -> Subject:
+) -> TargetUnderTest:
     """A target's engine for a bundle, not yet in memory.
 
     Args:
@@ -60,7 +60,7 @@ def open_target(
 
 def _backend(
     chosen: Choice, bundle: Bundle, profile: Profile, dtype: str | None, device: str | None
-) -> Subject:
+) -> TargetUnderTest:
     backend, record = chosen.backend, chosen.record
     if missing := backend.missing():
         raise UserError(missing)
@@ -76,7 +76,9 @@ def _backend(
     rounds_inputs = backend.rounds_inputs_of_few_bits and _is_quantized(bundle)
     engine = EngineUnderTest(backend.name, dtype or possible[0], narrowed, open_engine, rounds_inputs)
     is_narrow = narrowed.is_narrower_than(usual)
-    return Subject(engine, backend.probe(bundle, record, device=device), chosen.key, chosen, is_narrow)
+    return TargetUnderTest(
+        engine, backend.probe(bundle, record, device=device), chosen.key, chosen, is_narrow
+    )
 
 
 def _dtypes(name: str, bundle: Bundle) -> tuple[tuple[str, ...], str]:
@@ -88,7 +90,9 @@ def _is_quantized(bundle: Bundle) -> bool:
     return any(record.name == QUANTIZED_FILE for record in bundle.manifest.weights)
 
 
-def _reference(target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype: str | None) -> Subject:
+def _reference(
+    target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype: str | None
+) -> TargetUnderTest:
     """The reference itself, weights in `dtype`: shows what a sound engine of that dtype does."""
     if missing := target.missing():
         raise UserError(missing)
@@ -99,7 +103,7 @@ def _reference(target: ReferenceTarget, bundle: Bundle, profile: Profile, dtype:
         return target.open(bundle, chosen, num_slots, capacity)
 
     engine = EngineUnderTest(target.name, chosen, profile, open_engine)
-    return Subject(
+    return TargetUnderTest(
         engine,
         target.probe(bundle, chosen),
         f"{target.name}-{chosen}",

@@ -78,12 +78,12 @@ async def answer(endpoint: ChatCompletions, row: Row) -> Answered:
     try:
         body = await asyncio.to_thread(row.source.read)
     except UserError as mistake:
-        return failed(row, str(mistake), "invalid_row", 400)
+        return failed_row(row, str(mistake), "invalid_row", 400)
     status, content = await call_local(endpoint, body, _identifier(row))
     return _answered(row, status, content)
 
 
-def failed(row: Row, message: str, code: str, status: int) -> Answered:
+def failed_row(row: Row, message: str, code: str, status: int) -> Answered:
     """A row that nobody could answer."""
     return _answered(row, status, {"error": {"message": message, "code": code}})
 

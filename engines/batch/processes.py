@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from engines.batch.answers import Answered, Waiting, failed
+from engines.batch.answers import Answered, Waiting, failed_row
 from engines.batch.rows import Row
 from engines.batch.wire import pack, receive
 from engines.batch.worker import ModelChoice
@@ -137,7 +137,7 @@ async def _keep_working(
             message = (
                 f"{_MOST_DEATHS} workers ended while this row was under way, the last with status {status}."
             )
-            await found.put(failed(lost, message, "worker_died", 500))
+            await found.put(failed_row(lost, message, "worker_died", 500))
 
 
 async def _work(

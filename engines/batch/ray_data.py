@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engines.batch.answers import Answered, Waiting, failed
+from engines.batch.answers import Answered, Waiting, failed_row
 from engines.batch.rows import Row
 from engines.batch.worker import BatchWorker, ModelChoice
 from export.errors import UserError
@@ -111,7 +111,7 @@ async def answers_of_ray(
                     yield answered
         for row in left.values():
             message = f"The worker died each time that it had this row under way, {_MOST_RETRIES} times."
-            yield failed(row, message, "worker_died", 500)
+            yield failed_row(row, message, "worker_died", 500)
     finally:
         await asyncio.to_thread(_shut_down)
 

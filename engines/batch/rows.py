@@ -19,7 +19,7 @@ _KINDS = {"image", "image_url", "video", "video_url"}
 _MOST_TOLD = 10
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Where a request is read."""
 
     def read(self) -> bytes:
@@ -36,7 +36,7 @@ class Row:
     """One request of a corpus."""
 
     id: str
-    source: Source
+    source: RowSource
     cost: int = 0
     """Bytes of it: what stands for the work, without reading any of it."""
     num_media: int = 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from engines.bench.report import Report, Row, Subject
+from engines.bench.report import BenchReport, BenchRow, BenchSubject
 from export.errors import UserError
 
 Verdict = Literal["better", "same", "worse", "LOSS", "MISSING"]
@@ -17,8 +17,8 @@ class Comparison:
     section: str
     case: str
     verdict: Verdict
-    before: Row
-    now: Row | None
+    before: BenchRow
+    now: BenchRow | None
     """None: it was not measured this time."""
 
     @property
@@ -30,7 +30,7 @@ class Comparison:
         return (1 / ratio if self.now.more_is_better else ratio) - 1
 
 
-def require_comparable(before: Subject, now: Subject) -> None:
+def require_comparable(before: BenchSubject, now: BenchSubject) -> None:
     """Refuse to compare what was measured of something else, or somewhere else.
 
     Raises:
@@ -48,7 +48,7 @@ def require_comparable(before: Subject, now: Subject) -> None:
         )
 
 
-def compare(before: Report, now: Report, most_loss: float) -> list[Comparison]:
+def compare(before: BenchReport, now: BenchReport, most_loss: float) -> list[Comparison]:
     """Every figure of an older report beside the new one's.
 
     A figure is lost when its median is worse by more than `most_loss` and the middle halves of both reports' samples
@@ -71,13 +71,13 @@ def losses(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [one for one in comparisons if one.verdict in {"LOSS", "MISSING"}]
 
 
-def new_rows(before: Report, now: Report) -> Iterator[Row]:
+def new_rows(before: BenchReport, now: BenchReport) -> Iterator[BenchRow]:
     """Figures that the older report does not have."""
     known = {row.name for row in before.rows}
     return (row for row in now.rows if row.name not in known)
 
 
-def _comparison(before: Row, now: Row | None, most_loss: float) -> Comparison:
+def _comparison(before: BenchRow, now: BenchRow | None, most_loss: float) -> Comparison:
     if now is None:
         return Comparison(before.section, before.case, "MISSING", before, None)
     undecided = Comparison(before.section, before.case, "same", before, now)

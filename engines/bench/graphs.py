@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from engines.backends.ceilings import Ceiling, Kind
-from engines.bench.report import LeftOut, Row
+from engines.bench.report import BenchRow, LeftOut
 from engines.bench.sampling import Effort, Spread, sampled_seconds
 from engines.bench.sizes import PictureSize, jpeg_of, lengths_up_to, picture_sizes
 from engines.session import DecoderSession, Engine
@@ -18,7 +18,7 @@ from export.inputs import DecoderInputs, ModelInputs
 _SHORTEST_PROMPT = 32
 _SHORTEST_CONTEXT = 128
 
-Found = Iterator[Row | LeftOut]
+Found = Iterator[BenchRow | LeftOut]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def vision(bench: Bench) -> Found:
         )
 
 
-def prefill(bench: Bench) -> Found:
+def prefill_speed(bench: Bench) -> Found:
     """A prompt of text in one call into one empty slot."""
     ladder = _Ladder(bench, "prefill")
     for num_tokens in lengths_up_to(bench.max_prompt_tokens, _SHORTEST_PROMPT):
@@ -114,7 +114,7 @@ class _Ladder:
         call: Callable[[], object],
         amount: tuple[float, str],
         work: tuple[float, Kind],
-    ) -> Row | LeftOut:
+    ) -> BenchRow | LeftOut:
         """Measure a call, unless the last one says that it would take too long."""
         expected = self._seconds_per_work * work[0]
         longest = self._bench.effort.longest_call_seconds
@@ -136,9 +136,9 @@ def milliseconds_row(
     rate_unit: str,
     share: float | None = None,
     share_of: str = "",
-) -> Row:
+) -> BenchRow:
     """Of measured seconds; `amount` is what one call gets done."""
-    return Row(
+    return BenchRow(
         section,
         case,
         spread.median * 1e3,
@@ -183,6 +183,6 @@ def _text_inputs(bench: Bench, batch: int, write_index: int, num_tokens: int) ->
     )
 
 
-def fits(decoder: DecoderSession, capacity: int) -> int:
+def usable_tokens(decoder: DecoderSession, capacity: int) -> int:
     """Tokens of a slot to use: what was asked for, at most what the session has."""
     return min(decoder.capacity, capacity)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Reply:
+class TimedReply:
     """What one client saw of one answer."""
 
     first_token_seconds: float
@@ -26,7 +26,7 @@ class LoadResult:
 
     num_clients: int
     seconds: float
-    replies: list[Reply]
+    replies: list[TimedReply]
 
     @property
     def tokens_per_second(self) -> float:
@@ -38,14 +38,16 @@ class LoadResult:
         return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]
 
 
-def run_load(ask: Callable[[int], Reply], num_clients: int, num_questions: int, first: int = 0) -> LoadResult:
+def run_load(
+    ask: Callable[[int], TimedReply], num_clients: int, num_questions: int, first: int = 0
+) -> LoadResult:
     """Ask the questions `first`, `first` + 1, ... by `num_clients` clients at once.
 
     Raises:
         Exception: what `ask` raised first; the other clients stop after their current question.
     """
     numbers = iter(range(first, first + num_questions))
-    replies: list[Reply] = []
+    replies: list[TimedReply] = []
     errors: list[Exception] = []
     lock = threading.Lock()
 

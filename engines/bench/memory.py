@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engines.bench.report import LeftOut, Row
+from engines.bench.report import BenchRow, LeftOut
 from engines.gpus import used_memory_bytes
 
 
@@ -18,7 +18,7 @@ def device_bytes(device: str) -> int | None:
     return None if device == "cpu" else used_memory_bytes()
 
 
-def memory(device: str, loaded_bytes: int, device_before: int | None) -> list[Row | LeftOut]:
+def memory(device: str, loaded_bytes: int, device_before: int | None) -> list[BenchRow | LeftOut]:
     """Rows at the end of a run.
 
     Args:
@@ -26,7 +26,7 @@ def memory(device: str, loaded_bytes: int, device_before: int | None) -> list[Ro
         loaded_bytes: resident once the engine was open, before anything was measured.
         device_before: in use on the GPU before the engine was opened.
     """
-    rows: list[Row | LeftOut] = [
+    rows: list[BenchRow | LeftOut] = [
         _row("this process, engine loaded", loaded_bytes),
         _row("this process, most of the whole run", resident_bytes("VmHWM")),
     ]
@@ -38,5 +38,5 @@ def memory(device: str, loaded_bytes: int, device_before: int | None) -> list[Ro
     return rows
 
 
-def _row(case: str, num_bytes: int) -> Row:
-    return Row("memory", case, num_bytes / 1e6, num_bytes / 1e6, num_bytes / 1e6, "MB", 1)
+def _row(case: str, num_bytes: int) -> BenchRow:
+    return BenchRow("memory", case, num_bytes / 1e6, num_bytes / 1e6, num_bytes / 1e6, "MB", 1)

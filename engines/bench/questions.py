@@ -24,7 +24,7 @@ WORDS = (
 )
 
 
-def question(number: int) -> list[dict[str, Any]]:
+def bench_question(number: int) -> list[dict[str, Any]]:
     """Messages with 8 to 40 words, and for every second number a picture that no other number has.
 
     Pictures are noise of 56 to 196 pixels a side, as PNG bytes: 4 to 49 visual tokens.

@@ -13,7 +13,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One figure: the median of its samples, and the quartiles around it."""
 
     section: str
@@ -49,7 +49,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """What was measured, and where: reports of different subjects mean different things."""
 
     cpu: str
@@ -70,27 +70,27 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """A whole run."""
 
     version: int
     created: str
     """ISO 8601, UTC."""
     qv_export: str
-    subject: Subject
+    subject: BenchSubject
     sections: tuple[str, ...]
     load_before: float
     """Processes that wanted a core in the minute before (load average): what else this machine was doing."""
     load_after: float
     ceilings: tuple[Ceiling, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     left_out: tuple[LeftOut, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> BenchReport:
     """Read what `to_json` wrote.
 
     Raises:
@@ -104,6 +104,6 @@ def read_report(path: Path) -> Report:
             "Measure again, and keep the file that -o writes.",
         )
     try:
-        return dataclass_from_json(Report, content, str(path))
+        return dataclass_from_json(BenchReport, content, str(path))
     except UserError as error:
         raise UserError(f"{error}\nMeasure again, and keep the file that -o writes.") from None

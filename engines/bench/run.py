@@ -13,7 +13,7 @@ from engines.backends.ceilings import Ceiling
 from engines.bench import graphs
 from engines.bench.graphs import Bench
 from engines.bench.memory import device_bytes, memory, resident_bytes
-from engines.bench.report import VERSION, LeftOut, Report, Row, Subject
+from engines.bench.report import VERSION, BenchReport, BenchRow, BenchSubject, LeftOut
 from engines.bench.sampling import Effort
 from engines.bench.sections import SECTIONS
 from engines.bench.serving import Load, serving
@@ -38,7 +38,7 @@ _QUESTION_TOKENS = 256
 _GRAPH_SECTIONS = {
     "preprocessing": graphs.preprocessing,
     "vision": graphs.vision,
-    "prefill": graphs.prefill,
+    "prefill": graphs.prefill_speed,
     "decode": graphs.decode,
 }
 
@@ -55,9 +55,9 @@ class Wishes:
     """Of each answer of serving."""
 
 
-def subject_of(bundle: Bundle, chosen: Choice, settings: ServerSettings, machine: Machine) -> Subject:
+def subject_of(bundle: Bundle, chosen: Choice, settings: ServerSettings, machine: Machine) -> BenchSubject:
     """What would be measured, and where."""
-    return Subject(
+    return BenchSubject(
         cpu=_cpu_model(),
         num_cores=len(os.sched_getaffinity(0)),
         gpus=tuple(f"{gpu.name}, driver {gpu.driver}" for gpu in machine.gpus),
@@ -72,14 +72,14 @@ def subject_of(bundle: Bundle, chosen: Choice, settings: ServerSettings, machine
     )
 
 
-def measure(
+def measure_engine(
     bundle: Bundle,
     chosen: Choice,
     settings: ServerSettings,
-    subject: Subject,
+    subject: BenchSubject,
     wishes: Wishes,
     progress: BenchProgress,
-) -> Report:
+) -> BenchReport:
     """Measure an engine of a bundle.
 
     Args:
@@ -113,7 +113,7 @@ def measure(
         progress("what this machine can reach", 0.0)
         ceilings = chosen.backend.ceilings(bundle.manifest.dtype, settings.num_threads)
         bench = _bench(bundle, chosen, settings, engine, wishes.effort, ceilings)
-        found: list[Row | LeftOut] = []
+        found: list[BenchRow | LeftOut] = []
         for number, section in enumerate(wishes.sections):
             progress(section, number / len(wishes.sections))
             if section in _GRAPH_SECTIONS:
@@ -122,7 +122,7 @@ def measure(
                 found += _serve(bench, settings, Load(clients, wishes.num_new_tokens))
             else:
                 found += memory(chosen.backend.device, loaded_bytes, device_before)
-    return Report(
+    return BenchReport(
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         qv_export=version("qv-export"),
@@ -131,7 +131,7 @@ def measure(
         load_before=round(load_before, 2),
         load_after=round(os.getloadavg()[0], 2),
         ceilings=bench.ceilings,
-        rows=tuple(one for one in found if isinstance(one, Row)),
+        rows=tuple(one for one in found if isinstance(one, BenchRow)),
         left_out=tuple(one for one in found if isinstance(one, LeftOut)),
     )
 
@@ -161,7 +161,7 @@ def _bench(
     ceilings: tuple[Ceiling, ...],
 ) -> Bench:
     built_for = chosen.record.limits if chosen.record else {}
-    capacity = graphs.fits(engine.decoder, settings.capacity)
+    capacity = graphs.usable_tokens(engine.decoder, settings.capacity)
     computed_in = chosen.backend.compute_dtypes(bundle.manifest.dtype)[0]
     return Bench(
         bundle=bundle,
@@ -176,7 +176,7 @@ def _bench(
     )
 
 
-def _serve(bench: Bench, settings: ServerSettings, load: Load) -> Iterator[Row]:
+def _serve(bench: Bench, settings: ServerSettings, load: Load) -> Iterator[BenchRow]:
     scheduler = Scheduler(bench.engine.vision, bench.engine.decoder, bench.bundle.config, settings.scheduler)
     with SchedulerService(scheduler) as service:
         yield from serving(service, bench.bundle.processor, load)

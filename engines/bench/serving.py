@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from engines.bench.load import LoadResult, Reply, run_load
-from engines.bench.questions import question
-from engines.bench.report import Row
+from engines.bench.load import LoadResult, TimedReply, run_load
+from engines.bench.questions import bench_question
+from engines.bench.report import BenchRow
 from engines.bench.sampling import Spread, spread_of
 from engines.runtime.answer import Event, FailureEvent, Request
 from engines.runtime.service import SchedulerService
@@ -27,7 +27,7 @@ class Load:
     """In each round."""
 
 
-def serving(service: SchedulerService, processor: Processor, load: Load) -> Iterator[Row]:
+def serving(service: SchedulerService, processor: Processor, load: Load) -> Iterator[BenchRow]:
     """Tokens a second and the time to the first one, by the number of clients."""
     for num_clients in load.num_clients:
         per_round = load.questions_per_client * num_clients
@@ -41,7 +41,7 @@ def serving(service: SchedulerService, processor: Processor, load: Load) -> Iter
         yield from _rows(num_clients, results)
 
 
-def _rows(num_clients: int, results: Sequence[LoadResult]) -> Iterator[Row]:
+def _rows(num_clients: int, results: Sequence[LoadResult]) -> Iterator[BenchRow]:
     clients = f"{num_clients} client{'s' if num_clients > 1 else ''}"
     rates = spread_of([result.tokens_per_second for result in results])
     yield _row(f"{clients}, new tokens", rates, "tokens/s", more_is_better=True)
@@ -51,8 +51,8 @@ def _rows(num_clients: int, results: Sequence[LoadResult]) -> Iterator[Row]:
     yield _row(f"{clients}, first token, 95th percentile", late, "ms")
 
 
-def _row(case: str, spread: Spread, unit: str, *, more_is_better: bool = False) -> Row:
-    return Row(
+def _row(case: str, spread: Spread, unit: str, *, more_is_better: bool = False) -> BenchRow:
+    return BenchRow(
         "serving", case, spread.median, spread.low, spread.high, unit, spread.num_samples, more_is_better
     )
 
@@ -61,14 +61,15 @@ def prepared_requests(processor: Processor, num_requests: int, num_new_tokens: i
     """Questions whose pictures are decoded: what the processor costs is measured apart."""
     config = GenerationConfig(max_new_tokens=num_new_tokens)
     return [
-        Request(processor.inputs_from_messages(question(number)), config) for number in range(num_requests)
+        Request(processor.inputs_from_messages(bench_question(number)), config)
+        for number in range(num_requests)
     ]
 
 
-def asker(service: SchedulerService, requests: Sequence[Request]) -> Callable[[int], Reply]:
+def asker(service: SchedulerService, requests: Sequence[Request]) -> Callable[[int], TimedReply]:
     """`ask` of `run_load`: the questions over and over; a picture that comes again has another value in it."""
 
-    def ask(number: int) -> Reply:
+    def ask(number: int) -> TimedReply:
         request = requests[number % len(requests)]
         patches = request.inputs.patches
         if number >= len(requests) and len(patches):
@@ -91,6 +92,6 @@ def asker(service: SchedulerService, requests: Sequence[Request]) -> Callable[[i
         ended.wait()
         if errors:
             raise errors[0]
-        return Reply(times[0] - start, times[-1] - start, len(times))
+        return TimedReply(times[0] - start, times[-1] - start, len(times))
 
     return ask

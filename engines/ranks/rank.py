@@ -94,7 +94,7 @@ class Rank:
             logger.exception("a call of the decoder failed on rank %d", self._number)
             if self._layout.num_parts > 1:
                 raise  # the others of this stage wait for it in the middle of the graph: the whole group must end
-            return portable(error)
+            return portable_error(error)
 
     def _give(self, values: dict[str, npt.NDArray[Any]] | Exception) -> None:
         after = self._layout.after(self._number)
@@ -138,14 +138,14 @@ class Rank:
             return self._vision.encode(inputs)
         except Exception as error:
             logger.exception("a call of the vision encoder failed on rank %d", self._number)
-            return portable(error)
+            return portable_error(error)
 
 
 def _without_embeds(inputs: DecoderInputs) -> DecoderInputs:
     return replace(inputs, visual_embeds=np.zeros((len(inputs.visual_embeds), 0), np.float32))
 
 
-def portable(error: Exception) -> Exception:
+def portable_error(error: Exception) -> Exception:
     """An error as another process can read it, whatever library raised it here."""
     if isinstance(error, UserError | EngineError):
         return error

@@ -16,10 +16,10 @@ from typing import Any
 from engines.backends import backend_of
 from engines.ranks.messages import KEY_VARIABLE, Opened, Start
 from engines.ranks.peers import MpiPeers
-from engines.ranks.rank import Rank, portable
+from engines.ranks.rank import Rank, portable_error
 from engines.session import RankSessions
 from export.bundle import open_bundle
-from export.records.engine_record import read_record
+from export.records.engine_record import read_engine_record
 
 _PARENT_POLL_SECONDS = 0.5
 
@@ -99,7 +99,7 @@ def _opened(start: Start, peers: MpiPeers) -> tuple[RankSessions | None, Excepti
     group = peers.divided(start.layout.num_stages if stage is None else stage)
     try:
         bundle = open_bundle(start.bundle)
-        record = None if start.key is None else read_record(bundle.engine_directory(start.key))
+        record = None if start.key is None else read_engine_record(bundle.engine_directory(start.key))
         backend = backend_of(start.target)
         sessions = backend.open_rank(
             bundle,
@@ -112,7 +112,7 @@ def _opened(start: Start, peers: MpiPeers) -> tuple[RankSessions | None, Excepti
             communicator=group if start.layout.num_parts > 1 and stage is not None else None,
         )
     except Exception as error:  # noqa: BLE001 - the leader is told
-        return None, portable(error)
+        return None, portable_error(error)
     return sessions, None
 
 

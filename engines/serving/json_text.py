@@ -22,7 +22,7 @@ _NEAR_BYTES = 64
 Bytes = bytes | bytearray
 
 
-def parse_json(
+def parse_bounded_json(
     data: Bytes, name: str, *, max_bytes: int, max_text_bytes: int, max_structure_bytes: int
 ) -> Any:
     """Parse JSON text.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.serving.json_text import parse_json
+from engines.serving.json_text import parse_bounded_json
 from engines.serving.limits import RequestLimits
 from export.errors import UserError
 from export.processor.text.conversation import MEDIA_KEYS
@@ -15,7 +15,7 @@ def read_messages(data: bytes, limits: RequestLimits) -> list[dict[str, Any]]:
     Raises:
         UserError: no JSON list of objects, or more of anything than the limits allow.
     """
-    messages = parse_json(
+    messages = parse_bounded_json(
         data,
         "messages",
         max_bytes=limits.max_message_bytes,

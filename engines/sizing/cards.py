@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from engines.sizing.costs import Plan, limit_advice
+from engines.sizing.costs import EngineCosts, limit_advice
 from engines.sizing.limits import Limits
 from engines.sizing.stages import fullest_bytes
 
@@ -44,12 +44,12 @@ def fit_segments(limits: Limits, device_bytes_of: Callable[[Limits], int], card_
     return limits
 
 
-def parts_text(plan: Plan) -> str:
+def parts_text(plan: EngineCosts) -> str:
     """What the decoder's graphs are, where there are several."""
     return "parts" if any(".rank" in graph.name for graph in plan.graphs) else "stages"
 
 
-def card_lines(plan: Plan) -> list[str]:
+def card_lines(plan: EngineCosts) -> list[str]:
     """On which common cards a plan fits, and for those on which it does not, which single limit would help."""
     card = smallest_card(plan.device_bytes)
     where = f"cards of {card} GB and more" if card else "no common card: several GPUs, or smaller limits"

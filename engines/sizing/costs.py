@@ -90,7 +90,7 @@ class Shortage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EngineCosts:
     """From pixels to bytes."""
 
     target: str
@@ -123,9 +123,9 @@ class Plan:
         return sum(graph.engine_bytes for graph in self.graphs)
 
 
-def make_plan(
+def plan_engine(
     target: str, config: ModelConfig, dtype: str, limits: Limits, costs_of: CostsOf, jobs: int = 1
-) -> Plan:
+) -> EngineCosts:
     """Work out what an engine takes.
 
     Args:
@@ -137,7 +137,7 @@ def make_plan(
         jobs: graphs built at once.
     """
     costs = costs_of(limits)
-    return Plan(
+    return EngineCosts(
         target=target,
         config=config,
         dtype=dtype,
@@ -236,7 +236,7 @@ def decoder_weights(config: ModelConfig) -> int:
 
 
 def shortages(
-    plan: Plan, free_ram_bytes: int, free_disk_bytes: int, device_bytes: int | None
+    plan: EngineCosts, free_ram_bytes: int, free_disk_bytes: int, device_bytes: int | None
 ) -> list[Shortage]:
     """What does not fit.
 
@@ -260,7 +260,7 @@ def shortages(
     return found
 
 
-def _ram_advice(plan: Plan) -> tuple[str, ...]:
+def _ram_advice(plan: EngineCosts) -> tuple[str, ...]:
     largest = max(graph.build_ram_bytes for graph in plan.graphs)
     one_job = (f"--jobs 1 builds one graph at a time: {largest / 1e9:.1f} GB",) if plan.jobs > 1 else ()
     return (
@@ -272,13 +272,13 @@ def _ram_advice(plan: Plan) -> tuple[str, ...]:
 _LEAST = {"max_segments": 1, "max_patches": 256, "max_batch": 1, "max_context": 256, "max_prompt_tokens": 64}
 
 
-def limit_advice(plan: Plan, device_bytes: int) -> Iterator[str]:
+def limit_advice(plan: EngineCosts, device_bytes: int) -> Iterator[str]:
     """Each limit that alone makes it fit when it is halved often enough."""
     for name in _LEAST:
         limits = plan.limits
         while (smaller := _halved(limits, name)) is not None:
             limits = smaller
-            shrunk = make_plan(plan.target, plan.config, plan.dtype, limits, plan.costs_of)
+            shrunk = plan_engine(plan.target, plan.config, plan.dtype, limits, plan.costs_of)
             if shrunk.device_bytes <= device_bytes:
                 yield f"--{name.replace('_', '-')} {getattr(limits, name)}: {shrunk.device_bytes / 1e9:.1f} GB"
                 break

@@ -22,7 +22,7 @@ from export.records.engine_record import (
     RECORD_NAME,
     EngineRecord,
     engine_records,
-    read_record,
+    read_engine_record,
 )
 from export.records.manifest import content_key
 
@@ -79,7 +79,7 @@ def engines_directory(bundle: Path) -> Path:
 def cached_engine(bundle: Path, key: str) -> EngineRecord | None:
     """The engine of this key, if it is there, its record is of this key, and its files have their recorded sizes."""
     try:
-        record = read_record(engines_directory(bundle) / key)
+        record = read_engine_record(engines_directory(bundle) / key)
     except UserError:
         return None
     return None if objections(engines_directory(bundle) / key, record) else record
@@ -99,7 +99,7 @@ def reason_to_build(bundle: Path, inputs: Mapping[str, str]) -> str | None:
     directory = engines_directory(bundle) / key
     if directory.exists():
         try:
-            return "; ".join(objections(directory, read_record(directory)))
+            return "; ".join(objections(directory, read_engine_record(directory)))
         except UserError as error:
             return str(error)
     records = [record for record in engine_records(bundle).values() if isinstance(record, EngineRecord)]

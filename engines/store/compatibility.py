@@ -36,7 +36,7 @@ def require_loadable(
     Raises:
         UserError: it cannot be loaded here; every difference, and how to build the engine that can.
     """
-    found = differences(record, bundle_key, machine, known_plugins)
+    found = load_problems(record, bundle_key, machine, known_plugins)
     if found:
         raise UserError(
             f"The engine {record.key} in {bundle} cannot be loaded here:\n- "
@@ -45,7 +45,7 @@ def require_loadable(
         )
 
 
-def differences(
+def load_problems(
     record: EngineRecord, bundle_key: str, machine: Machine, known_plugins: frozenset[str]
 ) -> list[str]:
     """What keeps an engine from being loaded, as sentences; see `require_loadable`."""

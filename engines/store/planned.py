@@ -12,7 +12,14 @@ from engines.backends.base import bundle_costs, device_costs, require_kv_cache
 from engines.backends.known_issues import KnownIssue, Situation
 from engines.gpus import GpuFacts
 from engines.sizing.choose_limits import choose_limits
-from engines.sizing.costs import Plan, Shortage, free_disk_bytes, free_ram_bytes, make_plan, shortages
+from engines.sizing.costs import (
+    EngineCosts,
+    Shortage,
+    free_disk_bytes,
+    free_ram_bytes,
+    plan_engine,
+    shortages,
+)
 from engines.sizing.divide import Proposal, propose
 from engines.sizing.images import PictureSizes, limits_for_pictures, read_picture_sizes
 from engines.store.build import Built, Progress, build_engine_directory, reusable
@@ -59,12 +66,12 @@ class PlannedBuild:
         return reusable(self.bundle, self.request)
 
     @cached_property
-    def costs(self) -> Plan:
+    def costs(self) -> EngineCosts:
         """What it takes, from pixels to bytes."""
         backend = self.request.backend
         costs_of = bundle_costs(backend, self.bundle)
         dtype = self.bundle.manifest.dtype
-        return make_plan(backend.name, self.bundle.config, dtype, self.request.limits, costs_of, self.jobs)
+        return plan_engine(backend.name, self.bundle.config, dtype, self.request.limits, costs_of, self.jobs)
 
     @property
     def device_bytes(self) -> int | None:

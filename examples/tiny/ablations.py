@@ -55,13 +55,13 @@ def stop_time(sample: Sample, inputs: ModelInputs) -> ModelInputs:
 
 def zero_temporal_section() -> AbstractContextManager[Any]:
     """The temporal frequencies of M-RoPE are zero: that section of every query and key is not turned at all."""
-    tables = reference_decoder.rotary_tables
+    tables = reference_decoder.mrope_tables
 
     def without_time(config: Any) -> tuple[Tensor, Tensor]:
         frequencies, axis_of = tables(config)
         return frequencies * (axis_of != 0), axis_of
 
-    return patch.object(reference_decoder, "rotary_tables", without_time)
+    return patch.object(reference_decoder, "mrope_tables", without_time)
 
 
 @dataclass(frozen=True)

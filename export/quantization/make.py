@@ -23,7 +23,7 @@ Part: TypeAlias = Literal["decoder", "vision", "head"]
 
 
 @dataclass(frozen=True)
-class Scheme:
+class RoundingScheme:
     """What is rounded of a product, and to what."""
 
     precision: Precision
@@ -32,11 +32,17 @@ class Scheme:
     summary: str
 
 
-SCHEMES: Mapping[str, Scheme] = {
-    "int4": Scheme("int4", per_token=False, summary="weights in 4 bits, a scale for each 128 of an output"),
-    "int8": Scheme("int8", per_token=True, summary="weights and inputs in 8 bits, inputs scaled by token"),
-    "int8-weights": Scheme("int8", per_token=False, summary="weights in 8 bits, a scale for each output"),
-    "fp8": Scheme(
+SCHEMES: Mapping[str, RoundingScheme] = {
+    "int4": RoundingScheme(
+        "int4", per_token=False, summary="weights in 4 bits, a scale for each 128 of an output"
+    ),
+    "int8": RoundingScheme(
+        "int8", per_token=True, summary="weights and inputs in 8 bits, inputs scaled by token"
+    ),
+    "int8-weights": RoundingScheme(
+        "int8", per_token=False, summary="weights in 8 bits, a scale for each output"
+    ),
+    "fp8": RoundingScheme(
         "fp8", per_token=True, summary="weights and inputs in 8-bit floats, inputs scaled by token"
     ),
 }

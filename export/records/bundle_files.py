@@ -13,7 +13,7 @@ from export.weights.external_data import MAX_GRAPH_BYTES, graph_problems
 from export.weights.safetensors_file import StoredTensor, fingerprint_of, read_safetensors_header
 
 
-def differences(directory: Path, manifest: Manifest) -> list[str]:
+def bundle_differences(directory: Path, manifest: Manifest) -> list[str]:
     """What is wrong with a bundle's files, as "NAME: what".
 
     Missing, changed, linked or not recorded ones, and graphs that read anything but recorded weights.

@@ -124,7 +124,7 @@ class EngineRecord:
                 yield f"{record.name} changed since it was built"
 
 
-def read_record(directory: Path) -> EngineRecord:
+def read_engine_record(directory: Path) -> EngineRecord:
     """Read the record of one engine.
 
     Raises:
@@ -149,7 +149,7 @@ def engine_records(bundle: Path) -> dict[str, EngineRecord | UserError]:
     found: dict[str, EngineRecord | UserError] = {}
     for directory in sorted((bundle / ENGINES_DIRECTORY).glob("[!.]*")):
         try:
-            found[directory.name] = read_record(directory)
+            found[directory.name] = read_engine_record(directory)
         except UserError as error:
             found[directory.name] = error
     return found

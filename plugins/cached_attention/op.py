@@ -32,7 +32,7 @@ def cached_attention(
         present_key, present_value = reference.update_cache(k, v, past_key, past_value, write_index)
         on_gpu: Tensor = torch.ops.qv.attend_to_cache(q, present_key, present_value, write_index, kv_lengths)
         return on_gpu, present_key, present_value
-    return reference.cached_attention(*inputs)
+    return reference.cached_attention_reference(*inputs)
 
 
 @torch.library.custom_op("qv::attend_to_cache", mutates_args=(), device_types="cuda")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cached_attention(
+def cached_attention_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -40,7 +40,7 @@ def cached_attention(
 def update_cache(
     k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, write_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The first half of `cached_attention`: the cache with this call's keys and values in it, [B, K, L, D] each."""
+    """Its first half: the cache with this call's keys and values in it, [B, K, L, D] each."""
     rows = _rows(write_index, k.shape[1])
     return _write(past_key, k, rows), _write(past_value, v, rows)
 
@@ -48,7 +48,7 @@ def update_cache(
 def attend(
     q: Tensor, present_key: Tensor, present_value: Tensor, write_index: Tensor, kv_lengths: Tensor
 ) -> Tensor:
-    """The second half of `cached_attention`: [B, S, H, D] from the cache that is written."""
+    """Its second half: [B, S, H, D] from the cache that is written."""
     rows = _rows(write_index, q.shape[1])
     columns = torch.arange(present_key.shape[2], device=q.device)  # [L]
     visible = (columns <= rows[..., None]) & (columns < kv_lengths[:, None, None])  # [B, S, L]

@@ -17,7 +17,7 @@ def all_reduce(x: Tensor, num_ranks: int) -> Tensor:
     if torch.compiler.is_exporting():
         signature = replace(ALL_REDUCE, attributes={"num_ranks": num_ranks})
         return symbolic_call(signature, [x], like=[x])[0]
-    return reference.all_reduce(x)
+    return reference.all_reduce_reference(x)
 
 
 def all_gather(x: Tensor, num_ranks: int) -> Tensor:
@@ -27,7 +27,7 @@ def all_gather(x: Tensor, num_ranks: int) -> Tensor:
     if torch.compiler.is_exporting():
         signature = replace(ALL_GATHER, attributes={"num_ranks": num_ranks})
         return symbolic_call(signature, [x], like=[x.new_empty(num_ranks * x.shape[0], *x.shape[1:])])[0]
-    return reference.all_gather(x)
+    return reference.all_gather_reference(x)
 
 
 def gather_last(x: Tensor, num_ranks: int) -> Tensor:

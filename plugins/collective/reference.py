@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def all_reduce(x: Tensor) -> Tensor:
+def all_reduce_reference(x: Tensor) -> Tensor:
     """The sum over all ranks of the default process group, the same on each.
 
     Args:
@@ -16,7 +16,7 @@ def all_reduce(x: Tensor) -> Tensor:
     return reduced
 
 
-def all_gather(x: Tensor) -> Tensor:
+def all_gather_reference(x: Tensor) -> Tensor:
     """The ranks' tensors one after another along the first axis, in the order of ranks.
 
     Args:

@@ -20,7 +20,7 @@ from plugins.registry import (
 from plugins.rotary import onnx_functions as rotary
 
 
-def choose_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:
+def choose_native_bodies(model: onnx.ModelProto, attention: AttentionBody = "fused") -> None:
     """Replace the bodies of our ops in place; nodes, weights, inputs and outputs stay.
 
     The model still passes the checker, and ONNX Runtime computes the same with it, slowly.

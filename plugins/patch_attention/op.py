@@ -17,7 +17,7 @@ def patch_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment
     if runs_kernel(q, k, v):
         on_gpu: Tensor = torch.ops.qv.patch_attention(q, k, v, cu_seqlens, segment_range)
         return on_gpu
-    return reference.patch_attention(q, k, v, cu_seqlens, segment_range)
+    return reference.patch_attention_reference(q, k, v, cu_seqlens, segment_range)
 
 
 @torch.library.custom_op("qv::patch_attention", mutates_args=(), device_types="cuda")
@@ -33,7 +33,7 @@ def _patch_attention_on_gpu(
 def _patch_attention_on_cpu(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment_range: Tensor
 ) -> Tensor:
-    return reference.patch_attention(q, k, v, cu_seqlens, segment_range)
+    return reference.patch_attention_reference(q, k, v, cu_seqlens, segment_range)
 
 
 @_patch_attention_on_gpu.register_fake

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def patch_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment_range: Tensor) -> Tensor:
+def patch_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment_range: Tensor
+) -> Tensor:
     """Full attention inside each segment of a packed row; none across segments.
 
     A segment is one image, or one temporal grid step of a video. Worked example: two images of 4 and 8 patches

@@ -19,7 +19,7 @@ def rotary(
     if runs_kernel(q, k):
         rotated_q, rotated_k = torch.ops.qv.rotary(q, k, positions, frequencies, axis_of)
         return rotated_q, rotated_k
-    return reference.rotary(q, k, positions, frequencies, axis_of)
+    return reference.rotary_reference(q, k, positions, frequencies, axis_of)
 
 
 @torch.library.custom_op("qv::rotary", mutates_args=(), device_types="cuda")
@@ -35,7 +35,7 @@ def _rotary_on_gpu(
 def _rotary_on_cpu(
     q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, axis_of: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return reference.rotary(q, k, positions, frequencies, axis_of)
+    return reference.rotary_reference(q, k, positions, frequencies, axis_of)
 
 
 @_rotary_on_gpu.register_fake

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rotary(
+def rotary_reference(
     q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, axis_of: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by angles whose position axis is chosen per frequency.

@@ -13,7 +13,7 @@ from qv_export.show.console import note, phase_bar, print_json, print_table
 
 if TYPE_CHECKING:
     from engines.bench.compare import Comparison
-    from engines.bench.report import Report
+    from engines.bench.report import BenchReport
 
 
 @click.command(short_help="Measure a bundle's engine on this machine.")
@@ -100,7 +100,7 @@ def bench(
     """
     from engines.bench.compare import compare, losses, require_comparable
     from engines.bench.report import read_report
-    from engines.bench.run import DEFAULT_NEW_TOKENS, Wishes, measure, subject_of
+    from engines.bench.run import DEFAULT_NEW_TOKENS, Wishes, measure_engine, subject_of
     from engines.bench.sampling import Effort
     from engines.open import choose_engine
     from engines.serving.settings import settings_for
@@ -145,7 +145,7 @@ def bench(
         num_new_tokens or DEFAULT_NEW_TOKENS,
     )
     with phase_bar() as progress:
-        report = measure(opened, chosen, settings, subject, wishes, progress)
+        report = measure_engine(opened, chosen, settings, subject, wishes, progress)
     if output is not None:
         _write(output, report)
     compared = (
@@ -158,7 +158,7 @@ def bench(
         raise SystemExit(ExitCode.GATE_FAILED)
 
 
-def _write(output: Path, report: "Report") -> None:
+def _write(output: Path, report: "BenchReport") -> None:
     from export.files.atomic import replace_text
 
     try:
@@ -167,7 +167,7 @@ def _write(output: Path, report: "Report") -> None:
         raise UserError(f"{output} cannot be written: {error.strerror}.") from None
 
 
-def _tell(report: "Report", compared: "list[Comparison] | None", *, as_json: bool) -> None:
+def _tell(report: "BenchReport", compared: "list[Comparison] | None", *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from qv_export.show.bench import comparison_table, report_tables, subject_line

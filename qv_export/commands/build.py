@@ -17,7 +17,7 @@ GATE_FAILED = 1
 LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", "max_context")
 
 
-@click.command(short_help="Compile a bundle into engines.")
+@click.command("build", short_help="Compile a bundle into engines.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--target",
@@ -117,7 +117,7 @@ LIMIT_NAMES = ("max_patches", "max_segments", "max_batch", "max_prompt_tokens", 
 @click.option("--force", is_flag=True, help="Build although the plan says that it does not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def build(
+def build_command(
     ctx: click.Context,
     /,
     bundle: Path,
@@ -177,7 +177,7 @@ def build(
             show_plan(planned.costs, shortages, asks_for_card=names_no_card)
         ctx.exit(GATE_FAILED if shortages else 0)
     if not force:
-        require_room(shortages)
+        require_fit(shortages)
     for issue in planned.known_issues():
         note(f"warning: {issue.sentence()}")
     with progress_bar() as bar:
@@ -196,7 +196,7 @@ def _require_one_answer(
         )
 
 
-def require_room(shortages: "Sequence[Shortage]") -> None:
+def require_fit(shortages: "Sequence[Shortage]") -> None:
     """Refuse a build that does not fit.
 
     Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from export.records.manifest import Manifest, WeightsMode
 
 
-@click.command(short_help="Turn a checkpoint into a bundle.")
+@click.command("export", short_help="Turn a checkpoint into a bundle.")
 @click.argument("checkpoint", type=CheckpointPath())
 @click.option(
     "-o",
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     "every token together.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
-def export(
+def export_command(
     checkpoint: Path,
     output: Path,
     dtype: str | None,
@@ -130,10 +130,10 @@ def export(
     if as_json:
         print_json({"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)})
     else:
-        note(summary(manifest, output, seconds))
+        note(export_summary(manifest, output, seconds))
 
 
-def summary(manifest: "Manifest", output: Path, seconds: float) -> str:
+def export_summary(manifest: "Manifest", output: Path, seconds: float) -> str:
     weights_bytes = sum(record.bytes for record in manifest.weights)
     verb = "copied" if manifest.weights_mode == "copy" else "linked"
     return (

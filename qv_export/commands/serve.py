@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "QV_EXPORT_API_KEY"
 
 
-@click.command(short_help="Answer over OpenAI's API, in this process.")
+@click.command("serve", short_help="Answer over OpenAI's API, in this process.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen. 0.0.0.0: everywhere.")
 @click.option(
@@ -57,7 +57,7 @@ KEY_VARIABLE = "QV_EXPORT_API_KEY"
     show_default=True,
     help="How long answers that are being written may go on after SIGTERM.",
 )
-def serve(
+def serve_command(
     bundle: Path,
     host: str,
     port: int,

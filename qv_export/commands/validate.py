@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GATE_FAILED = 1
 
 
-@click.command(short_help="Prove a bundle against the PyTorch reference.")
+@click.command("validate", short_help="Prove a bundle against the PyTorch reference.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--report",
@@ -105,7 +105,7 @@ GATE_FAILED = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
 @click.pass_context
-def validate(
+def validate_command(
     ctx: click.Context,
     /,
     bundle: Path,
@@ -166,7 +166,7 @@ def validate(
         )
     if as_json:
         print_json({"report": str(report_directory), **report.verdict().to_json()})
-    note(summary(report, report_directory))
+    note(validation_summary(report, report_directory))
     if not report.passed:
         ctx.exit(GATE_FAILED)
 
@@ -233,7 +233,7 @@ def bar() -> Iterator["Progress"]:
         yield lambda text, done, total: report(text, done / total)
 
 
-def summary(report: "Report", directory: Path) -> str:
+def validation_summary(report: "Report", directory: Path) -> str:
     """The verdict and what failed first, for a person."""
     from validate.report.render import divergence_lines, failure_text, shown_failures
 

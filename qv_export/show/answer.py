@@ -45,7 +45,7 @@ def identity(bundle: "Bundle") -> dict[str, str]:
     }
 
 
-def summary(result: dict[str, Any]) -> str:
+def answer_summary(result: dict[str, Any]) -> str:
     """One line for a person."""
     timings_ms = result["timings_ms"]
     phases = ", ".join(

@@ -7,13 +7,13 @@ from qv_export.show.tables import Table
 
 if TYPE_CHECKING:
     from engines.bench.compare import Comparison
-    from engines.bench.report import Report, Row
+    from engines.bench.report import BenchReport, BenchRow
 
 _COLUMNS = ("", "median", "middle half of the samples", "samples", "rate", "of the limit")
 _COMPARED = ("", "before", "now", "loss", "")
 
 
-def report_tables(report: "Report") -> Iterator[Table]:
+def report_tables(report: "BenchReport") -> Iterator[Table]:
     """One for each section, and one of what was left out."""
     for section in report.sections:
         rows = [row for row in report.rows if row.section == section]
@@ -45,7 +45,7 @@ def comparison_table(comparisons: Sequence["Comparison"]) -> Table:
     return Table("compared", _COMPARED, tuple(rows))
 
 
-def subject_line(report: "Report") -> str:
+def subject_line(report: "BenchReport") -> str:
     """Where and of what the figures are, which mean nothing without it."""
     subject = report.subject
     threads = "" if subject.num_threads is None else f", --threads {subject.num_threads}"
@@ -66,7 +66,7 @@ def _without_empty_columns(table: Table) -> Table:
     )
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
+def _cells(row: "BenchRow") -> tuple[str, ...]:
     share = "" if row.share is None else f"{row.share:.0%} of {row.share_of}"
     return (
         row.case,

@@ -11,7 +11,7 @@ from qv_export.show.console import note, print_json, print_table
 from qv_export.show.engine import reading_facts
 
 if TYPE_CHECKING:
-    from engines.sizing.costs import Plan, Shortage
+    from engines.sizing.costs import EngineCosts, Shortage
     from engines.sizing.images import PictureSizes
     from engines.sizing.limits import Limits
     from engines.store.build import Built
@@ -53,7 +53,7 @@ def show_check(planned: "PlannedBuild", as_json: bool) -> bool:
     return reason is not None
 
 
-def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: bool) -> None:
+def show_plan(plan: "EngineCosts", shortages: "Sequence[Shortage]", *, asks_for_card: bool) -> None:
     """From pixels to bytes, as tables.
 
     Args:
@@ -105,7 +105,7 @@ def show_plan(plan: "Plan", shortages: "Sequence[Shortage]", *, asks_for_card: b
         click.echo(f"does not fit: {shortage.sentence()}")
 
 
-def _several_gpus(plan: "Plan") -> list[tuple[str, str]]:
+def _several_gpus(plan: "EngineCosts") -> list[tuple[str, str]]:
     """What the fullest GPU needs where each stage has one."""
     from engines.sizing.stages import fullest_bytes
 
@@ -114,7 +114,9 @@ def _several_gpus(plan: "Plan") -> list[tuple[str, str]]:
     return [(f"on {num_stages} GPUs, the fullest", size_text(needed))] if num_stages > 1 else []
 
 
-def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSizes | None") -> dict[str, Any]:
+def plan_json(
+    plan: "EngineCosts", shortages: "Sequence[Shortage]", sizes: "PictureSizes | None"
+) -> dict[str, Any]:
     """The same as one object."""
     from engines.sizing.cards import smallest_card
     from engines.sizing.images import histogram
@@ -150,7 +152,7 @@ def plan_json(plan: "Plan", shortages: "Sequence[Shortage]", sizes: "PictureSize
     }
 
 
-def show_built(built: "Built", plan: "Plan | None", as_json: bool) -> None:
+def show_built(built: "Built", plan: "EngineCosts | None", as_json: bool) -> None:
     """What stands in the cache now."""
     record = built.record
     if as_json:

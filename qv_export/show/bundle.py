@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from export.records.manifest import Manifest
     from export.records.verdicts import Verdict
     from qv_export.show.engine import ShownEngine
-    from qv_export.show.graph import FunctionFacts, GraphFacts, TensorFacts
+    from qv_export.show.graph import FunctionFacts, GraphFacts, GraphTensor
 
 
 def bundle_tables(
@@ -78,7 +78,7 @@ def graph_tables(facts: "GraphFacts") -> list[Table]:
         Table(
             title,
             ("", "name", "dtype", "shape", "what"),
-            (*tensor_rows("in", facts.inputs), *tensor_rows("out", facts.outputs)),
+            (*graph_tensor_rows("in", facts.inputs), *graph_tensor_rows("out", facts.outputs)),
         ),
         Table("Operators", ("operator", "count", "body"), operators),
         Table(f"Weights{place}", ("dtype", "tensors", "values", "size"), weights),
@@ -91,7 +91,7 @@ def body_text(function: "FunctionFacts") -> str:
     return f"plugin where TensorRT has one, else {body}" if function.takes_plugin else body
 
 
-def tensor_rows(direction: str, tensors: "Iterable[TensorFacts]") -> list[tuple[str, ...]]:
+def graph_tensor_rows(direction: str, tensors: "Iterable[GraphTensor]") -> list[tuple[str, ...]]:
     """One row a tensor, numbered ones of one kind together."""
     families = numbered_families(
         tensors, lambda tensor: tensor.name, lambda tensor: (tensor.dtype, tensor.shape)

@@ -64,9 +64,9 @@ def shown_engine(directory: Path) -> ShownEngine:
     """
     from engines.store.cache import Freshness, freshness
     from export.bundle import recorded_key
-    from export.records.engine_record import read_record
+    from export.records.engine_record import read_engine_record
 
-    record = read_record(directory)
+    record = read_engine_record(directory)
     key = recorded_key(directory.resolve().parents[1])
     judged = (
         freshness(directory, record, key)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TensorFacts:
+class GraphTensor:
     """An input or output."""
 
     name: str
@@ -65,8 +65,8 @@ class GraphFacts:
     opsets: dict[str, int]
     producer: str
     doc: str
-    inputs: tuple[TensorFacts, ...]
-    outputs: tuple[TensorFacts, ...]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
     operators: dict[str, int]
     functions: tuple[FunctionFacts, ...]
     weights: tuple[WeightFacts, ...]
@@ -137,12 +137,12 @@ def _dtype_name(element_type: int) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _tensor_facts(value: "onnx.ValueInfoProto") -> TensorFacts:
+def _tensor_facts(value: "onnx.ValueInfoProto") -> GraphTensor:
     tensor = value.type.tensor_type
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim
     )
-    return TensorFacts(value.name, _dtype_name(tensor.elem_type), shape, value.doc_string)
+    return GraphTensor(value.name, _dtype_name(tensor.elem_type), shape, value.doc_string)
 
 
 def _weight_facts(initializers: Iterable["onnx.TensorProto"]) -> tuple[WeightFacts, ...]:

@@ -16,3 +16,16 @@ def test_a_tree_has_lines_and_names(tmp_path):
         (tmp_path / package / "module.py").write_text(names)
     assert size_of_product(tmp_path) == (2, 3)
     assert names_with_two_owners(tmp_path) == ["one"]
+
+
+def test_what_the_files_of_every_target_call_alike_has_one_owner(tmp_path):
+    for folder in ("engines/backends/a", "engines/backends/b", "engines/serving/a", "engines/serving/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        name = "backend" if "backends" in folder else "server"
+        (tmp_path / folder / "module.py").write_text(f"def open_{name}(): ...\n")
+    (tmp_path / "engines/backends/b/other.py").write_text("def open_elsewhere(): ...\n")
+    (tmp_path / "engines/backends/a/module.py").write_text(
+        "def open_backend(): ...\ndef open_elsewhere(): ...\n"
+    )
+    assert names_with_two_owners(tmp_path) == ["open_elsewhere", "open_server"]
+    assert names_with_two_owners(tmp_path, ()) == ["open_backend", "open_elsewhere", "open_server"]

@@ -11,7 +11,7 @@ from validate.cases.builtin import Profile
 from validate.reference.sessions import ReferenceProbes
 from validate.reference.targets import REFERENCE_TARGETS
 from validate.run.reference import record_golden
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.targets import open_target, profile_of_engine
 
 
@@ -23,7 +23,7 @@ def plan_of(exported, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_reference_in_a_half_type_passes_within_its_own_noise(exported, tmp_path, progress, dtype):
-    report = validate(plan_of(exported, dtype), tmp_path / "workspace", progress)
+    report = run_validation(plan_of(exported, dtype), tmp_path / "workspace", progress)
     assert report.passed, report.failures
     assert report.subject.engine_dtype == dtype
     assert report.cases[0].noise is not None
@@ -54,7 +54,7 @@ def test_a_half_typed_engine_with_a_wrong_weight_is_found_at_its_op(exported, tm
     record_golden(plan, golden, progress)
     engine = replace(plan.engine, open=open_damaged)
     probes = Damaged(exported.bundle, "bfloat16", "cpu")
-    report = validate(
+    report = run_validation(
         replace(plan, engine=engine, probes=probes, golden=golden), tmp_path / "workspace", progress
     )
     assert not report.passed

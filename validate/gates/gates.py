@@ -203,7 +203,7 @@ def gate_kind(settings: GateSettings, results: Sequence[GateResult]) -> GateKind
     return "default" if settings == GateSettings() else "stricter"
 
 
-def failed(results: Sequence[GateResult]) -> list[GateResult]:
+def worst_failures(results: Sequence[GateResult]) -> list[GateResult]:
     """The failures, worst first."""
     failures = [result for result in results if not result.passed]
     return sorted(failures, key=lambda result: -math.inf if result.ratio is None else -result.ratio)

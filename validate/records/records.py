@@ -70,7 +70,7 @@ def spread_index(num_tokens: int) -> npt.NDArray[np.int64]:
     return np.unique(index)
 
 
-def measure(actual: Sequence[PromptAnswer], expected: Sequence[PromptAnswer]) -> Measurement:
+def measure_answers(actual: Sequence[PromptAnswer], expected: Sequence[PromptAnswer]) -> Measurement:
     """Compare one case's answers, prompt by prompt in one pool of tokens.
 
     Raises:
@@ -175,7 +175,7 @@ def read_summary(directory: Path, name: str) -> RecordSummary | None:
         return RecordSummary(content["inputs_sha256"], measurement_from_json(content["noise"]))
 
 
-def read_record(directory: Path, name: str) -> Record:
+def read_case_record(directory: Path, name: str) -> Record:
     """A case's record.
 
     Raises:

@@ -24,7 +24,14 @@ from export.quantization.simulated import rounding_inputs_of_few_bits, turning_t
 from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.feeds import decode_call, prefill_call
 from validate.cases.prompts import PreparedCase, visual_token_ids
-from validate.records.records import ExpectedPrompt, PromptAnswer, Record, loudest, measure, spread_index
+from validate.records.records import (
+    ExpectedPrompt,
+    PromptAnswer,
+    Record,
+    loudest,
+    measure_answers,
+    spread_index,
+)
 from validate.reference.probes import (
     Captured,
     add_caches,
@@ -102,7 +109,7 @@ class HighPrecisionReference:
             for seed, answers in enumerate(rounded):
                 answers.append(self.answer(jittered(prompt, dtype, seed), continuation, index, dtype))
         answers_expected = [prompt.answer for prompt in expected]
-        noise = loudest([measure(answers, answers_expected) for answers in rounded])
+        noise = loudest([measure_answers(answers, answers_expected) for answers in rounded])
         return Record(case.digest(), dtype, tuple(expected), noise)
 
     def continue_greedily(self, prompt: ModelInputs, num_tokens: int) -> npt.NDArray[np.int64]:

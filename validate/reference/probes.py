@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.models.qwen2_vl import decoder, vision
 from export.models.qwen2_vl.model import KvCache, Qwen2VL
 from plugins.quantized_cache_attention.reference import dequantize
-from plugins.rotary.reference import rotary
+from plugins.rotary.reference import rotary_reference
 
 Captured = dict[str, npt.NDArray[Any]]
 """By `Probe.reference`: module path and `in` or `out`, `BLOCK:rotated_q`, or `present_key.LAYER`."""
@@ -51,7 +51,7 @@ def add_patch_rotations(
     for name in [name.removesuffix(":out") for name in probes if name.endswith(".attn.qkv:out")]:
         qkv = torch.from_numpy(probes[f"{name}:out"])  # [P, 3 * E]
         q, k, _ = qkv.to(dtype).view(len(qkv), 3, config.num_heads, -1).unbind(1)
-        rotated = rotary(q, k, torch.from_numpy(positions), *vision.rotary_tables(config))
+        rotated = rotary_reference(q, k, torch.from_numpy(positions), *vision.patch_rotary_tables(config))
         _keep_rotated(probes, name.removesuffix(".attn.qkv"), *rotated)
 
 
@@ -67,8 +67,8 @@ def add_token_rotations(
             .view(len(position_ids[0]), -1, config.head_dim)
             for x in "qk"
         )
-        rotated = rotary(
-            decoder.tempered(q, config), k, torch.from_numpy(position_ids), *decoder.rotary_tables(config)
+        rotated = rotary_reference(
+            decoder.tempered(q, config), k, torch.from_numpy(position_ids), *decoder.mrope_tables(config)
         )
         _keep_rotated(probes, name.removesuffix(".self_attn"), *rotated)
 

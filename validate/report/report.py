@@ -9,7 +9,7 @@ from export.files.directory_swap import DirectoryKind
 from export.records.verdicts import LevelName, Verdict
 from validate.bisect.search import Divergence
 from validate.cases.builtin import PAST_THE_EDGE
-from validate.gates.gates import GateResult, GateSettings, failed, gate_kind
+from validate.gates.gates import GateResult, GateSettings, gate_kind, worst_failures
 from validate.records.records import Measurement
 from validate.tasks.cost import QuantizationCost
 from validate.tasks.quality import TaskQuality
@@ -67,7 +67,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Machine:
+class RunFacts:
     """Where and how long: the only part that differs when a run is repeated."""
 
     created: str
@@ -96,7 +96,7 @@ class Report:
     """Error by depth on a failing case, or on the probe where none failed; None where the engine cannot be looked into,
     or where the golden set does not know its inside."""
     task_quality: TaskQuality | None
-    machine: Machine
+    machine: RunFacts
     quantization_cost: QuantizationCost | None = None
     """What quantizing the weights cost; None: it was not asked."""
 
@@ -121,7 +121,7 @@ class Report:
 
     @property
     def failures(self) -> list[GateResult]:
-        return failed(self.gates)
+        return worst_failures(self.gates)
 
     @property
     def passed(self) -> bool:

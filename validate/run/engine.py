@@ -14,9 +14,9 @@ from validate.gates.invariants import check_properties
 from validate.records.records import (
     Measurement,
     Record,
-    measure,
+    measure_answers,
     measurement_from_json,
-    read_record,
+    read_case_record,
     write_json,
 )
 from validate.run.plan import Plan, Progress, cost
@@ -60,7 +60,7 @@ def run_engine(
         progress(f"Engine: {case.name}", done, total)
         path = workspace / f"{case.name}.measured.json"
         if not path.is_file():
-            write_json(path, _measured(opened.get(), case, read_record(records, case.name)))
+            write_json(path, _measured(opened.get(), case, read_case_record(records, case.name)))
         outcomes[case.name] = _outcome(path)
         done += cost(case)
     progress("Engine: properties", done, total)
@@ -82,7 +82,9 @@ def engine_answers(opened: LazyEngine, tasks: TaskSet) -> Sequence[bool]:
 
 def _measured(engine: OpenEngine, case: PreparedCase, record: Record) -> dict[str, Any]:
     try:
-        measured = measure(engine.answer(case, record.prompts), [prompt.answer for prompt in record.prompts])
+        measured = measure_answers(
+            engine.answer(case, record.prompts), [prompt.answer for prompt in record.prompts]
+        )
     except Exception as error:  # noqa: BLE001 - whatever an engine raises is a finding about it
         return {"raised": f"{type(error).__name__}: {error}"}
     return asdict(measured)

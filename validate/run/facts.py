@@ -11,7 +11,7 @@ from validate.bisect.search import HIGH_PRECISION_DTYPE
 from validate.cases.prompts import PreparedCase
 from validate.gates.gates import GateResult, judge_case
 from validate.records.records import Measurement
-from validate.report.report import CaseReport, Machine, Status, Subject
+from validate.report.report import CaseReport, RunFacts, Status, Subject
 from validate.run.engine import Outcome
 from validate.run.plan import Plan
 
@@ -58,9 +58,9 @@ def subject(plan: Plan, digests: Mapping[str, str]) -> Subject:
     )
 
 
-def machine(start: float, resumed: bool) -> Machine:
+def machine(start: float, resumed: bool) -> RunFacts:
     """Where and when it ran, for how long."""
-    return Machine(
+    return RunFacts(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - start, 3),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

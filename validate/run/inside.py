@@ -8,7 +8,7 @@ from validate.bisect.expected import ExpectedSource, RecordedValues, ReferenceVa
 from validate.bisect.probes import canonical_graphs
 from validate.bisect.search import HIGH_PRECISION_DTYPE, Divergence, DivergenceSearch
 from validate.gates.gates import GateResult
-from validate.records.records import read_record
+from validate.records.records import read_case_record
 from validate.report.report import CaseReport
 from validate.run.plan import Plan, cost, probe_of
 from validate.run.reference import LazyReference
@@ -37,7 +37,7 @@ def look_inside(
         source = RecordedValues(plan.golden, case.name)
     graphs = canonical_graphs(plan.bundle)
     search = DivergenceSearch(probes, source, plan.config, graphs, plan.engine.dtype, plan.gates.multiple)
-    expected = read_record(records, case.name).prompts
+    expected = read_case_record(records, case.name).prompts
     found = [search.search(case.name, row, prompt, expected[row]) for row, prompt in enumerate(case.prompts)]
     return next((divergence for divergence in found if divergence.first is not None), found[0])
 

@@ -19,7 +19,7 @@ from validate.report.report import REPORT_DIRECTORY, Report
 from validate.report.words import samples_of_cases
 from validate.run.plan import Plan, Progress
 from validate.run.reference import record_golden
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = 
     workspace = directory.with_name(f".{directory.name}.unfinished")
     with _alone(directory):
         with explaining_errors(directory, REPORT_DIRECTORY, preparing=True, left=_MEASURED_STAYS):
-            report = validate(plan, workspace, progress, resume=resume)
+            report = run_validation(plan, workspace, progress, resume=resume)
         with replacing_directory(directory, REPORT_DIRECTORY) as scratch:
             write_report(
                 report,

@@ -13,7 +13,7 @@ from validate.bisect.search import HIGH_PRECISION_DTYPE, all_questions
 from validate.cases.prompts import PreparedCase
 from validate.records.golden import create_golden
 from validate.records.polygraphy_files import write_polygraphy_files
-from validate.records.records import Measurement, RecordSummary, read_record, read_summary, write_record
+from validate.records.records import Measurement, RecordSummary, read_case_record, read_summary, write_record
 from validate.run.plan import Plan, Progress, cost, probe_of
 
 if TYPE_CHECKING:  # torch loads when the reference does, and not at all with a golden set
@@ -104,7 +104,7 @@ def record_for_polygraphy(plan: Plan, golden: Path) -> Path:
             "--polygraphy is about the vision encoder, and no case inside the profile has a picture."
         )
     directory = golden / "polygraphy"
-    write_polygraphy_files(directory, probe.prompts, read_record(golden, probe.name).prompts)
+    write_polygraphy_files(directory, probe.prompts, read_case_record(golden, probe.name).prompts)
     return directory
 
 
@@ -116,7 +116,7 @@ def _record_inside(plan: Plan, reference: "LazyReference", case: PreparedCase, d
     graphs = canonical_graphs(plan.bundle)
     answers = []
     for row, (prompt, expected) in enumerate(
-        zip(case.prompts, read_record(directory, case.name).prompts, strict=True)
+        zip(case.prompts, read_case_record(directory, case.name).prompts, strict=True)
     ):
         questions = all_questions(graphs, plan.config, prompt)
         said = source.ask(row, prompt, expected, questions)

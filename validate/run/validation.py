@@ -26,7 +26,7 @@ from validate.tasks.quality import compare_quality
 from validate.tasks.runs import reference_answers
 
 
-def validate(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = False) -> Report:
+def run_validation(plan: Plan, workspace: Path, progress: Progress, *, resume: bool = False) -> Report:
     """Run a plan to its report. What an interruption leaves in `workspace` lets `resume` go on.
 
     Raises:

@@ -19,7 +19,7 @@ from export.errors import UserError
 from validate.execution import EngineUnderTest
 from validate.run.plan import Plan, Progress
 from validate.run.reference import record_golden
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.self_test.mutated import mutate_bundle, mutate_engine
 from validate.self_test.mutations import Mutation, mutations
 from validate.targets import open_target
@@ -107,7 +107,7 @@ def run_self_test(plan: Plan, progress: Progress, faults: Sequence[Mutation] | N
         if plan.golden is None:
             record_golden(plan, directory / "records", progress)
             plan = replace(plan, golden=directory / "records")
-        sound = validate(plan, directory / "sound", progress)
+        sound = run_validation(plan, directory / "sound", progress)
         results = tuple(_results(plan, suite, directory, progress))
     failures = tuple(sorted({gate.gate for gate in sound.failures}))
     return SelfTest(plan.engine.name, plan.engine_key, failures, results)
@@ -126,7 +126,7 @@ def _result(plan: Plan, mutation: Mutation, directory: Path) -> FaultResult:
     directory.mkdir()
     try:
         engine = _faulty_engine(plan, mutation, directory / "bundle")
-        report = validate(replace(plan, engine=engine), directory / "workspace", lambda *_: None)
+        report = run_validation(replace(plan, engine=engine), directory / "workspace", lambda *_: None)
     except (EngineError, UserError) as error:
         outcome, detail = "not made", str(error)
     else:

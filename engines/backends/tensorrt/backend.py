@@ -203,10 +203,10 @@ class TensorRtBackend:
     ) -> Engine:
         """See `Backend`. A slot's capacity is the engine's, whatever was asked for."""
         del capacity, num_threads
-        from engines.backends.tensorrt.run.open import open_sessions  # noqa: PLC0415 - CUDA
+        from engines.backends.tensorrt.run.open import open_engine_sessions  # noqa: PLC0415 - CUDA
 
         assert record is not None, "needs_engine"
-        return open_sessions(bundle, record, self.name, num_slots=num_slots, device=device)
+        return open_engine_sessions(bundle, record, self.name, num_slots=num_slots, device=device)
 
     def open_rank(
         self,
@@ -240,9 +240,9 @@ class TensorRtBackend:
     def ceilings(self, graph_dtype: str, num_threads: int | None = None) -> tuple[Ceiling, ...]:
         """See `Backend`. The product is an engine of its own, built for this GPU."""
         del num_threads
-        from engines.backends.tensorrt.run.open import measure_ceilings  # noqa: PLC0415 - CUDA
+        from engines.backends.tensorrt.run.open import measure_gpu_ceilings  # noqa: PLC0415 - CUDA
 
-        return measure_ceilings(self.name, graph_dtype)
+        return measure_gpu_ceilings(self.name, graph_dtype)
 
     def probe(
         self, bundle: Bundle, record: EngineRecord | None, *, device: str | None = None

@@ -121,6 +121,6 @@ def is_rtx(trt: Bindings) -> bool:
     return trt.__name__ in MODULES["tensorrt-rtx"]
 
 
-def tool_versions(trt: Bindings) -> dict[str, str]:
+def library_versions(trt: Bindings) -> dict[str, str]:
     """Versions of what shapes an engine's bytes beside the graph."""
     return {trt.__name__: trt.__version__, "qv-export": version("qv-export")}

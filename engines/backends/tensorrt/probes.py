@@ -20,7 +20,7 @@ from engines.backends.tensorrt.build.builder import build_engine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
 from engines.backends.tensorrt.library import TensorRtTarget, load_bindings
 from engines.backends.tensorrt.options import options_of_key
-from engines.backends.tensorrt.run.cuda import Device
+from engines.backends.tensorrt.run.cuda import StreamDevice
 from engines.backends.tensorrt.run.execution import (
     Buffers,
     Execution,
@@ -48,7 +48,7 @@ class Tools:
     """What runs engines: TensorRT's module, a GPU, and the way to a probed engine."""
 
     trt: Bindings
-    device: Device
+    device: StreamDevice
     compile: Compile
 
 

@@ -19,7 +19,7 @@ from engines.runtime.scheduler_limits import QueueFullError
 from engines.runtime.sequence import Ticket
 from engines.runtime.tokens.guided import Guide
 from engines.runtime.tokens.text_stream import TextStream
-from engines.serving.openai.answer.choices import Choice, EndedError, usage_of
+from engines.serving.openai.answer.choices import ChatChoice, EndedError, usage_of
 from engines.serving.openai.answer.mailbox import Mailbox
 from engines.serving.openai.errors import ApiError, api_error
 from engines.serving.openai.http.request_log import log_answer, request_id
@@ -213,12 +213,12 @@ class ChatCompletions:
         except UserError as error:
             raise api_error(error, form.param) from None
 
-    def _choice(self, index: int, prepared: "_Prepared") -> Choice:
+    def _choice(self, index: int, prepared: "_Prepared") -> ChatChoice:
         asked, wish = prepared.asked, prepared.wish
         tokenizer = self._model.processor.tokenizer
         skip = asked.skip_special_tokens is not False
         stream = TextStream(tokenizer, skip_special_tokens=skip, stop_strings=wish.stop_strings)
-        return Choice(
+        return ChatChoice(
             index,
             stream,
             tokenizer,
@@ -247,7 +247,7 @@ class ChatCompletions:
         for ticket in tickets:
             self._model.service.cancel(ticket)
 
-    async def _collect(self, queue: _Queue, choices: list[Choice], tickets: list[Ticket]) -> None:
+    async def _collect(self, queue: _Queue, choices: list[ChatChoice], tickets: list[Ticket]) -> None:
         num_open = len(choices)
         while num_open:
             index, event = await queue.get()
@@ -258,7 +258,7 @@ class ChatCompletions:
     async def _stream(
         self,
         queue: _Queue,
-        choices: list[Choice],
+        choices: list[ChatChoice],
         tickets: list[Ticket],
         prepared: _Prepared,
         stream: EventStream,
@@ -294,7 +294,7 @@ class ChatCompletions:
         await stream.finish(*usage)
 
 
-def _cut_short(error: EndedError, choices: list[Choice], wish: Wish) -> ApiError:
+def _cut_short(error: EndedError, choices: list[ChatChoice], wish: Wish) -> ApiError:
     num_tokens = sum(choice.timings.num_new_tokens for choice in choices if choice.timings)
     if error.reason == "deadline":
         return ApiError(

@@ -22,7 +22,7 @@ from engines.serving.chat import (
 )
 from engines.serving.forms import AskedForm, one_form
 from engines.serving.generation import wished_generation
-from engines.serving.json_text import parse_json
+from engines.serving.json_text import parse_bounded_json
 from engines.serving.limits import MAX_FIELD_BYTES, RequestLimits
 from engines.serving.media.fetching import Fetcher
 from engines.serving.media.request_media import RequestMedia
@@ -190,7 +190,9 @@ def _json_object(content: str, name: str) -> dict[str, Any]:
 
 def _parsed(content: str, name: str) -> Any:
     most = MAX_FIELD_BYTES
-    return parse_json(content.encode(), name, max_bytes=most, max_text_bytes=most, max_structure_bytes=most)
+    return parse_bounded_json(
+        content.encode(), name, max_bytes=most, max_text_bytes=most, max_structure_bytes=most
+    )
 
 
 def _asked_object(tensors: Tensors, name: str) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         Returns:
             [B, S, C], and by part of the cache each layer's, updated.
         """
-        frequencies, axis_of = (table.to(x.device) for table in rotary_tables(self.config))
+        frequencies, axis_of = (table.to(x.device) for table in mrope_tables(self.config))
         present = []
         for layer, *parts in zip(self.layers, *past, strict=True):
             x, *updated = layer(x, position_ids, write_index, kv_lengths, frequencies, axis_of, *parts)
@@ -211,7 +211,7 @@ def tempered(q: Tensor, config: DecoderConfig) -> Tensor:
     return (q.float() * config.yarn.attention_factor**2).to(q.dtype)
 
 
-def rotary_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:
+def mrope_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:
     """M-RoPE's `frequencies` [D/2] float32 and `axis_of` [D/2] int32. Computed, not stored: float32 in every dtype."""
     axis_of = mrope_axes(config.mrope_section)
     if config.yarn is None:

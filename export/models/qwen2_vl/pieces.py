@@ -30,7 +30,7 @@ def vision_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
     """Patch embedding, blocks, merger."""
     config, contract = model.vision, vision_contract(model, dtype)
     hidden = PieceInput("x", torch_dtype(dtype), ("P", config.embed_dim))
-    tables = dict(zip(("frequencies", "axis_of"), vision.rotary_tables(config), strict=True))
+    tables = dict(zip(("frequencies", "axis_of"), vision.patch_rotary_tables(config), strict=True))
     geometry = contract_inputs(contract, ("positions", "cu_seqlens", "segment_range"))
     blocks = [_copy(f"blocks.{i}") for i in range(config.depth)]
     return GraphRecipe(
@@ -55,7 +55,7 @@ def decoder_pieces(model: ModelConfig, dtype: str) -> GraphRecipe:
     """Token embedding, layers, vocabulary projection."""
     config, contract = model.decoder, decoder_contract(model, dtype)
     hidden = PieceInput("x", torch_dtype(dtype), ("B", "S", config.hidden_size))
-    tables = dict(zip(("frequencies", "axis_of"), decoder.rotary_tables(config), strict=True))
+    tables = dict(zip(("frequencies", "axis_of"), decoder.mrope_tables(config), strict=True))
     parts = cache_parts(config)
     specs = [contract.input(cache_name(PAST, part, 0)) for part in parts]
     past = [

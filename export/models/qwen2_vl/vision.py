@@ -130,13 +130,13 @@ class VisionEncoder(nn.Module):
         Returns:
             visual_embeds [V, C], dtype of the weights.
         """
-        frequencies, axis_of = (table.to(patches.device) for table in rotary_tables(self.config))
+        frequencies, axis_of = (table.to(patches.device) for table in patch_rotary_tables(self.config))
         x = self.patch_embed(patches)
         for block in self.blocks:
             x = block(x, positions, cu_seqlens, segment_range, frequencies, axis_of)
         return self.merger(x)
 
 
-def rotary_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
+def patch_rotary_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
     """The 2-D rotary's `frequencies` [D/2] float32 and `axis_of` [D/2] int32. Computed, not stored."""
     return patch_frequencies(config.head_dim), patch_axes(config.head_dim)

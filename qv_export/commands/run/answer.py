@@ -11,12 +11,12 @@ from export.errors import UserError
 from qv_export import api
 from qv_export.model import Message, overridden, text_pieces
 from qv_export.show.answer import (
+    answer_summary,
     draw_located,
     identity,
     logprobs_json,
     outcome,
     picture_to_draw_on,
-    summary,
 )
 from qv_export.show.console import note, print_answer, print_json, progress
 
@@ -39,7 +39,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Place:
+class ComputePlace:
     """Where it computes: the options of `api.load` of these names."""
 
     num_threads: int | None = None
@@ -58,7 +58,7 @@ def answer(
     max_context: int | None,
     prefill_chunk: int | None,
     engine: str,
-    place: Place,
+    place: ComputePlace,
     as_json: bool,
     strict_media: bool = False,
     form: Mapping[str, Any] | None = None,
@@ -120,7 +120,7 @@ def answer(
     if as_json:
         print_json(result)
     else:
-        note(summary(result))
+        note(answer_summary(result))
 
 
 def require_context(max_context: int | None, model: "ModelConfig") -> None:

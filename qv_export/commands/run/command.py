@@ -8,7 +8,7 @@ import click
 from export.errors import UserError
 from qv_export.commands.form_options import form_options, take_form
 from qv_export.commands.media_options import budget_options, require_media, take_budgets
-from qv_export.commands.run.answer import Place, Told, answer
+from qv_export.commands.run.answer import ComputePlace, Told, answer
 from qv_export.commands.run.question import (
     MEDIA_ORDER,
     MediaCommand,
@@ -145,7 +145,7 @@ def run(
         max_context,
         prefill_chunk,
         engine_key or target,
-        Place(num_threads, device, num_ranks, hostfile),
+        ComputePlace(num_threads, device, num_ranks, hostfile),
         as_json,
         strict_media,
         form,

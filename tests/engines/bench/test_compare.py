@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 
 from engines.bench.compare import compare, losses, new_rows, require_comparable
-from engines.bench.report import Report, Row, Subject
+from engines.bench.report import BenchReport, BenchRow, BenchSubject
 from export.errors import UserError
 
-SUBJECT = Subject("a CPU", 2, (), "onnxruntime", "1.32.0", "e1", "b1", 8, 2048)
+SUBJECT = BenchSubject("a CPU", 2, (), "onnxruntime", "1.32.0", "e1", "b1", 8, 2048)
 
 
 def row(median, low, high, case="32 tokens", *, more_is_better=False):
-    return Row("prefill", case, median, low, high, "ms", 9, more_is_better)
+    return BenchRow("prefill", case, median, low, high, "ms", 9, more_is_better)
 
 
 def report(*rows, sections=("prefill",)):
-    return Report(1, "2026-01-01T00:00:00+00:00", "0", SUBJECT, sections, 0.0, 0.0, (), rows, ())
+    return BenchReport(1, "2026-01-01T00:00:00+00:00", "0", SUBJECT, sections, 0.0, 0.0, (), rows, ())
 
 
 @pytest.mark.parametrize(

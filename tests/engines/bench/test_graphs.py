@@ -10,7 +10,7 @@ import pytest
 from engines.backends.ceilings import Ceiling
 from engines.bench import graphs
 from engines.bench.graphs import Bench
-from engines.bench.report import LeftOut, Row
+from engines.bench.report import BenchRow, LeftOut
 from engines.bench.sampling import Effort
 from engines.bench.sizes import lengths_up_to, picture_sizes
 from engines.session import Engine
@@ -82,7 +82,7 @@ def test_pictures_beyond_the_engine_are_left_out_by_name(processor):
     bench = bench_of(processor)
     found = list(graphs.vision(bench))
     measured, left = (
-        [one for one in found if isinstance(one, Row)],
+        [one for one in found if isinstance(one, BenchRow)],
         [one for one in found if isinstance(one, LeftOut)],
     )
     assert [row.case for row in measured] == ["224 x 224 pixels, 256 patches"]
@@ -93,7 +93,7 @@ def test_pictures_beyond_the_engine_are_left_out_by_name(processor):
 
 def test_prompts_and_steps_stay_within_slots_and_context(processor):
     bench = bench_of(processor)
-    rows = [*graphs.prefill(bench), *graphs.decode(bench)]
+    rows = [*graphs.prefill_speed(bench), *graphs.decode(bench)]
     assert [row.case for row in rows] == [
         "32 tokens",
         "128 tokens",
@@ -110,7 +110,7 @@ def test_a_call_that_would_take_too_long_is_left_out_and_not_made(processor):
     vision = Vision(seconds_per_patch=1e-5)
     bench = bench_of(processor, vision, Effort(seconds=0, longest_call_seconds=0.005), max_patches=16_384)
     found = list(graphs.vision(bench))
-    assert [type(one) for one in found] == [Row, LeftOut]
+    assert [type(one) for one in found] == [BenchRow, LeftOut]
     assert "would take about" in getattr(found[1], "reason", "")
     assert max(vision.calls) == 256
 
@@ -118,8 +118,8 @@ def test_a_call_that_would_take_too_long_is_left_out_and_not_made(processor):
 def test_a_rate_is_a_share_of_the_measured_limit(processor):
     bench = bench_of(processor, ceilings=(Ceiling("copy", 1e9, ""), Ceiling("matmul", 2e9, "")))
     row, prompt, picture = (
-        next(one for one in section(bench) if isinstance(one, Row))
-        for section in (graphs.decode, graphs.prefill, graphs.preprocessing)
+        next(one for one in section(bench) if isinstance(one, BenchRow))
+        for section in (graphs.decode, graphs.prefill_speed, graphs.preprocessing)
     )
     assert row.share_of == "copy"
     seconds = row.median / 1e3

@@ -5,19 +5,19 @@ import json
 import pytest
 
 from engines.backends.ceilings import Ceiling
-from engines.bench.report import LeftOut, Report, Row, Subject, read_report
+from engines.bench.report import BenchReport, BenchRow, BenchSubject, LeftOut, read_report
 from export.errors import UserError
 
-REPORT = Report(
+REPORT = BenchReport(
     1,
     "2026-01-01T00:00:00+00:00",
     "0.1.0",
-    Subject("a CPU", 2, ("a GPU, driver 580.1",), "onnxruntime", "1.32.0", "e", "b", 8, 2048, 1),
+    BenchSubject("a CPU", 2, ("a GPU, driver 580.1",), "onnxruntime", "1.32.0", "e", "b", 8, 2048, 1),
     ("decode", "memory"),
     0.25,
     1.0,
     (Ceiling("copy", 1e10, "NumPy"),),
-    (Row("decode", "batch 1, context 128", 1.5, 1.0, 2.0, "ms", 3, rate=666.0, rate_unit="tokens/s"),),
+    (BenchRow("decode", "batch 1, context 128", 1.5, 1.0, 2.0, "ms", 3, rate=666.0, rate_unit="tokens/s"),),
     (LeftOut("decode", "batch 8, context 2048", "too slow"),),
 )
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.serving import json_text
-from engines.serving.json_text import parse_json
+from engines.serving.json_text import parse_bounded_json
 from export.errors import UserError
 
 LIMITS = {"max_bytes": 1 << 24, "max_text_bytes": 1 << 22, "max_structure_bytes": 1 << 20}
@@ -14,7 +14,7 @@ LIMITS = {"max_bytes": 1 << 24, "max_text_bytes": 1 << 22, "max_structure_bytes"
 
 def parsed(text, **limits):
     data = text if isinstance(text, bytes) else text.encode()
-    return parse_json(data, "messages", **{**LIMITS, **limits})
+    return parse_bounded_json(data, "messages", **{**LIMITS, **limits})
 
 
 def refusal(text, **limits):

@@ -8,7 +8,7 @@ import pytest
 from engines.backends import backend_of
 from engines.sizing.cards import LEAST_SEGMENTS, card_lines, smallest_card
 from engines.sizing.choose_limits import choose_limits
-from engines.sizing.costs import make_plan
+from engines.sizing.costs import plan_engine
 from engines.sizing.limits import Limits
 from export.checkpoint.config import config_from_json, load_config
 from tests.engines.sizing.test_costs import ROOT, SEVEN_B, TWO_B
@@ -67,7 +67,7 @@ def test_a_small_model_and_a_target_without_device_memory_keep_every_segment():
 
 def test_a_plan_says_on_which_cards_it_fits_and_what_would_help_on_smaller_ones():
     config = config_from_json(TWO_B)
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", Limits(), costs_of(config))
+    plan = plan_engine("tensorrt-rtx", config, "bfloat16", Limits(), costs_of(config))
     first, *others = card_lines(plan)
     assert first == "fits on cards of 24 GB and more"
     assert [line.split(" has")[0] for line in others] == [
@@ -79,7 +79,7 @@ def test_a_plan_says_on_which_cards_it_fits_and_what_would_help_on_smaller_ones(
 def test_a_plan_beyond_every_card_says_so():
     config = config_from_json(SEVEN_B)
     limits = Limits(max_context=32_768, max_batch=64)
-    plan = make_plan("tensorrt-rtx", config, "bfloat16", limits, costs_of(config))
+    plan = plan_engine("tensorrt-rtx", config, "bfloat16", limits, costs_of(config))
     assert card_lines(plan)[0].startswith("fits on no common card")
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from engines.backends import backend_of
 from engines.sizing.costs import (
-    Plan,
+    EngineCosts,
     decoder_weights,
     free_disk_bytes,
     free_ram_bytes,
-    make_plan,
+    plan_engine,
     shortages,
     vision_weights,
 )
@@ -75,9 +75,9 @@ def config() -> ModelConfig:
     return config_from_json(TWO_B)
 
 
-def plan_of(target: str, config: ModelConfig, dtype: str, limits: Limits, jobs: int = 1) -> Plan:
+def plan_of(target: str, config: ModelConfig, dtype: str, limits: Limits, jobs: int = 1) -> EngineCosts:
     costs_of = partial(backend_of(target).costs, config, dtype)
-    return make_plan(target, config, dtype, limits, costs_of, jobs)
+    return plan_engine(target, config, dtype, limits, costs_of, jobs)
 
 
 def test_pixels_become_patches_tokens_and_bytes(config: ModelConfig) -> None:

@@ -51,8 +51,8 @@ def test_swapped_rows_and_removed_boundaries(processor):
 def test_the_temporal_frequencies_are_zero_only_inside_the_context(processor):
     config = processor.config.decoder
     with zero_temporal_section():
-        frequencies, axis_of = decoder.rotary_tables(config)
-    intact, _ = decoder.rotary_tables(config)
+        frequencies, axis_of = decoder.mrope_tables(config)
+    intact, _ = decoder.mrope_tables(config)
     assert frequencies[axis_of == 0].tolist() == [0.0] * config.mrope_section[0]
     assert frequencies[axis_of != 0].tolist() == intact[axis_of != 0].tolist()
     assert (intact > 0).all()

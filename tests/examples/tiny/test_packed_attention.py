@@ -5,11 +5,11 @@ import torch
 
 from examples.tiny.packed_attention import attention_over_documents, pack_segments, packed_attention
 from plugins.cached_attention import op as cached_attention_op
-from plugins.cached_attention import reference as cached_attention_reference
-from plugins.cached_attention.reference import cached_attention
-from plugins.patch_attention.reference import patch_attention
+from plugins.cached_attention import reference as cached_attention_module
+from plugins.cached_attention.reference import cached_attention_reference
+from plugins.patch_attention.reference import patch_attention_reference
 from plugins.rotary import op as rotary_op
-from plugins.rotary.reference import rotary
+from plugins.rotary.reference import rotary_reference
 
 OFFSETS = (0, 4, 12, 16, 49, 53, 60)
 
@@ -26,7 +26,7 @@ def test_packed_attention_is_patch_attention_with_gradients():
     torch.manual_seed(0)
     q, k, v = (torch.randn(OFFSETS[-1], 3, 8, requires_grad=True) for _ in range(3))
     actual = packed_attention(q, k, v, pack_segments(OFFSETS), causal=False)
-    expected = patch_attention(q, k, v, torch.tensor(OFFSETS), torch.arange(33))
+    expected = patch_attention_reference(q, k, v, torch.tensor(OFFSETS), torch.arange(33))
     _same_values_and_gradients(actual, expected, (q, k, v))
 
 
@@ -40,7 +40,9 @@ def test_packed_causal_attention_is_cached_attention_of_each_document():
         cache = torch.zeros(1, 2, end - start, 8)
         index, length = torch.tensor([0]), torch.tensor([end - start])
         own = slice(start, end)
-        part = cached_attention(q[None, own], k[None, own], v[None, own], cache, cache, index, length)[0]
+        part = cached_attention_reference(
+            q[None, own], k[None, own], v[None, own], cache, cache, index, length
+        )[0]
         parts.append(part[0])
     _same_values_and_gradients(actual, torch.cat(parts), (q, k, v))
 
@@ -64,7 +66,7 @@ def test_while_training_the_ops_are_the_packed_ones_and_afterwards_the_reference
     torch.manual_seed(2)
     q, k = torch.randn(6, 4, 8, requires_grad=True), torch.randn(6, 2, 8, requires_grad=True)
     table = (torch.arange(6).repeat(3, 1), torch.rand(4), torch.tensor([0, 1, 2, 2]))
-    expected = rotary(q, k, *table)
+    expected = rotary_reference(q, k, *table)
     with attention_over_documents((0,), (0, 0, 2, 6)):
         rotated = rotary_op.rotary(q, k, *table)
         x = q[None, :, :2]
@@ -72,7 +74,7 @@ def test_while_training_the_ops_are_the_packed_ones_and_afterwards_the_reference
     _same_values_and_gradients(torch.cat(rotated, 1), torch.cat(expected, 1), (q, k))
     assert cache is x
     torch.testing.assert_close(attended[0, 2], x[0, 2])  # the second document's first token sees itself alone
-    assert cached_attention_reference.cached_attention is cached_attention
+    assert cached_attention_module.cached_attention_reference is cached_attention_reference
 
 
 @pytest.mark.parametrize("has_shared_start", [False, True])

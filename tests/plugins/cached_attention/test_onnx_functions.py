@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from plugins.cached_attention import onnx_functions
-from plugins.cached_attention.reference import cached_attention
+from plugins.cached_attention.reference import cached_attention_reference
 from plugins.registry import CACHED_ATTENTION
 from tests.support.op_models import Array, normal, run_with_onnx_reference, run_with_onnxruntime
 
@@ -48,7 +48,9 @@ def attention_inputs(call: tuple[int, list[int], list[int]], heads: tuple[int, i
 
 def assert_valid_parts_equal(results: list[Array], inputs: list[Array]) -> None:
     """Compare what means something: valid tokens' values, and the valid part of the cache."""
-    attended, present_key, present_value = cached_attention(*(torch.from_numpy(array) for array in inputs))
+    attended, present_key, present_value = cached_attention_reference(
+        *(torch.from_numpy(array) for array in inputs)
+    )
     for row, (start, end) in enumerate(zip(inputs[5], inputs[6], strict=True)):
         length = end - start
         np.testing.assert_allclose(results[0][row, :length], attended[row, :length], atol=TOLERANCE)

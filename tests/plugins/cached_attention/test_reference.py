@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.cached_attention.reference import cached_attention
+from plugins.cached_attention.reference import cached_attention_reference
 
 
 def causal_attention_in_float64(q, k, v):
@@ -30,7 +30,7 @@ def test_a_sequence_in_chunks_equals_float64_attention_over_the_whole(chunks, se
     for chunk in chunks:
         part = slice(start, start + chunk)
         write_index, kv_lengths = torch.tensor([start]), torch.tensor([start + chunk])
-        attended, keys, values = cached_attention(
+        attended, keys, values = cached_attention_reference(
             q[:, part], k[:, part], v[:, part], keys, values, write_index, kv_lengths
         )
         outputs.append(attended)
@@ -44,10 +44,12 @@ def test_rows_of_a_ragged_batch_equal_each_row_alone():
     lengths = [5, 3, 1]
     q, k, v = (torch.randn(3, 5, heads, 8, generator=generator) for heads in (4, 2, 2))
     empty = torch.zeros(3, 2, 16, 8)
-    together, keys, _ = cached_attention(q, k, v, empty, empty, torch.zeros(3).long(), torch.tensor(lengths))
+    together, keys, _ = cached_attention_reference(
+        q, k, v, empty, empty, torch.zeros(3).long(), torch.tensor(lengths)
+    )
     for row, length in enumerate(lengths):
         one, part = slice(row, row + 1), slice(0, length)
-        alone, _, _ = cached_attention(
+        alone, _, _ = cached_attention_reference(
             q[one, part],
             k[one, part],
             v[one, part],
@@ -68,6 +70,6 @@ def test_what_lies_beyond_the_valid_length_is_never_seen():
     stale = past.clone()
     stale[:, :, 7:] = 1e6
     arguments = (torch.tensor([6]), torch.tensor([7]))
-    fresh, _, _ = cached_attention(q, k, v, past, past, *arguments)
-    after_stale, _, _ = cached_attention(q, k, v, stale, stale, *arguments)
+    fresh, _, _ = cached_attention_reference(q, k, v, past, past, *arguments)
+    after_stale, _, _ = cached_attention_reference(q, k, v, stale, stale, *arguments)
     assert torch.equal(fresh, after_stale)

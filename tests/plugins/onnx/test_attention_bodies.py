@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto
 
 from engines.backends.tensorrt.attention import MOST_FLOAT32_TOKENS
-from plugins.cached_attention.reference import cached_attention as cached_attention_reference
+from plugins.cached_attention.reference import cached_attention_reference
 from plugins.onnx.inline import inline_calls
-from plugins.patch_attention.reference import patch_attention as patch_attention_reference
+from plugins.patch_attention.reference import patch_attention_reference
 from plugins.registry import CACHED_ATTENTION, PATCH_ATTENTION
 from tests.plugins.onnx.test_native import (
     TOLERANCE,

@@ -9,7 +9,7 @@ import pytest
 
 from export.graphs.lint import lint
 from plugins.onnx.inline import inline_calls
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import choose_native_bodies
 from plugins.registry import OP_DOMAIN, ROTARY, SIGNATURES
 from plugins.rotary import onnx_functions as rotary
 from tests.support.bundles import shared_bundle
@@ -26,7 +26,7 @@ def graph(request, tmp_path_factory):
 
 def _graph(bundle, name):
     model = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
-    choose_bodies(model)
+    choose_native_bodies(model)
     return model
 
 

@@ -12,11 +12,11 @@ from onnx import TensorProto
 
 from export.graphs.lint import lint
 from plugins.cached_attention import onnx_functions as cached_attention
-from plugins.cached_attention.reference import cached_attention as cached_attention_reference
+from plugins.cached_attention.reference import cached_attention_reference
 from plugins.onnx.function_body import function_from_body
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import choose_native_bodies
 from plugins.patch_attention import onnx_functions as patch_attention
-from plugins.patch_attention.reference import patch_attention as patch_attention_reference
+from plugins.patch_attention.reference import patch_attention_reference
 from plugins.registry import (
     CACHED_ATTENTION,
     PATCH_ATTENTION,
@@ -61,7 +61,7 @@ def rotary_inputs(num_heads=28, kv_heads=4, head_dim=128):
 
 def rtx_model(signature: OpSignature, inputs, attention: AttentionBody = "decomposable") -> onnx.ModelProto:
     model = op_model(signature, PORTABLE[signature.name], inputs)
-    choose_bodies(model, attention)
+    choose_native_bodies(model, attention)
     return model
 
 
@@ -136,7 +136,7 @@ def test_a_graph_with_both_attentions_is_refused():
     model = op_model(PATCH_ATTENTION, PORTABLE[PATCH_ATTENTION.name], patch_inputs([4]))
     model.functions.append(PORTABLE[CACHED_ATTENTION.name])
     with pytest.raises(ValueError, match="a vision or a decoder graph"):
-        choose_bodies(model)
+        choose_native_bodies(model)
 
 
 @pytest.mark.parametrize("signature", [ROTARY, PATCH_ATTENTION])

@@ -109,7 +109,7 @@ def test_the_torch_op_has_a_schema_a_cpu_body_and_shapes_without_data():
     torch.library.opcheck(
         torch.ops.qv.patch_attention.default, inputs, test_utils=("test_schema", "test_faketensor")
     )
-    assert torch.equal(torch.ops.qv.patch_attention(*inputs), reference.patch_attention(*inputs))
+    assert torch.equal(torch.ops.qv.patch_attention(*inputs), reference.patch_attention_reference(*inputs))
     attended = patch_attention(q, k, v.requires_grad_(), *inputs[3:])
     attended.sum().backward()
     # Each query spreads a weight of one over its segment's values.

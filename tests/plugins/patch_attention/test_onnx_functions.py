@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from plugins.patch_attention import onnx_functions
-from plugins.patch_attention.reference import patch_attention
+from plugins.patch_attention.reference import patch_attention_reference
 from plugins.registry import PATCH_ATTENTION
 from tests.support.op_models import Array, normal, run_with_onnx_reference, run_with_onnxruntime
 
@@ -43,7 +43,7 @@ def test_bodies_equal_the_reference(target, run, num_heads, head_dim, lengths):
         "cuda": onnx_functions.onnxruntime_cuda(num_heads, "float32"),
     }[target]
     inputs = attention_inputs(lengths, num_heads, head_dim)
-    expected = patch_attention(*(torch.from_numpy(array) for array in inputs))
+    expected = patch_attention_reference(*(torch.from_numpy(array) for array in inputs))
     (result,) = run(PATCH_ATTENTION, body, inputs)
     np.testing.assert_allclose(result, expected.numpy(), atol=TOLERANCE)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.patch_attention.reference import patch_attention
+from plugins.patch_attention.reference import patch_attention_reference
 
 
 def attention_in_float64(q, k, v, cu_seqlens):
@@ -24,7 +24,7 @@ def test_equals_float64_attention_within_segments(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(sum(lengths), 2, 8, generator=generator) for _ in range(3))
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    result = patch_attention(q, k, v, cu_seqlens, torch.arange(max(lengths), dtype=torch.int32))
+    result = patch_attention_reference(q, k, v, cu_seqlens, torch.arange(max(lengths), dtype=torch.int32))
     truth = attention_in_float64(q.numpy(), k.numpy(), v.numpy(), cu_seqlens.numpy())
     np.testing.assert_allclose(result.numpy(), truth, atol=1e-6)
 
@@ -37,7 +37,7 @@ def test_packing_changes_nothing(lengths, seed):
 
     def attend(qkv: torch.Tensor, cu_seqlens: list[int]) -> torch.Tensor:
         q, k, v = qkv
-        return patch_attention(q, k, v, torch.tensor(cu_seqlens, dtype=torch.int32), segment_range)
+        return patch_attention_reference(q, k, v, torch.tensor(cu_seqlens, dtype=torch.int32), segment_range)
 
     alone = [attend(segment, [0, segment.shape[1]]) for segment in segments]
     packed = attend(torch.cat(segments, dim=1), [0, *np.cumsum(lengths).tolist()])

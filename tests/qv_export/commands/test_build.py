@@ -19,7 +19,7 @@ from examples.random_checkpoint import write_checkpoint
 from export.errors import UserError
 from export.exporter import export_checkpoint
 from export.install import install_command
-from export.records.engine_record import read_record
+from export.records.engine_record import read_engine_record
 from qv_export.cli import run_command_line
 from qv_export.show.build import note_lines, warning_lines
 
@@ -85,7 +85,7 @@ def test_a_build_killed_in_the_middle_leaves_the_cache_whole_and_the_next_one_bu
         "engine.json",
         "vision.engine",
     ]
-    record = read_record(directory)
+    record = read_engine_record(directory)
     assert list(record.changed_files(directory, read=True)) == []
     assert record.sms == (89,)
     assert record.limits["max_context"] == 128

@@ -16,12 +16,12 @@ from engines.store import cache
 from engines.store.cache import EngineRequest, key_inputs, writing_engine
 from export.bundle import open_bundle, place_weights, writing_bundle
 from export.errors import UserError
-from export.records.engine_record import EngineRecord, read_record
+from export.records.engine_record import EngineRecord, read_engine_record
 from export.records.manifest import FileRecord, content_key
 from export.weights.safetensors_file import read_safetensors_header
 from qv_export.commands.inspect import inspect
-from qv_export.show.bundle import tensor_rows
-from qv_export.show.graph import TensorFacts
+from qv_export.show.bundle import graph_tensor_rows
+from qv_export.show.graph import GraphTensor
 from tests.export.bundle_samples import fill
 from tests.qv_export.show.test_graph import write_graph
 
@@ -73,9 +73,9 @@ def test_a_graph_is_shown_with_its_interface(tmp_path: Path) -> None:
 
 
 def test_numbered_tensors_of_one_kind_share_a_row() -> None:
-    keys = [TensorFacts(f"past_key.{layer}", "float32", ("B", 2), f"layer {layer}") for layer in range(12)]
-    odd = TensorFacts("past_key.12", "float32", ("B", 3), "layer 12")
-    assert tensor_rows("in", [TensorFacts("token_ids", "int64", ("B",), ""), *keys, odd]) == [
+    keys = [GraphTensor(f"past_key.{layer}", "float32", ("B", 2), f"layer {layer}") for layer in range(12)]
+    odd = GraphTensor("past_key.12", "float32", ("B", 3), "layer 12")
+    assert graph_tensor_rows("in", [GraphTensor("token_ids", "int64", ("B",), ""), *keys, odd]) == [
         ("in", "token_ids", "int64", "[B]", ""),
         ("in", "past_key.0 .. 11", "float32", "[B, 2]", "layer 0"),
         ("in", "past_key.12", "float32", "[B, 3]", "layer 12"),
@@ -202,7 +202,7 @@ def test_an_engine_is_not_called_stale_because_a_library_is_missing_here(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_engine(bundle)
-    before = dict(read_record(directory).inputs)
+    before = dict(read_engine_record(directory).inputs)
     monkeypatch.setattr(
         cache, "tool_versions", lambda _: {name: before[name] for name in ("qv-export", "onnx")}
     )

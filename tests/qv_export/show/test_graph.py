@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import UserError
-from qv_export.show.graph import FunctionFacts, ModuleFacts, TensorFacts, WeightFacts, graph_facts_from_file
+from qv_export.show.graph import FunctionFacts, GraphTensor, ModuleFacts, WeightFacts, graph_facts_from_file
 
 
 def write_graph(path: Path, table_offset: int = 8) -> Path:
@@ -42,8 +42,8 @@ def write_graph(path: Path, table_offset: int = 8) -> Path:
 
 def test_every_fact_of_a_graph_is_found_without_its_weight_file(tmp_path: Path) -> None:
     facts = graph_facts_from_file(write_graph(tmp_path / "g.onnx"))
-    assert facts.inputs == (TensorFacts("x", "float32", ("B", 3), "rows"),)
-    assert facts.outputs == (TensorFacts("y", "float32", ("B", "?"), ""),)
+    assert facts.inputs == (GraphTensor("x", "float32", ("B", 3), "rows"),)
+    assert facts.outputs == (GraphTensor("y", "float32", ("B", "?"), ""),)
     assert facts.operators == {"Add": 2, "qv::Twice": 1}
     assert facts.functions == (FunctionFacts("qv::Twice", num_calls=1, num_nodes=1, takes_plugin=False),)
     assert facts.weights == (WeightFacts("float32", 1, 3, 12), WeightFacts("bfloat16", 1, 7000, 14000))

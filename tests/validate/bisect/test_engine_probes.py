@@ -16,8 +16,8 @@ from tests.validate.conftest import PROFILE
 from validate.bisect.probes import GraphProbes, canonical_graphs
 from validate.bisect.search import boundary_questions
 from validate.cases.feeds import decode_call, prefill_call
-from validate.records.records import read_record
-from validate.run.validation import validate
+from validate.records.records import read_case_record
+from validate.run.validation import run_validation
 from validate.self_test.mutations import mutations
 
 LIMITS = probed_limits(
@@ -50,7 +50,7 @@ def tensorrt_probes(directory, config):
 def question_of(exported):
     """A prompt with several pictures, what the reference said, and the calls that ask for it again."""
     case = next(case for case in exported.plan.cases if case.name == "images_of_unequal_size")
-    prompt, expected = case.prompts[0], read_record(exported.records, case.name).prompts[0]
+    prompt, expected = case.prompts[0], read_case_record(exported.records, case.name).prompts[0]
     length = np.arange(len(prompt.token_ids))
     calls = [prefill_call([prompt], [expected.answer.visual_embeds], exported.config, [length])]
     forced = expected.continuation[:, None]
@@ -90,7 +90,7 @@ def test_a_fault_is_found_at_its_op(exported, tmp_path, progress, name):
     fault = next(mutation for mutation in mutations(exported.config) if mutation.name == name)
     plan = exported.mutated(fault, tmp_path / "broken")
     plan = replace(plan, probes=tensorrt_probes(tmp_path / "broken", exported.config))
-    report = validate(plan, exported.workspace(tmp_path), progress)
+    report = run_validation(plan, exported.workspace(tmp_path), progress)
     assert report.divergence is not None
     assert report.divergence.first is not None
     assert report.divergence.first[1].node == fault.node

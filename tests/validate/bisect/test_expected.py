@@ -4,7 +4,7 @@ import pytest
 from export.errors import UserError
 from validate.bisect.expected import PROJECTION_SIZE, Question, RecordedValues, projection, projections_path
 from validate.records.metrics import compare_tensors
-from validate.records.records import read_record
+from validate.records.records import read_case_record
 
 
 def test_a_projection_keeps_relative_errors_to_a_tenth():
@@ -29,6 +29,6 @@ EXPECTED = [[-0.125, -0.125, 0.375, 0.375, -0.375, 0.375], [0.25, 0.25, 1.5, 1.5
 def test_a_damaged_file_is_named(exported, tmp_path):
     projections_path(tmp_path, "text").write_bytes(b"PK")
     case = exported.plan.cases[0]
-    expected = read_record(exported.records, case.name).prompts[0]
+    expected = read_case_record(exported.records, case.name).prompts[0]
     with pytest.raises(UserError, match=r"text\.taps\.npz"):
         RecordedValues(tmp_path, "text").ask(0, case.prompts[0], expected, [Question("vision", ())])

@@ -13,7 +13,7 @@ from engines.store.build import build_engine_directory
 from engines.store.cache import EngineRequest
 from export.bundle import open_bundle
 from tests.validate.conftest import PROFILE
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.targets import open_target
 
 
@@ -39,5 +39,5 @@ def test_the_validators_cases_pass_on_an_engine_built_here(exported, tmp_path, p
     build_engine_directory(bundle, request, gpus, 1, lambda *_: None)
     subject = open_target(target, bundle, PROFILE)
     plan = replace(exported.plan, engine=subject.engine, probes=subject.probes)
-    report = validate(plan, exported.workspace(tmp_path), progress)
+    report = run_validation(plan, exported.workspace(tmp_path), progress)
     assert report.passed

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.errors import UserError
-from validate.gates.gates import GateResult, GateSettings, failed, judge_case, noise_floors
+from validate.gates.gates import GateResult, GateSettings, judge_case, noise_floors, worst_failures
 from validate.records.metrics import compare_logits, compare_tensors
 from validate.records.records import Measurement
 
@@ -32,10 +32,10 @@ def judge(error, noise=1e-6, others=1e-6, **settings):
 
 
 def test_error_up_to_the_multiple_of_noise_passes_and_beyond_it_fails():
-    assert not failed(judge(3.9e-6))
-    beyond = {gate.gate for gate in failed(judge(4.1e-6))}
+    assert not worst_failures(judge(3.9e-6))
+    beyond = {gate.gate for gate in worst_failures(judge(4.1e-6))}
     assert {"visual_embeds.worst_token_error", "decode_logits.relative_l2"} <= beyond
-    assert not failed(judge(7.9e-6, multiple=8.0))
+    assert not worst_failures(judge(7.9e-6, multiple=8.0))
 
 
 def test_divergence_of_predictions_may_grow_with_the_square():
@@ -46,8 +46,8 @@ def test_divergence_of_predictions_may_grow_with_the_square():
 
 
 def test_a_case_with_lucky_noise_is_judged_by_that_of_the_others():
-    assert not failed(judge(3e-6, noise=1e-9))
-    assert failed(judge(3e-6, noise=1e-9, others=1e-9))
+    assert not worst_failures(judge(3e-6, noise=1e-9))
+    assert worst_failures(judge(3e-6, noise=1e-9, others=1e-9))
 
 
 def test_a_worst_token_is_granted_the_loudest_one_of_any_case_and_a_mean_is_not():
@@ -85,7 +85,7 @@ def test_values_that_are_not_finite_fail_by_name():
     results = judge_case(
         "case", measured, measurement(1e-6), noise_floors([measurement(1e-6)]), GateSettings()
     )
-    assert "prefill_logits.finite" in {gate.gate for gate in failed(results)}
+    assert "prefill_logits.finite" in {gate.gate for gate in worst_failures(results)}
 
 
 def test_failures_come_worst_first_and_what_raised_before_all():
@@ -95,7 +95,7 @@ def test_failures_come_worst_first_and_what_raised_before_all():
         GateResult("c", "x", passed=True, value=0.5, limit=1.0),
         GateResult("d", "x", passed=False, value=9.0, limit=1.0),
     ]
-    assert [gate.gate for gate in failed(gates)] == ["b", "d", "a"]
+    assert [gate.gate for gate in worst_failures(gates)] == ["b", "d", "a"]
 
 
 def test_a_limit_of_zero_has_a_ratio():

@@ -19,7 +19,7 @@ from validate.report import render
 from validate.report.render import pictures_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY
 from validate.report.words import _answer_text, samples_of_cases
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.self_test.mutations import mutations
 from validate.tasks.quality import compare_quality
 
@@ -30,7 +30,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 
 def rendered(plan, exported, directory):
     """Run a plan and write its report; returns the report's object."""
-    report = validate(plan, exported.workspace(directory), lambda *_: None)
+    report = run_validation(plan, exported.workspace(directory), lambda *_: None)
     (directory / "report").mkdir()
     write_report(
         report, directory / "report", pictures_of_worst_cases(report, plan.cases, plan.image_settings)

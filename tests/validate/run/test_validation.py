@@ -12,7 +12,7 @@ from validate.cases.prompts import prepare_case
 from validate.execution import EngineUnderTest
 from validate.report.render import markdown_from_report
 from validate.run.reference import record_golden
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 
 INSIDE = "images_of_unequal_size.taps.npz"
 
@@ -39,14 +39,14 @@ def interrupt_at(text):
 @pytest.fixture(scope="module")
 def whole(exported, tmp_path_factory):
     """The report of a run that nobody interrupted."""
-    return validate(exported.plan, tmp_path_factory.mktemp("whole") / "workspace", lambda *_: None)
+    return run_validation(exported.plan, tmp_path_factory.mktemp("whole") / "workspace", lambda *_: None)
 
 
 @pytest.mark.parametrize("moment", ["Reference: ragged_batch", "Engine: ragged_batch"])
 def test_a_resumed_run_gives_the_report_of_an_uninterrupted_one(exported, whole, tmp_path, progress, moment):
     with pytest.raises(InterruptedRunError):
-        validate(exported.plan, tmp_path / "workspace", interrupt_at(moment))
-    resumed = validate(exported.plan, tmp_path / "workspace", progress, resume=True)
+        run_validation(exported.plan, tmp_path / "workspace", interrupt_at(moment))
+    resumed = run_validation(exported.plan, tmp_path / "workspace", progress, resume=True)
     assert resumed.machine.resumed
     assert content(resumed) == content(whole)
 
@@ -54,27 +54,27 @@ def test_a_resumed_run_gives_the_report_of_an_uninterrupted_one(exported, whole,
 def test_a_resumed_run_measures_nothing_twice(exported, tmp_path, progress):
     workspace = exported.workspace(tmp_path)
     with pytest.raises(InterruptedRunError):
-        validate(exported.plan, workspace, interrupt_at("Looking inside"))
+        run_validation(exported.plan, workspace, interrupt_at("Looking inside"))
 
     def open_again(_num_slots, _capacity):
         raise AssertionError("everything was measured")
 
     plan = replace(exported.plan, engine=replace(exported.plan.engine, open=open_again))
-    assert validate(plan, workspace, progress, resume=True).passed
+    assert run_validation(plan, workspace, progress, resume=True).passed
 
 
 def test_another_run_is_not_resumed(exported, tmp_path, progress):
     workspace = exported.workspace(tmp_path)
     with pytest.raises(InterruptedRunError):
-        validate(exported.plan, workspace, interrupt_at("Engine: properties"))
+        run_validation(exported.plan, workspace, interrupt_at("Engine: properties"))
     other = replace(exported.plan, num_decode_steps=5)
     with pytest.raises(UserError, match="differs in num_decode_steps"):
-        validate(other, workspace, progress, resume=True)
+        run_validation(other, workspace, progress, resume=True)
 
 
 def test_a_golden_set_takes_the_place_of_the_reference(exported, whole, tmp_path, progress):
     plan = replace(exported.plan, golden=exported.records)
-    report = validate(plan, tmp_path / "workspace", progress)
+    report = run_validation(plan, tmp_path / "workspace", progress)
     assert report.passed
     assert [case.measured for case in report.cases] == [case.measured for case in whole.cases]
     assert report.subject.reference == "golden set records, float64"
@@ -89,7 +89,7 @@ def test_a_golden_set_takes_the_place_of_the_reference(exported, whole, tmp_path
 
 def test_a_golden_set_without_an_inside_still_judges(exported, tmp_path, progress):
     golden = shutil.copytree(exported.records, tmp_path / "golden", ignore=lambda *_: [INSIDE])
-    report = validate(replace(exported.plan, golden=golden), tmp_path / "workspace", progress)
+    report = run_validation(replace(exported.plan, golden=golden), tmp_path / "workspace", progress)
     assert report.passed
     assert report.divergence is None
     assert not report.depth
@@ -99,10 +99,10 @@ def test_a_golden_set_of_other_cases_is_refused(exported, tmp_path, progress):
     case = prepare_case(Case("new", ((Text(4),),)), exported.config, exported.plan.image_settings)
     plan = replace(exported.plan, golden=exported.records, cases=(case,))
     with pytest.raises(UserError, match="no record of the case 'new'"):
-        validate(plan, tmp_path / "a", progress)
+        run_validation(plan, tmp_path / "a", progress)
     changed = replace(case, name="ragged_batch")
     with pytest.raises(UserError, match="a record of other inputs"):
-        validate(replace(plan, cases=(changed,)), tmp_path / "b", progress)
+        run_validation(replace(plan, cases=(changed,)), tmp_path / "b", progress)
 
 
 def test_a_golden_set_of_another_model_is_refused(exported, tmp_path, progress):
@@ -112,7 +112,7 @@ def test_a_golden_set_of_another_model_is_refused(exported, tmp_path, progress):
     model = json.loads(text)["model"]
     (golden / "golden.json").write_text(text.replace(model, "another"))
     with pytest.raises(UserError, match="model is 'another', this run needs"):
-        validate(replace(exported.plan, golden=golden), tmp_path / "workspace", progress)
+        run_validation(replace(exported.plan, golden=golden), tmp_path / "workspace", progress)
 
 
 def test_a_directory_that_is_no_golden_set_is_left_alone(exported, tmp_path, progress):
@@ -125,7 +125,7 @@ def test_a_directory_that_is_no_golden_set_is_left_alone(exported, tmp_path, pro
 def test_a_case_outside_of_the_profile_is_reported_as_such(exported, tmp_path, progress):
     long = prepare_case(Case("too_long", ((Text(300),),)), exported.config, exported.plan.image_settings)
     plan = replace(exported.plan, cases=(*exported.plan.cases, long))
-    report = validate(plan, exported.workspace(tmp_path), progress)
+    report = run_validation(plan, exported.workspace(tmp_path), progress)
     outside = next(case for case in report.cases if case.name == "too_long")
     assert report.passed
     assert outside.status == "outside_profile"
@@ -141,7 +141,7 @@ def test_a_case_outside_of_the_profile_is_reported_as_such(exported, tmp_path, p
 def test_a_run_without_any_case_inside_is_no_pass(exported, tmp_path, progress):
     tiny = replace(exported.plan.engine, profile=Profile(8, 4, 1))
     with pytest.raises(UserError, match=r"No case lies inside[^$]*ragged_batch: a prompt of"):
-        validate(replace(exported.plan, engine=tiny), tmp_path / "workspace", progress)
+        run_validation(replace(exported.plan, engine=tiny), tmp_path / "workspace", progress)
 
 
 class Failing:
@@ -160,7 +160,7 @@ def test_an_engine_that_raises_or_answers_in_another_shape_fails(exported, tmp_p
         return Engine(exported.plan.engine.open(num_slots, capacity).vision, Failing())
 
     engine = EngineUnderTest("failing", "float32", exported.plan.engine.profile, open_failing)
-    report = validate(replace(exported.plan, engine=engine), exported.workspace(tmp_path), progress)
+    report = run_validation(replace(exported.plan, engine=engine), exported.workspace(tmp_path), progress)
     problems = {case.name: case.problem for case in report.cases}
     assert problems["ragged_batch"] == "RuntimeError: out of workspace"
     assert "expected" in problems["images_of_unequal_size"]

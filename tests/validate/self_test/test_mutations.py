@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.self_test.mutations import mutations
 
 # Only names are read from this: the suite itself is made for the bundle's own sizes.
@@ -19,7 +19,7 @@ NAMES = [mutation.name for mutation in mutations(_ANY)]
 
 
 def test_the_sound_engine_passes_every_gate(exported, tmp_path, progress):
-    report = validate(exported.plan, exported.workspace(tmp_path), progress)
+    report = run_validation(exported.plan, exported.workspace(tmp_path), progress)
     assert report.passed, report.failures
     assert {gate.gate for gate in report.depth} == {"depth.vision", "depth.prefill", "depth.decode"}
     assert report.divergence is not None
@@ -40,7 +40,7 @@ def test_half_of_yarn_that_is_lost_is_found(name, stretched, tmp_path, progress)
 
 
 def test_a_sound_engine_with_yarn_passes_every_gate(stretched, tmp_path, progress):
-    report = validate(stretched.plan, stretched.workspace(tmp_path), progress)
+    report = run_validation(stretched.plan, stretched.workspace(tmp_path), progress)
     assert report.passed, report.failures
     assert report.divergence is not None
     assert report.divergence.first is None
@@ -59,7 +59,7 @@ def mutated(name, exported, directory):
 
 def check(name, plan, directory, progress):
     mutation = next(mutation for mutation in mutations(plan.config) if mutation.name == name)
-    report = validate(plan, directory / "workspace", progress)
+    report = run_validation(plan, directory / "workspace", progress)
     assert not report.passed
     assert mutation.gate in {gate.gate for gate in report.failures}
     assert report.divergence is not None
@@ -69,6 +69,8 @@ def check(name, plan, directory, progress):
 
 def test_the_mildest_mutation_is_far_above_its_limit(exported, tmp_path, progress):
     mildest = next(m for m in mutations(exported.config) if m.name == "float16_product")
-    report = validate(exported.mutated(mildest, tmp_path / "mutated"), exported.workspace(tmp_path), progress)
+    report = run_validation(
+        exported.mutated(mildest, tmp_path / "mutated"), exported.workspace(tmp_path), progress
+    )
     ratios = [gate.ratio or 0.0 for gate in report.failures if gate.gate == mildest.gate]
     assert max(ratios) > 4

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.validate.conftest import export_and_record
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.self_test.mutations import mutations
 from validate.self_test.run import run_self_test
 
@@ -16,7 +16,7 @@ def cached(tmp_path_factory):
 
 
 def test_a_sound_engine_passes_every_gate(cached, tmp_path, progress):
-    report = validate(cached.plan, cached.workspace(tmp_path), progress)
+    report = run_validation(cached.plan, cached.workspace(tmp_path), progress)
     assert report.passed, report.failures
     assert report.divergence is not None
     assert report.divergence.first is None

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from export.errors import UserError
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.tasks.quality import compare_quality, is_right, load_tasks
 from validate.tasks.runs import MAX_NEW_TOKENS, load_task_set, reference_answers
 
@@ -95,7 +95,7 @@ def test_a_report_holds_both_accuracies(task_set, exported, tmp_path, progress):
     from dataclasses import replace
 
     plan = replace(exported.plan, tasks=task_set)
-    report = validate(plan, exported.workspace(tmp_path), progress)
+    report = run_validation(plan, exported.workspace(tmp_path), progress)
     quality = report.task_quality
     assert quality is not None
     assert quality.num_tasks == 3

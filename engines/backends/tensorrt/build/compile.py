@@ -26,11 +26,11 @@ from engines.backends.tensorrt.build.configuration import (
 )
 from engines.backends.tensorrt.build.judged_warnings import judged
 from engines.backends.tensorrt.build.low_bit import products_by_codes, require_architectures
-from engines.backends.tensorrt.build.network import MappedWeights, load_graph, parse_network
+from engines.backends.tensorrt.build.network import MappedWeights, graph_for_parser, parse_network
 from engines.backends.tensorrt.build.profiles import graph_profiles, require_small_padding
-from engines.backends.tensorrt.build.registration import register_plugins
+from engines.backends.tensorrt.build.registration import register_for_build
 from engines.backends.tensorrt.description import describe_layers, describe_tensors, ops_of
-from engines.backends.tensorrt.library import load_bindings, tool_versions
+from engines.backends.tensorrt.library import library_versions, load_bindings
 from engines.backends.tensorrt.log import BuildLog, Progress, make_logger, make_progress_monitor, throttled
 from engines.backends.tensorrt.options import BuildRequest, require_attention
 from engines.session import EngineError
@@ -55,7 +55,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     started = time.perf_counter()
     trt, sm = load_bindings(request.options.target), request.options.sm
     if request.options.target == "tensorrt":
-        sm = register_plugins(request.options)
+        sm = register_for_build(request.options)
     bundle = open_bundle(request.bundle)
     dtype, capacity = bundle.manifest.dtype, request.limits.max_context
     if request.graph == "vision" and request.options.target == "tensorrt-rtx":
@@ -76,7 +76,7 @@ def compile_engine(request: BuildRequest, progress: Progress) -> EngineFacts:
     return EngineFacts(
         graph=request.graph,
         target=request.options.target,
-        tools=tool_versions(trt),
+        tools=library_versions(trt),
         sm=sm,
         inputs=compiled.inputs,
         outputs=compiled.outputs,
@@ -127,7 +127,7 @@ def _build(
 ) -> _Compiled:
     """One attempt, written to `request.output`; `log` then tells of this one alone."""
     log.start_anew()
-    model = load_graph(
+    model = graph_for_parser(
         bundle.graph(request.graph),
         attention,
         request.limits.max_context,

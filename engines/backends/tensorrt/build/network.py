@@ -27,13 +27,13 @@ from engines.session import EngineError
 from export.weights.slices import columns_of
 from export.weights.values import mapped_values
 from plugins.onnx.inline import inline_calls
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import choose_native_bodies
 from plugins.registry import COLLECTIVES, SIGNATURES, AttentionBody
 
 _RELEASE_SECONDS = 0.02
 
 
-def load_graph(
+def graph_for_parser(
     path: Path,
     attention: AttentionBody,
     capacity: int,
@@ -53,7 +53,7 @@ def load_graph(
         has_plugins: ops that have one stay calls, which is what the parser puts a plugin in the place of.
     """
     model = onnx.load(path, load_external_data=False)
-    choose_bodies(model, attention)
+    choose_native_bodies(model, attention)
     inlined = [op.name for op in SIGNATURES if not (has_plugins and op.attributes)]
     inline_calls(model, [*inlined, *(op.name for op in COLLECTIVES)])
     for value in (*model.graph.input, *model.graph.output):

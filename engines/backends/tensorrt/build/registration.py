@@ -7,7 +7,7 @@ from export.errors import UserError
 _AMPERE = 80  # PTX for it runs on everything newer
 
 
-def register_plugins(options: BuildOptions) -> tuple[int, ...]:
+def register_for_build(options: BuildOptions) -> tuple[int, ...]:
     """Register the plugins for this machine's GPU and give its architecture.
 
     Raises:

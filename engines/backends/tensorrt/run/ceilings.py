@@ -6,7 +6,7 @@ import numpy as np
 
 from engines.backends.ceilings import Ceiling, ceiling
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
-from engines.backends.tensorrt.run.cuda import Device
+from engines.backends.tensorrt.run.cuda import StreamDevice
 from engines.backends.tensorrt.run.execution import Execution, WorkingMemory, engine_tensors
 from export.dtypes import numpy_dtype
 
@@ -16,7 +16,7 @@ _CALLS = 10
 """Before the clock is read: the host's part of a call is then of no weight."""
 
 
-def copy_ceiling(device: Device, num_bytes: int = COPY_BYTES) -> Ceiling:
+def copy_ceiling(device: StreamDevice, num_bytes: int = COPY_BYTES) -> Ceiling:
     """From device memory to device memory."""
     source, target = device.allocate(num_bytes), device.allocate(num_bytes)
     try:
@@ -30,7 +30,7 @@ def copy_ceiling(device: Device, num_bytes: int = COPY_BYTES) -> Ceiling:
         device.free(target)
 
 
-def matmul_ceiling(trt: Bindings, engine: ICudaEngine, device: Device) -> Ceiling:
+def matmul_ceiling(trt: Bindings, engine: ICudaEngine, device: StreamDevice) -> Ceiling:
     """Of an engine that multiplies two square matrices (`build.matmul`)."""
     inputs, outputs = engine_tensors(engine)
     tensors = inputs | outputs
@@ -53,7 +53,7 @@ def matmul_ceiling(trt: Bindings, engine: ICudaEngine, device: Device) -> Ceilin
             device.free(address)
 
 
-def _waited(device: Device, address: int, put: Callable[[], None]) -> Callable[[], None]:
+def _waited(device: StreamDevice, address: int, put: Callable[[], None]) -> Callable[[], None]:
     """Some calls in a row, and the wait for the last of them."""
     end = np.zeros(4, np.uint8)
 

@@ -21,7 +21,7 @@ ALIGNMENT = 256
 """Bytes, of every address that TensorRT is given (NvInferRuntime.h, setTensorAddress)."""
 
 
-class Device(Protocol):
+class StreamDevice(Protocol):
     """One GPU with one stream. Addresses are integers; everything is ordered by the stream."""
 
     @property
@@ -127,7 +127,7 @@ def num_devices() -> int:
 
 
 class CudaDevice:
-    """A GPU, through CUDA's runtime: a `Device`. Its memory is freed with it."""
+    """A GPU, through CUDA's runtime: a `StreamDevice`. Its memory is freed with it."""
 
     def __init__(self, index: int = 0) -> None:
         """Args: index: as CUDA counts those that it shows to this process."""

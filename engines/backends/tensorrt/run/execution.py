@@ -11,7 +11,7 @@ from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionConte
 from engines.backends.tensorrt.description import dtype_name
 from engines.backends.tensorrt.library import is_rtx
 from engines.backends.tensorrt.log import RUN_LOG
-from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.run.cuda import Array, StreamDevice
 from engines.session import EngineError
 from export.dtypes import numpy_dtype
 
@@ -43,7 +43,7 @@ class WorkingMemory:
     for together; it grows to what the calls need.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: StreamDevice) -> None:
         self._device = device
         self.address, self.num_bytes = 0, 0
         self.version = 0
@@ -84,7 +84,7 @@ class Execution:
     """
 
     def __init__(
-        self, trt: Bindings, engine: ICudaEngine, device: Device, profile: int, memory: WorkingMemory
+        self, trt: Bindings, engine: ICudaEngine, device: StreamDevice, profile: int, memory: WorkingMemory
     ) -> None:
         """Raises:
         EngineError: TensorRT cannot make a context; its own words are quoted.
@@ -184,7 +184,7 @@ def _require(is_done: bool, what: str) -> None:
 class Buffers:
     """Memory on the device for tensors that cross its border, each as large as its largest shape."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: StreamDevice) -> None:
         self._device = device
         self._sizes: dict[str, int] = {}
         self.addresses: dict[str, int] = {}

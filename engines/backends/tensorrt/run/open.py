@@ -14,11 +14,11 @@ from engines.backends.tensorrt.library import TensorRtTarget, load_bindings, ser
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
 from engines.backends.tensorrt.options import BuildOptions, options_of_key
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
-from engines.backends.tensorrt.run.cuda import CudaDevice, Device, current_sm, num_devices, sm_of
+from engines.backends.tensorrt.run.cuda import CudaDevice, StreamDevice, current_sm, num_devices, sm_of
 from engines.backends.tensorrt.run.place import devices_of_stages
 from engines.backends.tensorrt.run.rank import TensorRtStage
 from engines.backends.tensorrt.run.room import require_room
-from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder
+from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder_engine
 from engines.runtime.vision.dealt import DealtVision
 from engines.session import Engine, EngineError, RankSessions
 from engines.sizing.costs import ModelCosts
@@ -30,7 +30,7 @@ from export.errors import UserError
 from export.records.engine_record import EngineRecord
 
 
-def open_sessions(
+def open_engine_sessions(
     bundle: Bundle,
     record: EngineRecord,
     target: TensorRtTarget,
@@ -74,7 +74,7 @@ def open_sessions(
     ]
     return Engine(
         DealtVision(encoders) if len(encoders) > 1 else encoders[0],
-        open_decoder(trt, stages, placed, bundle.config, num_slots),
+        open_decoder_engine(trt, stages, placed, bundle.config, num_slots),
     )
 
 
@@ -90,12 +90,12 @@ def open_rank(
     """Load what one rank holds, onto one GPU.
 
     Args:
-        bundle, record, target, num_slots: as `open_sessions`.
+        bundle, record, target, num_slots: as `open_engine_sessions`.
         stage: which of the decoder's; None: none.
         device: the rank's GPU.
 
     Raises:
-        UserError, EngineError: as `open_sessions`.
+        UserError, EngineError: as `open_engine_sessions`.
     """
     _require_undivided(bundle)
     trt, directory = load_bindings(target), bundle.engine_directory(record.key)
@@ -176,14 +176,14 @@ def require_architecture(record: EngineRecord, index: int, sm: int) -> None:
 
 
 def open_vision(bundle: Bundle, record: EngineRecord, target: TensorRtTarget) -> TensorRtVision:
-    """Load the vision engine alone. Args and errors as `open_sessions`."""
+    """Load the vision engine alone. Args and errors as `open_engine_sessions`."""
     path = bundle.engine_directory(record.key) / "vision.engine"
     trt = load_bindings(target)
     device = CudaDevice()
     return TensorRtVision(trt, load_engine(trt, path, device), device, bundle.config)
 
 
-def measure_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, ...]:
+def measure_gpu_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, ...]:
     """Copy and product on this machine's GPU.
 
     Raises:
@@ -198,7 +198,7 @@ def measure_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, ...]:
     return copy_ceiling(device), matmul_ceiling(trt, engine, device)
 
 
-def load_engine(trt: Bindings, path: Path, device: Device) -> ICudaEngine:
+def load_engine(trt: Bindings, path: Path, device: StreamDevice) -> ICudaEngine:
     """Deserialize an engine from its mapped file onto a GPU.
 
     Raises:

@@ -6,7 +6,7 @@ import numpy as np
 
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import PREFILL
-from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.run.cuda import Array, StreamDevice
 from engines.backends.tensorrt.run.execution import (
     Buffers,
     Shapes,
@@ -26,7 +26,7 @@ class Place:
         self,
         trt: Bindings,
         engines: Sequence[ICudaEngine],
-        device: Device,
+        device: StreamDevice,
         num_slots: int,
         num_groups: int,
     ) -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, fits
-from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.run.cuda import Array, StreamDevice
 from engines.backends.tensorrt.run.execution import engine_tensors
 from engines.backends.tensorrt.run.place import Place
 from engines.backends.tensorrt.run.split import decoder_calls, joined_columns
@@ -41,7 +41,7 @@ class TensorRtStage:
         self,
         trt: Bindings,
         engine: ICudaEngine,
-        device: Device,
+        device: StreamDevice,
         config: ModelConfig,
         limits: Limits,
         num_slots: int,

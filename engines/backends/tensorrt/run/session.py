@@ -12,7 +12,7 @@ import numpy.typing as npt
 from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL, fits
-from engines.backends.tensorrt.run.cuda import Array, Device
+from engines.backends.tensorrt.run.cuda import Array, StreamDevice
 from engines.backends.tensorrt.run.execution import (
     Buffers,
     Execution,
@@ -38,7 +38,7 @@ _CANDIDATES = ("top_logits", "top_ids", "log_sum_exp", "asked_logits")
 class TensorRtVision:
     """The vision engine: a `VisionSession`."""
 
-    def __init__(self, trt: Bindings, engine: ICudaEngine, device: Device, config: ModelConfig) -> None:
+    def __init__(self, trt: Bindings, engine: ICudaEngine, device: StreamDevice, config: ModelConfig) -> None:
         inputs, outputs = engine_tensors(engine)
         self._inputs, self._output = inputs, outputs["visual_embeds"]
         self._patches_per_token = config.vision.patches_per_token
@@ -86,7 +86,7 @@ class TensorRtDecoder:
         self,
         trt: Bindings,
         engines: Sequence[ICudaEngine],
-        devices: Sequence[Device],
+        devices: Sequence[StreamDevice],
         config: ModelConfig,
         num_slots: int,
     ) -> None:
@@ -211,10 +211,10 @@ class TensorRtCandidateDecoder(TensorRtDecoder):
         )
 
 
-def open_decoder(
+def open_decoder_engine(
     trt: Bindings,
     engines: Sequence[ICudaEngine],
-    devices: Sequence[Device],
+    devices: Sequence[StreamDevice],
     config: ModelConfig,
     num_slots: int,
 ) -> TensorRtDecoder:

@@ -8,7 +8,7 @@ from engines.backends.facts import TensorFacts
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.profiles import DECODE, PREFILL
 from engines.backends.tensorrt.library import is_rtx
-from engines.backends.tensorrt.run.cuda import ALIGNMENT, Device
+from engines.backends.tensorrt.run.cuda import ALIGNMENT, StreamDevice
 from engines.backends.tensorrt.run.execution import (
     Buffers,
     Execution,
@@ -33,7 +33,7 @@ class StageRunner:
         self,
         trt: Bindings,
         engine: ICudaEngine,
-        device: Device,
+        device: StreamDevice,
         buffers: Buffers,
         memory: WorkingMemory,
         num_slots: int,

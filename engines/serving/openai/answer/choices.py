@@ -23,7 +23,7 @@ _LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What an event adds to an answer."""
 
     text: str
@@ -33,7 +33,7 @@ class Piece:
     """Of tools, complete."""
 
 
-class Choice:
+class ChatChoice:
     """One of the `n` answers of a request."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Choice:
     def is_over(self) -> bool:
         return self.finish_reason is not None
 
-    def push(self, event: Event) -> Piece:
+    def push(self, event: Event) -> TextPiece:
         """Take an event of an answer that is not over.
 
         Raises:
@@ -98,7 +98,7 @@ class Choice:
         self._calls += calls
         if self._calls and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
-        return Piece(text, self.is_over, logprobs, tuple(calls))
+        return TextPiece(text, self.is_over, logprobs, tuple(calls))
 
     def _finished(self, text: str, calls: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
         """With what was held back."""
@@ -141,7 +141,7 @@ class Choice:
         """The first chunk of a streamed answer."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunk(self, piece: TextPiece) -> dict[str, Any]:
         """What a piece adds."""
         delta: dict[str, Any] = {"content": piece.text} if piece.text or not piece.calls else {}
         if piece.calls:
@@ -173,7 +173,7 @@ class EndedError(Exception):
         self.reason = reason
 
 
-def usage_of(choices: list[Choice], media: Sequence[SeenMedium]) -> dict[str, Any]:
+def usage_of(choices: list[ChatChoice], media: Sequence[SeenMedium]) -> dict[str, Any]:
     """Tokens of a request, its prompt once, its answers together; and what became of its pictures and videos."""
     timings = [choice.timings for choice in choices if choice.timings]
     num_prompt = max((one.num_prompt_tokens for one in timings), default=0)

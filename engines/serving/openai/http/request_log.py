@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Scope
 
 if TYPE_CHECKING:
-    from engines.serving.openai.answer.choices import Choice
+    from engines.serving.openai.answer.choices import ChatChoice
 
 REQUEST_LOG = logging.getLogger("qv_export.requests")
 """At level INFO, JSON alone."""
@@ -30,7 +30,7 @@ def log_answer(
     received: float,
     *,
     status: int = 200,
-    choices: "list[Choice] | None" = None,
+    choices: "list[ChatChoice] | None" = None,
 ) -> None:
     """Write the line of a request that is over.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engines.serving.generation import MAX_BIASES, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
-from engines.serving.json_text import parse_json
+from engines.serving.json_text import parse_bounded_json
 from engines.serving.limits import MAX_FIELD_BYTES, RequestLimits
 from engines.serving.openai.errors import ApiError
 from export.checkpoint.generation_config import MAX_LOGPROBS
@@ -197,7 +197,7 @@ def parse_body(data: bytes | bytearray, limits: RequestLimits) -> ChatCompletion
         ApiError: no JSON object, fields that nobody follows, values of another type or out of range: all at once.
     """
     try:
-        content = parse_json(
+        content = parse_bounded_json(
             data,
             "The body",
             max_bytes=max_body_bytes(limits),

@@ -25,7 +25,7 @@ from engines.backends.facts import ShapeRange
 from engines.backends.tensorrt.api import Bindings, ICudaEngine, IExecutionContext, Named
 from engines.backends.tensorrt.build.profiles import graph_profiles, shape_ranges
 from engines.backends.tensorrt.log import RUN_LOG
-from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, Device
+from engines.backends.tensorrt.run.cuda import ALIGNMENT, Array, StreamDevice
 from engines.session import EngineError
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
@@ -40,7 +40,7 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 class HostDevice:
-    """A `Device` whose memory is the host's."""
+    """A `StreamDevice` whose memory is the host's."""
 
     stream = 7
     selected: "HostDevice | None" = None
@@ -357,6 +357,6 @@ def fake_bindings(name: str = "tensorrt_rtx") -> Bindings:
     return bindings
 
 
-def keeps_to_the_interfaces(device: HostDevice, engine: FakeEngine) -> tuple[Device, ICudaEngine]:
+def keeps_to_the_interfaces(device: HostDevice, engine: FakeEngine) -> tuple[StreamDevice, ICudaEngine]:
     """Mypy checks the fakes here."""
     return device, engine

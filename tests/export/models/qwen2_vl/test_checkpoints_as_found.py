@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbeddin
 
 from examples.random_checkpoint import Sizes, nested_config, published_config, write_checkpoint
 from export.checkpoint.config import config_from_json
-from export.models.qwen2_vl.decoder import rotary_tables
+from export.models.qwen2_vl.decoder import mrope_tables
 from export.models.qwen2_vl.model import load_reference
 from tests.support import peers
 
@@ -112,7 +112,7 @@ def test_yarns_tables_are_transformers_bit_for_bit(sizes, yarn, make_config):
     decoder = config_from_json(content).decoder
     peers_config: Any = Qwen2VLConfig(**content).text_config
     peer = Qwen2VLRotaryEmbedding(peers_config)
-    frequencies, _ = rotary_tables(decoder)
+    frequencies, _ = mrope_tables(decoder)
     assert torch.equal(frequencies, peer.inv_freq)
     assert decoder.yarn is not None
     assert decoder.yarn.attention_factor == peer.attention_scaling

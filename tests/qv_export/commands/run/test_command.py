@@ -15,7 +15,7 @@ from export.checkpoint.config import DecoderConfig, ModelConfig, VisionConfig
 from export.checkpoint.generation_config import GenerationConfig, override_generation_config
 from export.errors import UserError
 from qv_export.commands.run import command as module
-from qv_export.commands.run.answer import Place, Told, context_capacity, stream_text
+from qv_export.commands.run.answer import ComputePlace, Told, context_capacity, stream_text
 from qv_export.commands.run.command import run
 from qv_export.commands.run.question import Prompt, interleaved_media, read_prompt
 from qv_export.show.console import print_answer
@@ -58,7 +58,7 @@ def test_sampling_options_are_passed_on_and_left_open_otherwise(asked: list[tupl
     assert told == Told()
     assert engine == "onnxruntime"
     assert (seed, max_context, prefill_chunk) == (7, None, None)
-    assert place == Place(num_threads=None, device=None, num_ranks=None, hostfile=None)
+    assert place == ComputePlace(num_threads=None, device=None, num_ranks=None, hostfile=None)
     assert flags == [False, False, {}]  # --json, --strict-media and the answer's form
 
 

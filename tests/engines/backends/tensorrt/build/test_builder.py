@@ -17,7 +17,7 @@ import pytest
 
 from engines.backends.facts import EngineFacts, ShapeRange
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
-from engines.backends.tensorrt.build.network import load_graph
+from engines.backends.tensorrt.build.network import graph_for_parser
 from engines.backends.tensorrt.description import source_of
 from engines.backends.tensorrt.options import require_attention
 from engines.session import EngineError
@@ -253,7 +253,7 @@ def test_candidates_are_left_out_of_an_engine_where_nobody_asks_for_them(bundle_
 def test_attention_by_plugin_takes_the_place_of_every_call_in_a_decoder(bundle_of):
     bundle = open_bundle(bundle_of("bfloat16"))
     plain, ours = (
-        load_graph(bundle.graph("decoder"), body, 512, has_plugins=True) for body in ("fused", "plugin")
+        graph_for_parser(bundle.graph("decoder"), body, 512, has_plugins=True) for body in ("fused", "plugin")
     )
     layers = bundle.config.decoder.num_hidden_layers
 

@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 from engines.backends.tensorrt.build.builder import BuildOptions, build_engine
-from engines.backends.tensorrt.build.network import MappedWeights, load_graph
+from engines.backends.tensorrt.build.network import MappedWeights, graph_for_parser
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
 from export.graphs.lint import lint
 from export.weights.safetensors_file import read_safetensors_header
 from export.weights.values import read_values
-from plugins.onnx.native import choose_bodies
+from plugins.onnx.native import choose_native_bodies
 from tests.support.bundles import shared_bundle
 
 pytestmark = pytest.mark.tensorrt
@@ -52,7 +52,7 @@ def test_columns_are_handed_over_from_memory_and_rows_from_the_mapped_file(bundl
     name = "model.layers.1.mlp.down_proj.weight"
     whole = read_values(stored[name]).view(np.uint16)
     for rank in range(RANKS):
-        model = load_graph(bundle.graph(f"decoder.rank{rank}"), "fused", 256)
+        model = graph_for_parser(bundle.graph(f"decoder.rank{rank}"), "fused", 256)
         weights = MappedWeights(model, bundle.directory)
         given = {name: (address, size) for name, address, size in weights}
         external = {weight.name for weight in model.graph.initializer if weight.external_data}
@@ -65,7 +65,7 @@ def test_columns_are_handed_over_from_memory_and_rows_from_the_mapped_file(bundl
 
 def test_the_native_graph_is_sound_and_a_runtime_without_the_layers_still_asks_for_ranks(bundle):
     model = onnx.load(bundle.graph("decoder.rank1"), load_external_data=False)
-    choose_bodies(model)
+    choose_native_bodies(model)
     assert lint(model) == []
     assert {node.op_type for node in model.graph.node} >= {"QvAllReduce", "QvAllGather"}
     assert sum(function.name == "DistCollective" for function in model.functions) == 1

@@ -7,7 +7,11 @@ import pytest
 
 from engines.backends.onnxruntime.session import open_sessions as open_onnxruntime
 from engines.backends.tensorrt.run.place import devices_of_stages
-from engines.backends.tensorrt.run.session import TensorRtCandidateDecoder, TensorRtDecoder, open_decoder
+from engines.backends.tensorrt.run.session import (
+    TensorRtCandidateDecoder,
+    TensorRtDecoder,
+    open_decoder_engine,
+)
 from engines.runtime.scheduler import Scheduler
 from engines.runtime.tokens.step_logits import gives_candidates
 from engines.session import Engine
@@ -42,7 +46,7 @@ def open_fake(bundle, devices, *, gives_candidates, limits=LIMITS):
         )
         for stage, device in zip(bundle.stages, placed, strict=True)
     ]
-    return open_decoder(fake_bindings(), engines, placed, bundle.config, NUM_SLOTS)
+    return open_decoder_engine(fake_bindings(), engines, placed, bundle.config, NUM_SLOTS)
 
 
 @pytest.fixture(scope="module")
