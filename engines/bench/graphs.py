@@ -9,7 +9,7 @@ import numpy as np
 from engines.backends.ceilings import Ceiling, Kind
 from engines.bench.report import BenchRow, LeftOut
 from engines.bench.sampling import Effort, Spread, sampled_seconds
-from engines.bench.sizes import PictureSize, jpeg_of, lengths_up_to, picture_sizes
+from engines.bench.sizes import ImageSize, image_sizes, jpeg_of, lengths_up_to
 from engines.session import DecoderSession, Engine
 from engines.sizing.work import decode_bytes, prefill_operations, vision_operations
 from export.bundle import Bundle
@@ -48,7 +48,7 @@ class Bench:
 def preprocessing(bench: Bench) -> Found:
     """A JPEG file and a short question to the arrays that the graphs take, in one thread."""
     processor = bench.bundle.processor
-    for size in picture_sizes(processor.image_settings):
+    for size in image_sizes(processor.image_settings):
         messages = _messages(jpeg_of(size))
         spread = sampled_seconds(partial(processor.inputs_from_messages, messages), bench.effort)
         megapixels = size.side * size.side / 1e6
@@ -57,14 +57,14 @@ def preprocessing(bench: Bench) -> Found:
 
 def vision(bench: Bench) -> Found:
     """One picture a call, by its size."""
-    sizes = picture_sizes(bench.bundle.processor.image_settings)
+    sizes = image_sizes(bench.bundle.processor.image_settings)
     ladder = _Ladder(bench, "vision")
     for size in sizes:
         if size.num_patches > bench.max_patches:
             yield LeftOut("vision", size.case, f"more than the engine's max_patches, {bench.max_patches}")
             continue
         operations = vision_operations(bench.bundle.config, [size.num_patches])
-        prompt = _picture_prompt(bench, size)
+        prompt = _image_prompt(bench, size)
         yield ladder.row(
             size.case,
             partial(bench.engine.vision.encode, prompt.vision),
@@ -158,7 +158,7 @@ def _messages(picture: bytes) -> list[dict[str, object]]:
     return [{"role": "user", "content": content}]
 
 
-def _picture_prompt(bench: Bench, size: PictureSize) -> ModelInputs:
+def _image_prompt(bench: Bench, size: ImageSize) -> ModelInputs:
     return bench.bundle.processor.inputs_from_messages(_messages(jpeg_of(size)))
 
 

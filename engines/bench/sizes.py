@@ -14,7 +14,7 @@ _STEP = 4
 
 
 @dataclass(frozen=True)
-class PictureSize:
+class ImageSize:
     """A square picture, and what the processor makes of it."""
 
     side: int
@@ -25,18 +25,18 @@ class PictureSize:
         return f"{self.side} x {self.side} pixels, {self.num_patches} patches"
 
 
-def picture_sizes(settings: ImageSettings) -> list[PictureSize]:
+def image_sizes(settings: ImageSettings) -> list[ImageSize]:
     """From small to the largest that the processor does not make smaller."""
-    sizes: list[PictureSize] = []
+    sizes: list[ImageSize] = []
     for side in _SIDES:
         height, width = smart_resize(side, side, settings)
         patches = (height // settings.patch_size) * (width // settings.patch_size)
         if not sizes or patches > sizes[-1].num_patches:
-            sizes.append(PictureSize(side, patches))
+            sizes.append(ImageSize(side, patches))
     return sizes
 
 
-def jpeg_of(size: PictureSize, number: int = 0) -> bytes:
+def jpeg_of(size: ImageSize, number: int = 0) -> bytes:
     """A photograph's stand-in: smooth shades under some noise. Another number is another picture."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)

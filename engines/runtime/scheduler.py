@@ -29,8 +29,8 @@ from engines.runtime.scheduler_limits import (
 )
 from engines.runtime.sequence import Listener, Ticket, TokenSequence, accept_tokens, timed
 from engines.runtime.tokens.step_logits import StepLogits, run_decoder
-from engines.runtime.vision.encoder import PictureEncoder
-from engines.runtime.vision.images import pictures_from_inputs
+from engines.runtime.vision.encoder import ImageEncoder
+from engines.runtime.vision.images import images_from_inputs
 from engines.session import DecoderSession, VisionSession
 from export.checkpoint.config import ModelConfig
 from export.errors import UserError
@@ -61,7 +61,7 @@ class Scheduler:
         self._decoder, self._model, self._clock = decoder, model, clock
         self._slots = KvSlots(decoder.num_slots)
         self._stats = SchedulerStats(decoder.num_slots)
-        self._picture_encoder = PictureEncoder(vision, model, self.limits, self._stats)
+        self._picture_encoder = ImageEncoder(vision, model, self.limits, self._stats)
         self._running: list[TokenSequence] = []  # in slots, oldest first
         self._has_encoded = False  # in the last step
         self._lock = threading.Lock()  # guards what follows
@@ -91,7 +91,7 @@ class Scheduler:
         problems += limit_problems(self.limits, request, deadline_seconds)
         if problems:
             raise UserError("\n".join(problems))
-        pictures = pictures_from_inputs(request.inputs, self._model)
+        pictures = images_from_inputs(request.inputs, self._model)
         now = self._clock()
         deadline_at = None if deadline_seconds is None else now + deadline_seconds
         with self._lock:

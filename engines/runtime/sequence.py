@@ -14,7 +14,7 @@ from engines.runtime.tokens.choose import Outcome
 from engines.runtime.tokens.chooser import Chooser
 from engines.runtime.tokens.sampling import TokenLogprobs
 from engines.runtime.tokens.step_logits import StepLogits
-from engines.runtime.vision.images import Picture
+from engines.runtime.vision.images import PromptImage
 from export.checkpoint.config import ModelConfig
 from export.inputs import Embeds, join_rows
 
@@ -51,7 +51,7 @@ class TokenSequence:
         number: int,
         model: ModelConfig,
         *,
-        pictures: tuple[Picture, ...] = (),
+        pictures: tuple[PromptImage, ...] = (),
         on_event: Listener | None = None,
         submitted_at: float = 0.0,
         deadline_at: float | None = None,
@@ -68,7 +68,7 @@ class TokenSequence:
         )
         """What its prompt will put into the cache."""
         self.pictures = pictures
-        self.missing: list[Picture] = []
+        self.missing: list[PromptImage] = []
         """Pictures that prefill needs and that have no embeddings yet."""
         self._embeds: dict[bytes, Embeds] = {}  # found or encoded so far, by picture digest
         self.visual_embeds: Embeds = np.zeros((0, model.decoder.hidden_size), np.float32)  # [V, C]
@@ -155,7 +155,7 @@ class TokenSequence:
 
     # Its pictures
 
-    def take_embeds(self, picture: Picture, embeds: Embeds) -> None:
+    def take_embeds(self, picture: PromptImage, embeds: Embeds) -> None:
         """A picture's visual embeddings [V_i, C] are there."""
         self._embeds[picture.digest] = embeds
         self.missing.remove(picture)

@@ -21,7 +21,7 @@ _TOKENS_STEP = 64
 
 
 @dataclass(frozen=True)
-class PictureSizes:
+class ImageSizes:
     """What the pictures of a folder become."""
 
     directory: str
@@ -35,7 +35,7 @@ class PictureSizes:
         return self.patches[min(len(self.patches) - 1, int(len(self.patches) * percent / 100))]
 
 
-def read_picture_sizes(directory: Path, settings: ImageSettings) -> PictureSizes:
+def read_image_sizes(directory: Path, settings: ImageSettings) -> ImageSizes:
     """Look at every picture below a folder as the processor would see it.
 
     Args:
@@ -56,7 +56,7 @@ def read_picture_sizes(directory: Path, settings: ImageSettings) -> PictureSizes
             f"--profile-from {directory}: no picture found ({len(skipped)} files cannot be read as one).",
             "Give a folder of pictures like those that will be served.",
         )
-    return PictureSizes(str(directory), tuple(sorted(patches)), tuple(skipped))
+    return ImageSizes(str(directory), tuple(sorted(patches)), tuple(skipped))
 
 
 def _files(directory: Path) -> Iterator[Path]:
@@ -83,9 +83,7 @@ def _patches(path: Path, settings: ImageSettings) -> int:
     return (resized_height // settings.patch_size) * (resized_width // settings.patch_size)
 
 
-def limits_for_pictures(
-    sizes: PictureSizes, settings: ImageSettings, pictures_per_prompt: int
-) -> dict[str, int]:
+def limits_for_images(sizes: ImageSizes, settings: ImageSettings, pictures_per_prompt: int) -> dict[str, int]:
     """Limits that serve any pictures of the folder together.
 
     The largest picture sets the patches of a vision call and, with room for text and answer, the tokens of a prompt;

@@ -21,7 +21,7 @@ from engines.sizing.costs import (
     shortages,
 )
 from engines.sizing.divide import Proposal, propose
-from engines.sizing.images import PictureSizes, limits_for_pictures, read_picture_sizes
+from engines.sizing.images import ImageSizes, limits_for_images, read_image_sizes
 from engines.store.build import Built, Progress, build_engine_directory, reusable
 from engines.store.cache import EngineRequest, key_inputs, reason_to_build
 from export.bundle import Bundle
@@ -44,7 +44,7 @@ class PlannedBuild:
     """Graphs built at the same time; each takes its memory."""
     gpu_memory_gb: float | None
     """Of the card that will run it; None: not named."""
-    sizes: PictureSizes | None
+    sizes: ImageSizes | None
     """Of the images whose sizes gave limits."""
 
     @property
@@ -162,10 +162,10 @@ def plan_build(
 
 def _limits_of_images(
     bundle: Bundle, folder: Path | None, images_per_prompt: int
-) -> tuple[PictureSizes | None, dict[str, int]]:
+) -> tuple[ImageSizes | None, dict[str, int]]:
     """The sizes in a folder, and the limits that they ask for."""
     if folder is None:
         return None, {}
     settings, _ = load_settings(bundle.directory)
-    sizes = read_picture_sizes(folder, settings)
-    return sizes, limits_for_pictures(sizes, settings, images_per_prompt)
+    sizes = read_image_sizes(folder, settings)
+    return sizes, limits_for_images(sizes, settings, images_per_prompt)

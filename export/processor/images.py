@@ -22,8 +22,8 @@ from export.processor.media.broken_jpeg import mended_jpeg
 from export.processor.media.deep_grey import DEEP_MODES, grey_from_deep
 from export.processor.media.file_kinds import HEAD_BYTES, seems
 from export.processor.media.heif import heif_image, is_heif, read_plan
+from export.processor.media.image_headers import HEADER_KINDS, check_headers
 from export.processor.media.limits import DEFAULT_LIMITS, MAX_LOST_SHARE, MAX_PICTURE_PIXELS, MediaLimits
-from export.processor.media.picture_headers import HEADER_KINDS, check_headers
 from export.wording import plain_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -85,7 +85,7 @@ def _page_notes(image: Image.Image, source: ImageSource) -> tuple[str, ...]:
     return (note,)
 
 
-def picture_size(source: ImageSource) -> tuple[int, int]:
+def image_size(source: ImageSource) -> tuple[int, int]:
     """Width and height as a picture's header says, without decoding it.
 
     Raises:

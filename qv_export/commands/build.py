@@ -144,7 +144,7 @@ def build_command(
     from engines.gpus import gpu_facts
     from engines.store.planned import plan_build
     from export.bundle import open_bundle
-    from qv_export.show.build import plan_json, show_built, show_check, show_pictures, show_plan
+    from qv_export.show.build import plan_json, show_built, show_check, show_images, show_plan
     from qv_export.show.divide import show_divisions
 
     planned = plan_build(
@@ -168,7 +168,7 @@ def build_command(
         return
     shortages = planned.shortages()
     if planned.sizes is not None and not as_json:
-        show_pictures(planned.sizes, planned.request.limits)
+        show_images(planned.sizes, planned.request.limits)
     if only_plan:
         if as_json:
             print_json(plan_json(planned.costs, shortages, planned.sizes))

@@ -12,7 +12,7 @@ from qv_export.show.engine import reading_facts
 
 if TYPE_CHECKING:
     from engines.sizing.costs import EngineCosts, Shortage
-    from engines.sizing.images import PictureSizes
+    from engines.sizing.images import ImageSizes
     from engines.sizing.limits import Limits
     from engines.store.build import Built
     from engines.store.planned import PlannedBuild
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 40
 
 
-def show_pictures(sizes: "PictureSizes", limits: "Limits") -> None:
+def show_images(sizes: "ImageSizes", limits: "Limits") -> None:
     """A histogram of the folder's pictures, on stderr: it leads to the result and is not part of it."""
     from engines.sizing.choose_limits import options_text
     from engines.sizing.images import histogram
@@ -115,7 +115,7 @@ def _several_gpus(plan: "EngineCosts") -> list[tuple[str, str]]:
 
 
 def plan_json(
-    plan: "EngineCosts", shortages: "Sequence[Shortage]", sizes: "PictureSizes | None"
+    plan: "EngineCosts", shortages: "Sequence[Shortage]", sizes: "ImageSizes | None"
 ) -> dict[str, Any]:
     """The same as one object."""
     from engines.sizing.cards import smallest_card

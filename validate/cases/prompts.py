@@ -167,7 +167,7 @@ def _draw_frame(height: int, width: int, generator: np.random.Generator) -> npt.
     return np.clip(soft + grain, 0, 255).astype(np.uint8)
 
 
-def picture_from_patches(
+def image_from_patches(
     patches: npt.NDArray[np.float32], grid: tuple[int, int, int], settings: ImageSettings
 ) -> npt.NDArray[np.uint8]:
     """The first frame that these patches hold: uint8 [H, W, 3]. The way back from `write_patches`."""

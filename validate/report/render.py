@@ -15,7 +15,7 @@ from PIL import Image
 from export.processor.settings import ImageSettings
 from export.wording import plain_line, plain_text
 from validate.bisect.search import ProbeError, Trace
-from validate.cases.prompts import PreparedCase, picture_from_patches
+from validate.cases.prompts import PreparedCase, image_from_patches
 from validate.gates.gates import GateResult
 from validate.report.plots import Series, line_chart, ratio_chart
 from validate.report.report import REPORT_NAME, CaseReport, Report
@@ -39,7 +39,7 @@ def write_report(
     Args:
         report: the whole result.
         directory: that is there.
-        pictures: data URIs by case, see `pictures_of_worst_cases`.
+        pictures: data URIs by case, see `images_of_worst_cases`.
         samples: questions and answers by case, see `samples_of_cases`; None: none are shown.
     """
     content = json.dumps(report.to_json(), indent=1, allow_nan=False)
@@ -58,20 +58,20 @@ def worst_cases(report: Report) -> list[CaseReport]:
     ]
 
 
-def pictures_of_worst_cases(
+def images_of_worst_cases(
     report: Report, cases: Sequence[PreparedCase], settings: ImageSettings
 ) -> dict[str, list[str]]:
     """What the model saw in the worst cases, as PNG data URIs; the first frame of a video."""
     names = {case.name for case in worst_cases(report)}
-    return {case.name: _pictures(case, settings) for case in cases if case.name in names}
+    return {case.name: _images(case, settings) for case in cases if case.name in names}
 
 
-def _pictures(case: PreparedCase, settings: ImageSettings) -> list[str]:
+def _images(case: PreparedCase, settings: ImageSettings) -> list[str]:
     uris = []
     for prompt in case.prompts:
         start = 0
         for grid in prompt.grids:
-            frame = picture_from_patches(prompt.patches[start:], grid, settings)
+            frame = image_from_patches(prompt.patches[start:], grid, settings)
             start += grid[0] * grid[1] * grid[2]
             picture = Image.fromarray(frame)
             picture.thumbnail((_MAX_PICTURE_SIDE, _MAX_PICTURE_SIDE))

@@ -14,7 +14,7 @@ from export.errors import UserError
 from export.files.directory_swap import explaining_errors, replacing_directory, require_replaceable
 from export.records.verdicts import keep_verdict
 from validate.records.golden import GOLDEN_DIRECTORY
-from validate.report.render import pictures_of_worst_cases, write_report
+from validate.report.render import images_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY, Report
 from validate.report.words import samples_of_cases
 from validate.run.plan import Plan, Progress
@@ -41,7 +41,7 @@ def run_plan(plan: Plan, directory: Path, progress: Progress, *, resume: bool = 
             write_report(
                 report,
                 scratch,
-                pictures_of_worst_cases(report, plan.cases, plan.image_settings),
+                images_of_worst_cases(report, plan.cases, plan.image_settings),
                 samples_of_cases(
                     report,
                     plan.cases,

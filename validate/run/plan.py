@@ -154,8 +154,8 @@ def cost(case: PreparedCase) -> float:
 
 def probe_of(cases: Sequence[PreparedCase]) -> PreparedCase:
     """The smallest case with several pictures, or the smallest."""
-    return min(cases, key=lambda case: (_num_pictures(case) < 2, cost(case)))
+    return min(cases, key=lambda case: (_num_images(case) < 2, cost(case)))
 
 
-def _num_pictures(case: PreparedCase) -> int:
+def _num_images(case: PreparedCase) -> int:
     return sum(len(prompt.grids) for prompt in case.prompts)

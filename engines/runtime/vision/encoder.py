@@ -6,13 +6,13 @@ from engines.runtime.lost import EngineLostError
 from engines.runtime.scheduler_limits import SchedulerLimits, SchedulerStats
 from engines.runtime.sequence import TokenSequence, timed
 from engines.runtime.vision.cache import EmbeddingCache
-from engines.runtime.vision.images import Picture, encode_pictures
+from engines.runtime.vision.images import PromptImage, encode_images
 from engines.session import VisionSession
 from export.checkpoint.config import ModelConfig
 from export.inputs import Embeds
 
 
-class PictureEncoder:
+class ImageEncoder:
     """One vision session for the pictures of all requests; each picture is encoded once while it is remembered."""
 
     def __init__(
@@ -60,9 +60,9 @@ class PictureEncoder:
                 sequence.take_embeds(picture, embeds)
                 self._stats.num_picture_cache_hits += 1
 
-    def _next_pictures(self, sequences: Sequence[TokenSequence]) -> dict[bytes, Picture]:
+    def _next_pictures(self, sequences: Sequence[TokenSequence]) -> dict[bytes, PromptImage]:
         """Pictures for one call, by digest: as many as fit in their order, at least one."""
-        chosen: dict[bytes, Picture] = {}
+        chosen: dict[bytes, PromptImage] = {}
         num_patches = 0
         for picture in (picture for sequence in sequences for picture in sequence.missing):
             if picture.digest in chosen:
@@ -73,11 +73,11 @@ class PictureEncoder:
             chosen[picture.digest] = picture
         return chosen
 
-    def _encode(self, pictures: Sequence[Picture]) -> tuple[dict[bytes, Embeds], dict[bytes, Exception]]:
+    def _encode(self, pictures: Sequence[PromptImage]) -> tuple[dict[bytes, Embeds], dict[bytes, Exception]]:
         """Embeddings and, for pictures on which the engine fails even alone, its exceptions: both by digest."""
         self._stats.num_vision_calls += 1
         try:
-            embeds = encode_pictures(pictures, self._vision, self._model)
+            embeds = encode_images(pictures, self._vision, self._model)
         except EngineLostError:
             raise
         except Exception as error:  # noqa: BLE001  any fault of an engine ends the requests that it hit

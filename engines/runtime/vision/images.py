@@ -19,7 +19,7 @@ from export.inputs import Embeds, ModelInputs, VisionInputs
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class PromptImage:
     """One picture or video of a prompt."""
 
     digest: bytes
@@ -39,7 +39,7 @@ class Picture:
         return len(self.patches)
 
 
-def pictures_from_inputs(inputs: ModelInputs, model: ModelConfig) -> tuple[Picture, ...]:
+def images_from_inputs(inputs: ModelInputs, model: ModelConfig) -> tuple[PromptImage, ...]:
     """The pictures and videos of a prompt in order of appearance.
 
     Hashes all patches, about a second per gigabyte, with the interpreter's lock released: call it where the prompt
@@ -56,7 +56,7 @@ def pictures_from_inputs(inputs: ModelInputs, model: ModelConfig) -> tuple[Pictu
         digest.update(np.ascontiguousarray(positions).data)
         first, last = start // model.vision.patches_per_token, stop // model.vision.patches_per_token - 1
         pictures.append(
-            Picture(
+            PromptImage(
                 digest.digest(),
                 patches,
                 positions,
@@ -76,7 +76,7 @@ def encode_rows(vision: VisionSession, inputs: VisionInputs) -> Embeds:
     return vision.encode(inputs)
 
 
-def encode_pictures(pictures: Sequence[Picture], vision: VisionSession, model: ModelConfig) -> list[Embeds]:
+def encode_images(pictures: Sequence[PromptImage], vision: VisionSession, model: ModelConfig) -> list[Embeds]:
     """Encode pictures, of one prompt or of many, in one packed call: visual tokens [V_i, C] of each.
 
     Attention never crosses a segment, so what a picture is packed with changes nothing.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from engines.serving.media.channel import Job, received_job, send_reply
 from export.errors import UserError
-from export.processor.media.picture_headers import decoding_work
+from export.processor.media.image_headers import decoding_work
 
 _MAX_OPEN_FILES = 64
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.processor.images import picture_size, read_image
+from export.processor.images import image_size, read_image
 from export.processor.media.budget import NO_BUDGET, Budget
 from export.processor.media.limits import DEFAULT_LIMITS, MediaLimits
 from export.processor.media.medium import DecodedMedium
@@ -49,7 +49,7 @@ class LocalReader:
     limits: MediaLimits = DEFAULT_LIMITS
 
     def picture_sizes(self, pictures: Sequence[Any]) -> list[tuple[int, int]]:
-        return [picture_size(picture) for picture in pictures]
+        return [image_size(picture) for picture in pictures]
 
     def decode(self, kind: str, source: Any, budget: Budget = NO_BUDGET) -> DecodedMedium:
         if kind == "video":

@@ -61,7 +61,7 @@ class FrameSource(Protocol):
         ...
 
 
-class PictureFrames:
+class ImageFrames:
     """A list of pictures, each one frame; files are decoded one at a time."""
 
     fps: float | None = None
@@ -82,7 +82,7 @@ class PictureFrames:
             yield load_image(self._pictures[index])
 
 
-def pictures_in_folder(folder: Path) -> list[Path]:
+def images_in_folder(folder: Path) -> list[Path]:
     """The pictures of a folder in the natural order of their names: frame_2 before frame_10.
 
     Raises:

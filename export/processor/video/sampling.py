@@ -26,8 +26,8 @@ from export.processor.video.container import ContainerFrames
 from export.processor.video.frames import (
     AnimationFrames,
     FrameSource,
-    PictureFrames,
-    pictures_in_folder,
+    ImageFrames,
+    images_in_folder,
 )
 
 VideoSource = str | os.PathLike[str] | bytes | Sequence[ImageSource] | NDArray[np.uint8]
@@ -86,9 +86,9 @@ def open_frames(source: VideoSource, limits: MediaLimits = DEFAULT_LIMITS) -> Fr
     """
     name = describe_video(source)
     if isinstance(source, list | tuple | np.ndarray):
-        return PictureFrames(list(source), name)
+        return ImageFrames(list(source), name)
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        return PictureFrames(pictures_in_folder(Path(source)), name)
+        return ImageFrames(images_in_folder(Path(source)), name)
     path_or_bytes = source if isinstance(source, bytes) else path_of_file(source)
     if _is_animation(path_or_bytes):
         return AnimationFrames(path_or_bytes, name, limits)

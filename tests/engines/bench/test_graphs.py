@@ -12,7 +12,7 @@ from engines.bench import graphs
 from engines.bench.graphs import Bench
 from engines.bench.report import BenchRow, LeftOut
 from engines.bench.sampling import Effort
-from engines.bench.sizes import lengths_up_to, picture_sizes
+from engines.bench.sizes import image_sizes, lengths_up_to
 from engines.session import Engine
 from engines.sizing.work import decode_bytes
 from export.processor.processor import Processor
@@ -73,7 +73,7 @@ def test_ladders_grow_fourfold_up_to_the_limit():
 
 
 def test_pictures_end_where_the_processor_makes_them_smaller():
-    sizes = picture_sizes(ImageSettings(max_pixels=1280 * 28 * 28))
+    sizes = image_sizes(ImageSettings(max_pixels=1280 * 28 * 28))
     assert [size.num_patches for size in sizes] == [256, 1024, 4096, sizes[-1].num_patches]
     assert 4096 < sizes[-1].num_patches <= 5120
 

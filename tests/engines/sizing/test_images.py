@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engines.sizing.images import PictureSizes, histogram, limits_for_pictures, read_picture_sizes
+from engines.sizing.images import ImageSizes, histogram, limits_for_images, read_image_sizes
 from export.errors import UserError
 from export.processor.settings import ImageSettings
 
@@ -20,7 +20,7 @@ def test_pictures_are_measured_as_the_processor_sees_them(tmp_path: Path) -> Non
     save(tmp_path / "a.png", 56, 84)
     save(tmp_path / "deep" / "b.jpg", 280, 280)
     save(tmp_path / "large.png", 4000, 3000)  # shrunk to the settings' budget
-    sizes = read_picture_sizes(tmp_path, SETTINGS)
+    sizes = read_image_sizes(tmp_path, SETTINGS)
     assert sizes.patches[:2] == (4 * 6, 20 * 20)
     assert 0.95 * SETTINGS.max_pixels < sizes.patches[2] * 14 * 14 <= SETTINGS.max_pixels
     assert sizes.percentile(50) == 400
@@ -35,7 +35,7 @@ def test_what_is_no_picture_is_skipped_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "bomb.ppm").write_bytes(bomb)
     (tmp_path / ".hidden").write_text("not looked at")
     os.mkfifo(tmp_path / "pipe")  # would block a reader
-    sizes = read_picture_sizes(tmp_path, SETTINGS)
+    sizes = read_image_sizes(tmp_path, SETTINGS)
     assert sizes.patches == (16,)
     assert len(sizes.skipped) == 3
 
@@ -43,23 +43,23 @@ def test_what_is_no_picture_is_skipped_with_its_reason(tmp_path: Path) -> None:
 def test_a_folder_without_pictures_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="no picture found"):
-        read_picture_sizes(tmp_path, SETTINGS)
+        read_image_sizes(tmp_path, SETTINGS)
 
 
 def test_limits_serve_the_largest_pictures_and_leave_room_for_text_and_answer() -> None:
-    sizes = PictureSizes("somewhere", (16, 400, 1000, 1200), ())
-    assert limits_for_pictures(sizes, SETTINGS, 1) == {
+    sizes = ImageSizes("somewhere", (16, 400, 1000, 1200), ())
+    assert limits_for_images(sizes, SETTINGS, 1) == {
         "max_patches": 1280,  # 1,200 in steps of 256
         "max_segments": 64,
         "max_prompt_tokens": 576,  # 320 visual tokens and 256 others
         "max_context": 1088,  # and 512 for the answer
     }
-    assert limits_for_pictures(sizes, SETTINGS, 2)["max_patches"] == 2560  # twice 1,200
-    assert limits_for_pictures(PictureSizes("", (1000,), ()), SETTINGS, 3)["max_patches"] == 3072
+    assert limits_for_images(sizes, SETTINGS, 2)["max_patches"] == 2560  # twice 1,200
+    assert limits_for_images(ImageSizes("", (1000,), ()), SETTINGS, 3)["max_patches"] == 3072
 
 
 def test_few_segments_are_enough_where_no_picture_is_small() -> None:
-    limits = limits_for_pictures(PictureSizes("", (500, 1000), ()), SETTINGS, 2)
+    limits = limits_for_images(ImageSizes("", (500, 1000), ()), SETTINGS, 2)
     assert (limits["max_patches"], limits["max_segments"]) == (2048, 4)
 
 

@@ -6,9 +6,9 @@ import pytest
 from tests.support.mrope_rule import position_ids_by_the_paper
 from validate.cases.builtin import Case, Image, Profile, Text, Video, make_level
 from validate.cases.prompts import (
+    image_from_patches,
     options_that_hold,
     pack_patches,
-    picture_from_patches,
     prepare_case,
     visual_token_ids,
 )
@@ -73,7 +73,7 @@ def test_an_engine_of_the_named_options_takes_every_case_but_those_past_its_edge
 def test_a_picture_comes_back_from_its_patches(exported):
     settings = exported.plan.image_settings
     prepared = prepare_case(Case("one", ((Image(4, 6),),)), exported.config, settings)
-    picture = picture_from_patches(prepared.prompts[0].patches, (1, 4, 6), settings)
+    picture = image_from_patches(prepared.prompts[0].patches, (1, 4, 6), settings)
     assert picture.shape == (56, 84, 3)
     # The patch in row 1, column 2 stands in the second 2 x 2 block, third place: 4 + 2.
     patch = prepared.prompts[0].patches[6].reshape(3, 2, 14, 14)[:, 0]

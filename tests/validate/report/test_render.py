@@ -16,7 +16,7 @@ from export.files.directory_swap import replacing_directory, require_replaceable
 from validate.cases.builtin import Case, Text
 from validate.cases.prompts import prepare_case
 from validate.report import render
-from validate.report.render import pictures_of_worst_cases, write_report
+from validate.report.render import images_of_worst_cases, write_report
 from validate.report.report import REPORT_DIRECTORY
 from validate.report.words import _answer_text, samples_of_cases
 from validate.run.validation import run_validation
@@ -32,9 +32,7 @@ def rendered(plan, exported, directory):
     """Run a plan and write its report; returns the report's object."""
     report = run_validation(plan, exported.workspace(directory), lambda *_: None)
     (directory / "report").mkdir()
-    write_report(
-        report, directory / "report", pictures_of_worst_cases(report, plan.cases, plan.image_settings)
-    )
+    write_report(report, directory / "report", images_of_worst_cases(report, plan.cases, plan.image_settings))
     return report
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.runtime.vision.images import encode_pictures, pictures_from_inputs
+from engines.runtime.vision.images import encode_images, images_from_inputs
 from engines.session import EngineError
 from export.inputs import ModelInputs
 from tests.engines.runtime.fake_engine import (
@@ -36,7 +36,7 @@ def make_inputs(grids=GRIDS, seed=0) -> ModelInputs:
 
 def test_each_picture_knows_its_patches_segments_and_tokens():
     inputs = make_inputs()
-    picture, video = pictures_from_inputs(inputs, MODEL)
+    picture, video = images_from_inputs(inputs, MODEL)
     assert (picture.segment_patches, video.segment_patches) == ((8,), (4, 4, 4))
     assert (picture.first_token, picture.last_token, video.first_token, video.last_token) == (1, 2, 4, 6)
     assert picture.patches.tolist() == inputs.patches[:8].tolist()
@@ -46,14 +46,14 @@ def test_each_picture_knows_its_patches_segments_and_tokens():
 
 def test_a_digest_tells_content_and_shape_and_nothing_else():
     inputs = make_inputs()
-    digests = [picture.digest for picture in pictures_from_inputs(inputs, MODEL)]
+    digests = [picture.digest for picture in images_from_inputs(inputs, MODEL)]
     moved = replace(inputs, token_ids=np.array([9, *TOKENS]), position_ids=np.ones((3, 9), np.int32))
-    assert [picture.digest for picture in pictures_from_inputs(moved, MODEL)] == digests
+    assert [picture.digest for picture in images_from_inputs(moved, MODEL)] == digests
 
     patches = inputs.patches.copy()
     patches[7, -1] = np.nextafter(patches[7, -1], np.float32(9))
-    assert pictures_from_inputs(replace(inputs, patches=patches), MODEL)[0].digest != digests[0]
-    taller = pictures_from_inputs(replace(inputs, grids=((1, 4, 2), (3, 2, 2))), MODEL)
+    assert images_from_inputs(replace(inputs, patches=patches), MODEL)[0].digest != digests[0]
+    taller = images_from_inputs(replace(inputs, grids=((1, 4, 2), (3, 2, 2))), MODEL)
     assert (taller[0].digest != digests[0], taller[1].digest == digests[1]) == (True, True)
 
 
@@ -64,9 +64,9 @@ def test_packed_pictures_get_their_own_embeddings_in_memory_of_their_own():
             assert inputs.cu_seqlens.dtype == inputs.positions.dtype == np.int32
             return super().encode(inputs)
 
-    pictures = pictures_from_inputs(make_inputs(), MODEL)[::-1]
+    pictures = images_from_inputs(make_inputs(), MODEL)[::-1]
     vision = Checking()
-    embeds = encode_pictures(pictures, vision, MODEL)
+    embeds = encode_images(pictures, vision, MODEL)
     assert [part.shape for part in embeds] == [(3, HIDDEN), (2, HIDDEN)]
     for picture, part in zip(pictures, embeds, strict=True):
         assert isinstance(part, np.ndarray)
@@ -80,4 +80,4 @@ def test_an_engine_that_returns_another_number_of_rows_is_called_faulty():
             return super().encode(inputs)[1:]
 
     with pytest.raises(EngineError, match=rf"shape \(4, {HIDDEN}\), expected \(5, {HIDDEN}\) for 20 patches"):
-        encode_pictures(pictures_from_inputs(make_inputs(), MODEL), Broken(), MODEL)
+        encode_images(images_from_inputs(make_inputs(), MODEL), Broken(), MODEL)

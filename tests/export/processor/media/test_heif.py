@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.errors import UserError
-from export.processor.images import load_image, picture_size
+from export.processor.images import image_size, load_image
 from export.processor.media import heif
 
 TILE = 64
@@ -118,13 +118,13 @@ def close(image, expected):
 
 def test_a_single_picture_is_read(scene):
     content = heic([scene[:TILE, :TILE]])
-    assert picture_size(content) == (TILE, TILE)
+    assert image_size(content) == (TILE, TILE)
     assert close(load_image(content), scene[:TILE, :TILE])
 
 
 def test_tiles_are_laid_in_their_grid_and_cut_to_its_size(scene):
     content = heic(tiles_of(scene), columns=3, size=(170, 100))
-    assert picture_size(content) == (170, 100)
+    assert image_size(content) == (170, 100)
     assert close(load_image(content), scene[:100, :170])
 
 
@@ -148,7 +148,7 @@ def test_it_is_shown_as_its_transforms_say(scene, kind):
     transforms, expected = TRANSFORMS[kind]
     content = heic([scene[:TILE, :TILE]], transforms=transforms)
     shown = expected(scene[:TILE, :TILE])
-    assert picture_size(content) == (shown.shape[1], shown.shape[0])
+    assert image_size(content) == (shown.shape[1], shown.shape[0])
     assert close(load_image(content), shown)
 
 
@@ -156,7 +156,7 @@ def test_a_file_is_read_as_bytes_are(tmp_path, scene):
     path = tmp_path / "photo.heic"
     path.write_bytes(heic([scene[:TILE, :TILE]]))
     assert close(load_image(path), scene[:TILE, :TILE])
-    assert picture_size(path) == (TILE, TILE)
+    assert image_size(path) == (TILE, TILE)
 
 
 def test_a_size_that_it_claims_is_checked_before_a_tile_is_decoded(monkeypatch, scene):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from export.errors import UserError
 from export.processor.images import load_image
-from export.processor.media.picture_headers import MAX_ICON_SIDE, MAX_JPEG_SCANS
+from export.processor.media.image_headers import MAX_ICON_SIDE, MAX_JPEG_SCANS
 from tests.support.pictures import encoded, picture
 
 
