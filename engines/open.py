@@ -256,7 +256,7 @@ def _too_small(record: EngineRecord, num_slots: int, capacity: int) -> list[str]
 def _require_whole(bundle: Bundle, record: EngineRecord) -> None:
     """A broken engine may crash the process that loads it; reading all of it once costs less than loading it."""
     directory = bundle.engine_directory(record.key)
-    if changed := list(record.changed_files(directory, read=True)):
+    if changed := bundle.changed_engine_files(record):
         raise UserError(
             f"The engine {directory} is damaged: {'; '.join(changed)}.",
             f"Remove that directory and build it again: "

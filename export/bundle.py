@@ -194,18 +194,32 @@ class Bundle:
         return digests
 
     def engine_digests(self, record: EngineRecord) -> dict[str, str]:
-        """sha256 of each file of an engine by its path inside the bundle: reads every byte.
+        """sha256 of each file of an engine by its path inside the bundle; see `changed_engine_files`.
 
         Raises:
             UserError: a file is not as it was built.
         """
-        directory = self.engine_directory(record.key)
-        if changed := list(record.changed_files(directory, read=True)):
+        if changed := self.changed_engine_files(record):
             raise UserError(
                 f"The engine {record.key} in {self.directory} is not as it was built: {'; '.join(changed)}.",
                 "Build it again.",
             )
         return {f"{ENGINES_DIRECTORY}/{record.key}/{file.name}": str(file.sha256) for file in record.files}
+
+    def changed_engine_files(self, record: EngineRecord) -> list[str]:
+        """What is wrong with an engine's files. Reads every byte, but for files that it has read and that stayed."""
+        directory = self.engine_directory(record.key)
+        state = record.files_state(directory)
+        if self._whole_engines.get(record.key) == state:
+            return []
+        if not (changed := list(record.changed_files(directory, read=True))):
+            self._whole_engines[record.key] = state
+        return changed
+
+    @cached_property
+    def _whole_engines(self) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
+        """By key: how an engine's files stood when they were read and were right."""
+        return {}
 
 
 def open_bundle(path: Path) -> Bundle:

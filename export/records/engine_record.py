@@ -123,6 +123,18 @@ class EngineRecord:
             elif read and sha256_of(path) != record.sha256:
                 yield f"{record.name} changed since it was built"
 
+    def files_state(self, directory: Path) -> tuple[tuple[int, ...] | None, ...]:
+        """Inode, size and times of each file, which change with its bytes; None for one that is missing."""
+        states: list[tuple[int, ...] | None] = []
+        for record in self.files:
+            try:
+                found = (directory / record.name).lstat()
+            except OSError:
+                states.append(None)
+            else:
+                states.append((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return tuple(states)
+
 
 def read_engine_record(directory: Path) -> EngineRecord:
     """Read the record of one engine.

@@ -22,7 +22,7 @@ from engines.store.cache import (
 from export.bundle import Bundle, open_bundle
 from export.errors import UserError
 from export.records.engine_record import RECORD_NAME, EngineRecord, engine_records
-from export.records.manifest import FileRecord, content_key
+from export.records.manifest import FileRecord, content_key, sha256_of
 from tests.export.bundle_samples import make_weights, write_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -216,6 +216,29 @@ def test_a_changed_byte_is_found_by_reading(bundle: Bundle) -> None:
     (directory / "vision.engine").write_bytes(b"an enginE")
     assert list(record.changed_files(directory, read=False)) == []
     assert list(record.changed_files(directory, read=True)) == ["vision.engine changed since it was built"]
+
+
+def test_bytes_are_read_once_a_command_and_again_once_they_changed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = write_engine(bundle)
+    read: list[str] = []
+
+    def counting(path: Path) -> str:
+        read.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("export.records.engine_record.sha256_of", counting)
+    digests = bundle.engine_digests(record)
+    assert bundle.changed_engine_files(record) == []
+    assert bundle.engine_digests(record) == digests
+    assert sorted(read) == sorted(file.name for file in record.files)
+    path = bundle.directory / "engines" / record.key / "vision.engine"
+    path.write_bytes(b"an enginE")
+    for _ in range(2):
+        assert bundle.changed_engine_files(record) == ["vision.engine changed since it was built"]
+    path.unlink()
+    assert bundle.changed_engine_files(record) == ["vision.engine is missing"]
 
 
 def test_a_failed_build_leaves_nothing(bundle: Bundle) -> None:
