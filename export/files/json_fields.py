@@ -5,7 +5,7 @@ A field's type may carry a `Check`: `Annotated[int, Check("a size", is_count)]` 
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -60,7 +60,7 @@ def read_dataclass(
         whole: no key may be left out, here and inside.
     """
     before = len(problems)
-    values = dict(_read_fields(kind, content, problems, where, whole=whole))
+    values = read_fields(kind, content, problems, where, whole=whole)
     if len(problems) > before:
         return None
     try:
@@ -70,12 +70,13 @@ def read_dataclass(
         return None
 
 
-def _read_fields(
-    kind: type, content: Any, problems: list[str], where: str, *, whole: bool
-) -> Iterator[tuple[str, Any]]:
+def read_fields(
+    kind: type, content: Any, problems: list[str], where: str = "", *, whole: bool = False
+) -> dict[str, Any]:
+    """The fields of a dataclass that a JSON object has and that are right, by name. Args as `read_dataclass`."""
     if not isinstance(content, dict):
         problems.append(f"{where.removesuffix(': ') or 'it'} must be an object, found {content!r:.80}")
-        return
+        return {}
     known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     if unknown := sorted(content.keys() - known):
         problems.append(
@@ -85,9 +86,25 @@ def _read_fields(
         name for name, field in known.items() if name not in content and (whole or not _has_default(field))
     ):
         problems.append(f"{where}missing keys {', '.join(missing)}")
-    types_of = _types_of(kind)
+    types_of, values = _types_of(kind), {}
     for name in [name for name in known if name in content]:
-        yield name, _value(types_of[name], content[name], problems, f"{where}{name}", whole=whole)
+        found: list[str] = []
+        value = _value(types_of[name], content[name], found, f"{where}{name}", whole=whole)
+        if not found:
+            values[name] = value
+        problems += found
+    return values
+
+
+def field_problems(instance: Any) -> list[str]:
+    """What the values of a dataclass are not that their fields' checks ask for, each without a full stop."""
+    return [
+        f"{name} must be {check.words}, found {value!r:.80}"
+        for name, kind in _types_of(instance.__class__).items()
+        if get_origin(kind) is Annotated
+        for check in get_args(kind)[1:]
+        if not check.holds(value := getattr(instance, name))
+    ]
 
 
 @functools.cache

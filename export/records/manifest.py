@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from export.contract import DecoderStage, decoder_stages
 from export.errors import UserError
 from export.files.atomic import replace_text
 from export.files.checks import is_count
-from export.files.json_fields import Check, read_dataclass
+from export.files.json_fields import Check, read_fields
 from export.files.json_object import json_object_from_bytes, parse_json_object
 
 FORMAT = "qv-export bundle"
@@ -102,12 +102,11 @@ class Manifest:
     @property
     def graph_names(self) -> tuple[str, ...]:
         """The vision encoder, then the decoder's stages in order, of one rank after another."""
-        return ("vision", *(stage.graph for stages in self.rank_stages(1) for stage in stages))
+        return _graph_names(self.stages, self.tensor_parallel)
 
     def rank_stages(self, num_layers: int) -> tuple[tuple[DecoderStage, ...], ...]:
         """The decoder's graphs: by rank, in order. Args: num_layers: of a decoder that is not cut into stages."""
-        ranks = [None] if self.tensor_parallel == 1 else range(self.tensor_parallel)
-        return tuple(decoder_stages(self.stages or (num_layers,), rank) for rank in ranks)
+        return _rank_stages(self.stages or (num_layers,), self.tensor_parallel)
 
     def records(self) -> tuple[FileRecord, ...]:
         """Every recorded file: graphs, weights, others."""
@@ -142,17 +141,27 @@ class Manifest:
             )
         problems: list[str] = []
         # Stages and ranks are absent in bundles from before there were any.
-        manifest = read_dataclass(
-            cls, {"stages": [], "tensor_parallel": 1, "precision": {}, **content}, problems, whole=True
-        )
-        problems += [] if manifest is None else _problems(manifest)
-        if manifest is None or problems:
+        given = {"stages": [], "tensor_parallel": 1, "precision": {}, **content}
+        values = read_fields(cls, given, problems, whole=True)
+        for needed, contradictions in _CONTRADICTIONS:
+            if needed <= values.keys():
+                problems += contradictions(**{name: values[name] for name in needed})
+        if problems:
             raise UserError(f"{source} is not a valid manifest:\n- " + "\n- ".join(problems))
-        return manifest
+        return cls(**values)
 
     def write(self, directory: Path) -> None:
         """Write `manifest.json` so that a reader sees either the old one or the whole new one."""
         replace_text(directory / MANIFEST_NAME, self.to_json())
+
+
+def _rank_stages(layers: Sequence[int], num_ranks: int) -> tuple[tuple[DecoderStage, ...], ...]:
+    ranks = [None] if num_ranks == 1 else range(num_ranks)
+    return tuple(decoder_stages(layers, rank) for rank in ranks)
+
+
+def _graph_names(stages: tuple[int, ...], num_ranks: int) -> tuple[str, ...]:
+    return ("vision", *(stage.graph for each in _rank_stages(stages or (1,), num_ranks) for stage in each))
 
 
 def content_key(parts: Mapping[str, str]) -> str:
@@ -167,12 +176,33 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _problems(manifest: Manifest) -> Iterator[str]:
-    """What its values, each of its type, say against each other."""
-    if set(manifest.graph_names) != set(manifest.graphs):
-        yield f"graphs must hold {_joined(manifest.graph_names)}"
-    yield from _digest_problems(manifest)
-    names = [record.name for record in manifest.records()]
+def _graph_problems(
+    graphs: Mapping[str, FileRecord], stages: tuple[int, ...], tensor_parallel: int
+) -> Iterator[str]:
+    names = _graph_names(stages, tensor_parallel)
+    if set(names) != set(graphs):
+        yield f"graphs must hold {_joined(names)}"
+
+
+def _weight_problems(weights: Sequence[FileRecord], weights_mode: str) -> Iterator[str]:
+    """Every file is known by its bytes: only weights that are linked were never read as a whole."""
+    for record in weights:
+        if not _is_digest(record.fingerprint):
+            yield f"{record.name}: fingerprint must be a sha256"
+        if not _is_digest(record.sha256) and (record.sha256 is not None or weights_mode != "link"):
+            yield f"{record.name}: {_NO_DIGEST}"
+
+
+def _digest_problems(graphs: Mapping[str, FileRecord], files: Sequence[FileRecord]) -> Iterator[str]:
+    for record in (*graphs.values(), *files):
+        if not _is_digest(record.sha256):
+            yield f"{record.name}: {_NO_DIGEST}"
+
+
+def _name_problems(
+    graphs: Mapping[str, FileRecord], weights: Sequence[FileRecord], files: Sequence[FileRecord]
+) -> Iterator[str]:
+    names = [record.name for record in (*graphs.values(), *weights, *files)]
     twice = {name for name in names if names.count(name) > 1} if len(names) < 10_000 else {"too many files"}
     if twice:
         yield f"files must have different names, found {_listed(twice)} twice"
@@ -182,18 +212,14 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         yield f"{_listed(reserved)}: a name that the bundle keeps for itself"
 
 
-def _digest_problems(manifest: Manifest) -> Iterator[str]:
-    """Every file is known by its bytes: only weights that are linked were never read as a whole."""
-    for record in manifest.weights:
-        if not _is_digest(record.fingerprint):
-            yield f"{record.name}: fingerprint must be a sha256"
-        if not _is_digest(record.sha256) and (record.sha256 is not None or manifest.weights_mode != "link"):
-            yield f"{record.name}: sha256 must be one: only linked weights have none"
-    for record in (*manifest.graphs.values(), *manifest.files):
-        if not _is_digest(record.sha256):
-            yield f"{record.name}: sha256 must be one: only linked weights have none"
-
-
+_CONTRADICTIONS: tuple[tuple[frozenset[str], Callable[..., Iterator[str]]], ...] = (
+    (frozenset({"graphs", "stages", "tensor_parallel"}), _graph_problems),
+    (frozenset({"weights", "weights_mode"}), _weight_problems),
+    (frozenset({"graphs", "files"}), _digest_problems),
+    (frozenset({"graphs", "weights", "files"}), _name_problems),
+)
+"""What values, each of its type, say against each other: asked of those that are right, whatever the others are."""
+_NO_DIGEST = "sha256 must be one: only linked weights have none"
 _RESERVED = ((MANIFEST_NAME,), ("engines",), ("verdicts",))
 """What stands in a bundle without being recorded by its manifest."""
 

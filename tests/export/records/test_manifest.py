@@ -111,6 +111,27 @@ def test_a_tampered_manifest_is_refused(
         open_bundle(tmp_path / "bundle")
 
 
+def test_wrong_types_and_contradictions_are_told_at_once(tmp_path: Path, weights: Path) -> None:
+    content = json.loads(write_bundle(tmp_path / "bundle", weights).manifest.to_json())
+    content["dtype"] = 3
+    content["stages"] = [1]
+    content["weights"][0]["fingerprint"] = None
+    content["files"][0]["name"] = content["weights"][0]["name"]
+    content["files"][0]["sha256"] = "short"
+    with pytest.raises(UserError) as caught:
+        Manifest.from_json(json.dumps(content))
+    told = caught.value.message
+    name = content["weights"][0]["name"]
+    for problem in (
+        "dtype must be a string, found 3",
+        "stages must be a list of numbers of layers",
+        f"{name}: fingerprint must be a sha256",
+        f"{name}: sha256 must be one",
+        f"files must have different names, found {name} twice",
+    ):
+        assert problem in told
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, "\udcff"])
 def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, weights: Path, text: str) -> None:
     write_bundle(tmp_path / "bundle", weights)
