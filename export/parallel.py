@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 
 from export.errors import UserError
 from export.models.configuration import ModelConfig
+from export.models.sizes import layer_weights, table_weights
 
 
 def balanced_layers(config: ModelConfig, num_stages: int) -> tuple[int, ...]:
@@ -26,13 +27,9 @@ def balanced_layers(config: ModelConfig, num_stages: int) -> tuple[int, ...]:
             f"--pipeline-stages {num_stages}: the decoder has {num_layers} layers, so 1 to {num_layers} stages.",
             f"Give at most {num_layers}.",
         )
-    table = decoder.vocab_size * decoder.hidden_size
-    queries = decoder.num_attention_heads * decoder.head_dim
-    keys = decoder.num_key_value_heads * decoder.head_dim
-    layer = decoder.hidden_size * (2 * queries + 2 * keys + 3 * decoder.intermediate_size)
-    costs = [layer] * num_layers
-    costs[0] += table
-    costs[-1] += table
+    costs = [layer_weights(decoder)] * num_layers
+    costs[0] += table_weights(decoder)
+    costs[-1] += table_weights(decoder)
     return _least_heavy(costs, num_stages)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engines.sizing.limits import Limits
 from export.checkpoint.config import ModelConfig
+from export.models.sizes import decoder_weights, vision_weights
 
 _PATCHES_PER_TOKEN = 4
 _SCRATCH_BYTES = 16_000_000
@@ -211,28 +212,6 @@ def decoder_activation_bytes(config: ModelConfig, limits: Limits, value_bytes: i
     tokens = limits.max_batch * limits.prompt_tokens
     logits = limits.max_batch * limits.max_logits_tokens * decoder.vocab_size * 4
     return tokens * values * value_bytes + logits + _SCRATCH_BYTES
-
-
-def vision_weights(config: ModelConfig) -> int:
-    """Number of weights of the vision encoder: patch embedding, blocks, merger."""
-    vision = config.vision
-    width, hidden = vision.embed_dim, vision.intermediate_size
-    block = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
-    merged = width * vision.patches_per_token
-    merger = 2 * width + merged * merged + merged + merged * vision.hidden_size + vision.hidden_size
-    return vision.patch_values * width + vision.depth * block + merger
-
-
-def decoder_weights(config: ModelConfig) -> int:
-    """Number of weights of the decoder; tied embeddings count once, as the graph holds them."""
-    decoder = config.decoder
-    width, hidden = decoder.hidden_size, decoder.intermediate_size
-    queries = decoder.num_attention_heads * decoder.head_dim
-    keys = decoder.num_key_value_heads * decoder.head_dim
-    attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
-    layer = attention + 3 * width * hidden + 2 * width
-    tables = decoder.tokens_of_rank * width * (1 if decoder.tie_word_embeddings else 2)
-    return tables + decoder.num_hidden_layers * layer + width
 
 
 def shortages(

@@ -6,8 +6,8 @@ Arithmetic on the model's sizes, after which a measured time is a share of what 
 
 from collections.abc import Sequence
 
-from engines.sizing.costs import decoder_weights
 from export.checkpoint.config import ModelConfig
+from export.models.sizes import decoder_weights
 
 
 def vision_operations(config: ModelConfig, segment_lengths: Sequence[int]) -> int:

@@ -31,8 +31,6 @@ from export.dtypes import onnx_dtype
 from export.errors import UserError
 from export.inputs import DecoderInputs, Embeds, VisionInputs
 
-_OUTPUTS = ("top_logits", "top_ids", "log_sum_exp", "asked_logits")
-
 
 def open_sessions(
     bundle: Bundle, device: Device, *, num_slots: int, capacity: int, num_threads: int | None = None
@@ -135,7 +133,7 @@ class DeviceDecoder:
         answers = self._answers(first_slot, inputs, asked_ids)
         found: dict[str, Any] = {
             name: np.concatenate([self._device.download(name, answer[name].value) for answer in answers])
-            for name in _OUTPUTS
+            for name in self._output_types
         }
         rows = [(answer["logits"], row) for answer in answers for row in range(answer["logits"].shape[0])]
 

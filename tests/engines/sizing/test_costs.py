@@ -8,18 +8,17 @@ import pytest
 from engines.backends import backend_of
 from engines.sizing.costs import (
     EngineCosts,
-    decoder_weights,
     free_disk_bytes,
     free_ram_bytes,
     plan_engine,
     shortages,
-    vision_weights,
 )
 from engines.sizing.limits import Limits
 from examples.random_checkpoint import SIZES, published_config
 from export.checkpoint.config import ModelConfig, config_from_json, load_config
 from export.checkpoint.tensors import open_checkpoint
 from export.models.families import family_of
+from export.models.sizes import decoder_weights, vision_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 TWO_B = {

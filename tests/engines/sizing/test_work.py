@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from engines.sizing.costs import decoder_weights
 from engines.sizing.work import decode_bytes, prefill_operations, vision_operations
 from export.checkpoint.config import load_config
+from export.models.sizes import decoder_weights
 from tests.support.serve import ROOT
 
 
