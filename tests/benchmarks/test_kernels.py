@@ -49,6 +49,7 @@ def test_an_element_that_was_never_written_is_a_miss():
     assert reached(unwritten) == [True, False]
 
 
+@pytest.mark.slow
 def test_the_run_for_a_gpu_starts_on_a_machine_without_one():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.kernels", "--dry-run"],

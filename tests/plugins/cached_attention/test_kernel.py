@@ -33,35 +33,38 @@ def test_decode_attends_like_float64_at_lengths_around_every_border_of_spans_and
     )
 
 
-def test_decode_attends_like_float64_at_40000_keys_and_a_capacity_of_131072():
-    common = {"heads": [6, 1], "head_dim": 128, "dtype": "bfloat16"}
-    check(
-        [
-            {**common, "lengths": [40_000, 7], "capacity": 40_960},  # splits of ten blocks, and one of one
-            {**common, "lengths": [1000], "capacity": 131_072},
-        ]
-    )
+@pytest.mark.parametrize(
+    ("length", "capacity"),
+    [
+        (1000, 131_072),
+        pytest.param(40_000, 40_960, marks=pytest.mark.slow),  # splits of ten blocks, and one of one
+    ],
+)
+def test_decode_attends_like_float64_in_splits_of_many_blocks_and_in_a_large_cache(length, capacity):
+    lengths = [length] if length < 10_000 else [length, 7]
+    check([{"heads": [6, 1], "head_dim": 128, "dtype": "bfloat16", "lengths": lengths, "capacity": capacity}])
 
 
-def test_groups_of_one_to_eight_query_heads_attend_like_float64():
+@pytest.mark.parametrize("groups", [(1, 6), pytest.param((2, 3, 4, 5, 7, 8), marks=pytest.mark.slow)])
+def test_groups_of_one_to_eight_query_heads_attend_like_float64(groups):
     sizes = [(64, "float16"), (72, "bfloat16"), (80, "float16"), (96, "bfloat16"), (112, "float32")]
     cases = []
-    for group in range(1, 9):
+    for group in groups:
         head_dim, dtype = sizes[group % len(sizes)]
         case = {"heads": [2 * group, 2], "head_dim": head_dim, "dtype": dtype}
         cases += [{**case, "lengths": [70]}, {**case, "lengths": [20, 5], "queries": [6, 1]}]
     check(cases)
 
 
-def test_prefill_and_chunks_of_ragged_rows_attend_like_float64_with_every_tile():
+@pytest.mark.parametrize("tiles", [(0, 1), pytest.param((3, 2), marks=pytest.mark.slow)])
+def test_prefill_and_chunks_of_ragged_rows_attend_like_float64_with_every_tile(tiles):
     prompts = {"lengths": [24, 17, 1], "queries": [24, 17, 1]}  # into empty caches
     chunks = {"lengths": [150, 70, 64], "queries": [24, 1, 13]}  # rows of another end than their neighbours
     common = {"heads": [3, 1], "head_dim": 128, "dtype": "bfloat16"}
-    cases = [
-        {**common, **rows, "tile": tile}
-        for rows, tile in ((prompts, 0), (prompts, 3), (chunks, 1), (chunks, 2))
-    ]
-    check([*cases, {**common, "lengths": [40, 9], "queries": [9, 9], "dtype": "float32"}])
+    cases = [{**common, **rows, "tile": tile} for rows, tile in zip((prompts, chunks), tiles, strict=True)]
+    if 0 in tiles:
+        cases.append({**common, "lengths": [40, 9], "queries": [9, 9], "dtype": "float32"})
+    check(cases)
 
 
 def test_scores_far_from_zero_and_near_it_attend_like_float64():

@@ -100,21 +100,30 @@ def answers_and_sums(requests):
 
 
 DECODE, PREFILL = (1, 1, 1), (1, 64, 256)
+FOLDED_SHAPES = [
+    (12, 2, 4096),
+    (12, 2, 32_768),
+    (28, 4, 32_768),
+    (14, 2, 16_384),
+    (15, 5, 16_384),
+    (64, 8, 16_384),
+]
+FOLDED_GROUPS = (2, 3, 6, 7, 8, 16)
 
 
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("queries", [DECODE, PREFILL])
-def test_rtx_adds_in_float32_at_every_context_where_heads_are_folded(tmp_path, queries):
-    shapes = [
-        (12, 2, 4096),
-        (12, 2, 32_768),
-        (28, 4, 32_768),
-        (14, 2, 16_384),
-        (15, 5, 16_384),
-        (64, 8, 16_384),
-    ]
+@pytest.mark.parametrize(
+    ("queries", "shapes", "groups"),
+    [
+        (DECODE, [(28, 4, 32_768), (15, 5, 16_384)], (2, 7)),
+        (PREFILL, [(12, 2, 4096)], (16,)),
+        pytest.param(DECODE, FOLDED_SHAPES, FOLDED_GROUPS, marks=pytest.mark.slow),
+        pytest.param(PREFILL, FOLDED_SHAPES, FOLDED_GROUPS, marks=pytest.mark.slow),
+    ],
+)
+def test_rtx_adds_in_float32_at_every_context_where_heads_are_folded(tmp_path, queries, shapes, groups):
     requests = [asked(tmp_path, "folded", h, k, 128, tokens, queries=queries) for h, k, tokens in shapes]
-    for num_heads in (2, 3, 6, 7, 8, 16):
+    for num_heads in groups:
         requests += [
             asked(tmp_path, "folded_decomposable", num_heads, 1, 128, tokens, queries=queries)
             for tokens in (1024, 32_768)

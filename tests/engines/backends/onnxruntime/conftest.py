@@ -74,7 +74,14 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return open_engine(VARIANTS["float32_copied"], tmp_path_factory)
 
 
-@pytest.fixture(scope="session", params=VARIANTS)
+_SELDOM_ALONE = {"float32_linked_shards", "float16"}
+"""How weights are held, and the half type that the CPU widens like bfloat16: what breaks them breaks others too."""
+_PARAMETERS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in _SELDOM_ALONE else name for name in VARIANTS
+]
+
+
+@pytest.fixture(scope="session", params=_PARAMETERS)
 def engine(
     request: pytest.FixtureRequest, copied: Engine, tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:

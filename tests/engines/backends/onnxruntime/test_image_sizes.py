@@ -77,6 +77,7 @@ def test_our_graph_is_right(copied, tower, sizes):
     assert worst_cosine(embeds, true_embeds(tower, patches, grids)) > RIGHT
 
 
+@pytest.mark.slow
 def test_transformers_onnx_exporter_is_never_right_and_mostly_silent(exported, tower):
     worst = []
     for sizes in SIZES:
@@ -86,6 +87,7 @@ def test_transformers_onnx_exporter_is_never_right_and_mostly_silent(exported, t
     assert max(worst) < WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[(4, 6), (4, 6)], [(8, 8), (8, 8), (8, 8)]], ids=str)
 def test_transformers_onnx_exporter_is_right_on_equal_sizes_so_the_comparison_is_fair(exported, tower, sizes):
     assert answer_of(exported, tower, sizes) > RIGHT
