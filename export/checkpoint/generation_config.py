@@ -6,13 +6,14 @@ default (`top_k` 50 among them), since checkpoints are written against those.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from export.errors import UserError
 from export.files.checks import is_number, is_whole
+from export.files.json_fields import Check, field_problems
 from export.files.json_object import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,37 @@ FILE_NAME = "generation_config.json"
 DEFAULT_MAX_NEW_TOKENS = 512
 # Below this the softmax is one-hot and logits / temperature can overflow float32: taken as greedy.
 SMALLEST_TEMPERATURE = 1e-5
+
+
+MAX_LOGPROBS = 20
+"""As in OpenAI's API."""
+_LARGEST_BIAS = 100.0
+
+
+def _from(least: float, most: float = math.inf) -> Callable[[object], bool]:
+    return lambda value: is_number(value) and least <= value <= most
+
+
+def _whole_from(least: int, most: float = math.inf) -> Callable[[object], bool]:
+    return lambda value: is_number(value) and is_whole(value) and least <= value <= most
+
+
+def _is_token_id(value: object) -> bool:
+    return is_whole(value) and value >= 0
+
+
+def _are_token_ids(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_token_id, value))
+
+
+def _are_biases(value: object) -> bool:
+    return isinstance(value, tuple) and all(
+        _is_token_id(token_id) and is_number(bias) and abs(bias) <= _LARGEST_BIAS for token_id, bias in value
+    )
+
+
+_Off = Check("a whole number, 0 (off) or more", _whole_from(0))
+_Penalty = Annotated[float, Check("a number from -2 to 2", _from(-2, 2))]
 
 
 @dataclass(frozen=True)
@@ -33,37 +65,59 @@ class GenerationConfig:
 
     eos_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer. Without any, only a length does."""
-    pad_token_id: int | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
+    pad_token_id: Annotated[
+        int | None,
+        Check("a token id (a whole number, 0 or more)", lambda value: value is None or _is_token_id(value)),
+    ] = None
+    do_sample: Annotated[bool, Check("true or false", lambda value: isinstance(value, bool))] = False
+    temperature: Annotated[float, Check("a number from 0 (greedy) to 100", _from(0, 100))] = 1.0
     """0 means greedy."""
-    top_k: int = 50
+    top_k: Annotated[int, _Off] = 50
     """0 switches the filter off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_p: Annotated[float, Check("a number from 0 to 1", _from(0, 1))] = 1.0
+    min_p: Annotated[float, Check("a number from 0 (off) to 1", _from(0, 1))] = 0.0
     """Tokens less likely than this share of the likeliest are left out; 0 switches the filter off."""
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
+    repetition_penalty: Annotated[
+        float, Check("a number from 0.01 to 100 (1 is no penalty)", _from(0.01, 100))
+    ] = 1.0
+    presence_penalty: _Penalty = 0.0
     """Taken from the logit of every token that the answer holds (OpenAI's API)."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: _Penalty = 0.0
     """The same, once for each time that the answer holds it."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    logit_bias: Annotated[
+        tuple[tuple[int, float], ...],
+        Check(f"token ids with numbers from {-_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}", _are_biases),
+    ] = ()
     """(token id, what is added to its logit)."""
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: Annotated[int, _Off] = 0
     """No run of so many tokens comes twice in prompt and answer; 0 allows it."""
-    min_new_tokens: int = 0
+    min_new_tokens: Annotated[int, Check("a whole number, 0 or more", _whole_from(0))] = 0
     """No token ends the answer before."""
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    num_logprobs: int | None = None
+    max_new_tokens: Annotated[int, Check("a whole number of at least 1", _whole_from(1))] = (
+        DEFAULT_MAX_NEW_TOKENS
+    )
+    num_logprobs: Annotated[
+        int | None,
+        Check(
+            f"a whole number from 0 to {MAX_LOGPROBS}",
+            lambda value: value is None or _whole_from(0, MAX_LOGPROBS)(value),
+        ),
+    ] = None
     """Tell of every token how likely it was, and of so many of the likeliest; None tells nothing."""
-    suppress_tokens: tuple[int, ...] = ()
+    suppress_tokens: Annotated[
+        tuple[int, ...], Check("a list of token ids (whole numbers, 0 or more)", _are_token_ids)
+    ] = ()
     """Never chosen. An export adds the ids that have no token, which pad the vocabulary to a round size."""
 
     def __post_init__(self) -> None:
-        problems = [_problem(field.name, getattr(self, field.name)) for field in fields(self)]
-        found = [problem for problem in problems if problem]
-        if found:
-            raise UserError("generation settings out of range:\n- " + "\n- ".join(found))
+        problems = field_problems(self)
+        ids = self.eos_token_ids
+        if not _are_token_ids(ids):
+            found = ids[0] if isinstance(ids, tuple) and len(ids) == 1 else ids
+            expected = "a token id or a list of them (whole numbers, 0 or more)"
+            problems.insert(0, f"eos_token_id must be {expected}, found {found!r}")
+        if problems:
+            raise UserError("generation settings out of range:\n- " + "\n- ".join(problems))
 
     @property
     def is_greedy(self) -> bool:
@@ -174,56 +228,6 @@ def override_generation_config(
     return replace(config, **{name: value for name, value in asked.items() if value is not None})
 
 
-# name: (is it whole?, smallest, largest, how the range reads)
-_RANGES: dict[str, tuple[bool, float, float, str]] = {
-    "temperature": (False, 0, 100, "a number from 0 (greedy) to 100"),
-    "top_k": (True, 0, math.inf, "a whole number, 0 (off) or more"),
-    "top_p": (False, 0, 1, "a number from 0 to 1"),
-    "repetition_penalty": (False, 0.01, 100, "a number from 0.01 to 100 (1 is no penalty)"),
-    "min_p": (False, 0, 1, "a number from 0 (off) to 1"),
-    "presence_penalty": (False, -2, 2, "a number from -2 to 2"),
-    "frequency_penalty": (False, -2, 2, "a number from -2 to 2"),
-    "no_repeat_ngram_size": (True, 0, math.inf, "a whole number, 0 (off) or more"),
-    "min_new_tokens": (True, 0, math.inf, "a whole number, 0 or more"),
-    "max_new_tokens": (True, 1, math.inf, "a whole number of at least 1"),
-}
-MAX_LOGPROBS = 20
-"""As in OpenAI's API."""
-_LARGEST_BIAS = 100.0
-
-
-def _problem(name: str, value: object) -> str | None:
-    if name in _RANGES:
-        whole, smallest, largest, expected = _RANGES[name]
-        valid = is_number(value) and (is_whole(value) or not whole) and smallest <= value <= largest
-    elif name == "do_sample":
-        valid, expected = isinstance(value, bool), "true or false"
-    elif name == "pad_token_id":
-        valid, expected = value is None or _is_token_id(value), "a token id (a whole number, 0 or more)"
-    elif name == "num_logprobs":
-        valid = value is None or (is_whole(value) and 0 <= value <= MAX_LOGPROBS)
-        expected = f"a whole number from 0 to {MAX_LOGPROBS}"
-    elif name == "logit_bias":
-        valid = isinstance(value, tuple) and all(_is_token_id(id_) and _is_bias(bias) for id_, bias in value)
-        expected = f"token ids with numbers from {-_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}"
-    elif name == "suppress_tokens":
-        valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
-        expected = "a list of token ids (whole numbers, 0 or more)"
-    else:
-        valid = isinstance(value, tuple) and all(_is_token_id(item) for item in value)
-        name, expected = "eos_token_id", "a token id or a list of them (whole numbers, 0 or more)"
-        value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
-    return None if valid else f"{name} must be {expected}, found {value!r}"
-
-
-def _is_bias(value: object) -> bool:
-    return is_number(value) and abs(value) <= _LARGEST_BIAS
-
-
-def _is_token_id(value: object) -> bool:
-    return is_whole(value) and value >= 0
-
-
 # Keys of Transformers that change which tokens come out, with the values that change nothing.
 # What only a request says: under these names the file's own keys have other meanings, or none.
 _OF_A_REQUEST = frozenset({"presence_penalty", "frequency_penalty", "logit_bias", "num_logprobs"})
@@ -279,8 +283,8 @@ def _warn_unsupported(given: Mapping[str, Any], source: str) -> None:
     active = [key for key, neutral in _UNSUPPORTED.items() if key in given and given[key] not in neutral]
     if active:
         logger.warning("%s: not supported and ignored: %s", source, ", ".join(active))
-    known = {*_UNSUPPORTED, *_INERT, *_RANGES, "do_sample", "pad_token_id", "eos_token_id", "suppress_tokens"}
-    known -= _OF_A_REQUEST
+    known = {*_UNSUPPORTED, *_INERT, "eos_token_id", *(field.name for field in fields(GenerationConfig))}
+    known -= {"eos_token_ids", *_OF_A_REQUEST}
     unknown = sorted(key for key in given if key not in known and not key.startswith("_"))
     if unknown:
         logger.warning("%s: not known and ignored: %s", source, ", ".join(unknown))
