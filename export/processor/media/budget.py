@@ -23,7 +23,7 @@ KEYS_OF = {"image": PICTURE_KEYS, "video": VIDEO_KEYS}
 _FRAME_KEYS = frozenset({"fps", "nframes", "min_frames", "max_frames"})
 _NUMBERS = frozenset({"fps", "video_start", "video_end"})
 LOW_DETAIL_PIXELS = 512 * 512
-"""What OpenAI's `"detail": "low"` means here: the size at which its models see such a picture."""
+"""What OpenAI's `"detail": "low"` means here, or less: the size at which its models see such a picture."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Budget:
     """Seconds of the film between which it is seen."""
     total_pixels: int | None = None
     """Of a whole video: a frame's pixels times half the number of frames."""
+    detail: str | None = None
+    """`low`: `LOW_DETAIL_PIXELS` at most. Asking for little, it is followed where less than that is allowed."""
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -59,8 +61,11 @@ class Budget:
             UserError: together they ask what cannot be followed.
         """
         own = self.asked
-        taken = {key for group in (PICTURE_KEYS, _FRAME_KEYS) if own.keys() & group for key in group}
-        given = {key: value for key, value in general.asked.items() if key in KEYS_OF[kind] - taken}
+        groups = (PICTURE_KEYS | {"detail"}, _FRAME_KEYS)
+        taken = {key for group in groups if own.keys() & group for key in group}
+        given = {
+            key: value for key, value in general.asked.items() if key in (KEYS_OF[kind] | {"detail"}) - taken
+        }
         return read_budget(kind, given | own, f"A part of type {kind}") if given else self
 
     def image_settings(self, settings: ImageSettings, limits: MediaLimits) -> ImageSettings:
@@ -117,6 +122,9 @@ class Budget:
         if self.resized_height is not None and self.resized_width is not None:
             _at_most("resized_height x resized_width", self.resized_height * self.resized_width, most)
             return replace(settings, max_pixels=most)
+        if self.detail == "low":
+            largest = min(settings.max_pixels, most, LOW_DETAIL_PIXELS)
+            return replace(settings, min_pixels=min(settings.min_pixels, largest), max_pixels=largest)
         for name in ("min_pixels", "max_pixels"):
             _at_most(name, getattr(self, name), most)
         least = settings.min_pixels if self.min_pixels is None else self.min_pixels
@@ -134,7 +142,7 @@ def read_budget(kind: str, given: Mapping[str, Any], where: str) -> Budget:
 
     Args:
         kind: `image` or `video`.
-        given: those of the part's keys that are in `KEYS_OF[kind]`; null is absent.
+        given: those of the part's keys that are in `KEYS_OF[kind]`, and `detail` where it is low; null is absent.
         where: names the part.
 
     Raises:
@@ -142,13 +150,16 @@ def read_budget(kind: str, given: Mapping[str, Any], where: str) -> Budget:
     """
     values = {key: value for key, value in given.items() if value is not None}
     problems = [
-        f"{key} is no budget of a part of type {kind}" for key in sorted(values.keys() - KEYS_OF[kind])
+        f"{key} is no budget of a part of type {kind}"
+        for key in sorted(values.keys() - KEYS_OF[kind] - {"detail"})
     ]
     problems += [problem for key, value in values.items() if (problem := _problem(key, value))]
     if ("resized_height" in values) != ("resized_width" in values):
         problems.append("resized_height and resized_width need each other")
     if "resized_height" in values and values.keys() & {"min_pixels", "max_pixels"}:
         problems.append("resized_height and resized_width leave nothing for min_pixels and max_pixels to say")
+    if "detail" in values and (sizes := sorted(values.keys() & PICTURE_KEYS)):
+        problems.append(f"detail low and {', '.join(sizes)} contradict each other")
     if {"fps", "nframes"} <= values.keys():
         problems.append("fps and nframes exclude each other")
     if "nframes" in values and values.keys() & {"min_frames", "max_frames"}:
@@ -170,7 +181,9 @@ def _problem(key: str, value: Any) -> str | None:
         return (
             f"{key} must be a number {'above 0' if least_is_open else 'of at least 0'}, found {value!r:.40}"
         )
-    if key not in _FIELDS:
+    if key == "detail" and value != "low":
+        return f"detail must be low where it is a budget, found {value!r:.40}"
+    if key not in _FIELDS or key == "detail":
         return None
     least = 2 if key in {"nframes", "max_frames"} else 1
     if is_whole(value) and least <= value <= 2**31 - 1:

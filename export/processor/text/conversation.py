@@ -14,9 +14,7 @@ from export.errors import UserError
 from export.files.checks import MAX_LEVELS, is_too_deep
 from export.processor.media.budget import (
     KEYS_OF,
-    LOW_DETAIL_PIXELS,
     NO_BUDGET,
-    PICTURE_KEYS,
     Budget,
     read_budget,
 )
@@ -199,9 +197,7 @@ def _medium(part_type: str, given: dict[str, Any], where: str) -> Medium:
     if detail not in ("auto", "high", "low"):
         raise UserError(f"{where}: detail must be auto, high or low, found {detail!r:.80}.")
     if detail == "low":
-        if asked.keys() & PICTURE_KEYS:
-            raise UserError(f"{where}: detail low and {', '.join(sorted(asked))} contradict each other.")
-        asked["max_pixels"] = LOW_DETAIL_PIXELS
+        asked["detail"] = detail
     return Medium(kind, source, read_budget(kind, asked, where))
 
 

@@ -113,6 +113,14 @@ def test_a_request_may_ask_for_less(triton):
     assert steps == 1
 
 
+def test_low_detail_is_less_than_any_bound_or_as_much(openai, triton):
+    url = "data:image/png;base64," + base64.b64encode(IMAGE).decode()
+    part = {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
+    [(_, rows, columns)] = triton(part)
+    assert rows * columns // 4 == 4
+    assert openai(part)["media"]
+
+
 @pytest.mark.parametrize(
     ("part", "name"),
     [

@@ -1,5 +1,6 @@
 """The fields of a chat completion request, as OpenAI and vLLM spell them. Others are refused by name."""
 
+import difflib
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,15 @@ from engines.serving.openai.errors import ApiError
 from export.checkpoint.generation_config import MAX_LOGPROBS
 from export.errors import UserError
 
+_OTHER_NAMES = {
+    "max_new_tokens": "max_completion_tokens",
+    "timeout_seconds": "timeout",
+    "prompt": "messages",
+    "add_vision_id": "chat_template_kwargs",
+    "max_pixels": "mm_processor_kwargs",
+    "min_pixels": "mm_processor_kwargs",
+}
+"""What other interfaces call the fields of this one."""
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 
@@ -241,13 +251,20 @@ def _refusal(error: ValidationError) -> ApiError:
 def _line(problem: Any) -> str:
     where = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{where}: nothing here follows it. Remove it."
+        meant = _meant(where) if len(problem["loc"]) == 1 else None
+        return f"{where}: nothing here follows it{f' (meant {meant}?)' if meant else ''}. Remove it."
     if problem["type"] == "missing":
         return f"{where}: is missing."
     if problem["type"] == "value_error":  # two fields that do not agree
         return f"{problem['msg'].removeprefix('Value error, ')}."
     message = problem["msg"]
     return f"{where}: {message[:1].lower()}{message[1:]}, found {problem['input']!r:.80}."
+
+
+def _meant(name: str) -> str | None:
+    """The field that someone may have had in mind."""
+    near = difflib.get_close_matches(name.lower(), ChatCompletionRequest.model_fields, 1)
+    return _OTHER_NAMES.get(name) or next(iter(near), None)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

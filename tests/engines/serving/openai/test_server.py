@@ -84,6 +84,8 @@ def image_url(**address):
 
 REFUSED = {
     "an unknown field": ({"wish": 1}, "wish", "nothing here follows it"),
+    "a field misspelt": ({"presense_penalty": 1}, "presense_penalty", "(meant presence_penalty?)"),
+    "a field by another name": ({"add_vision_id": True}, "add_vision_id", "(meant chat_template_kwargs?)"),
     "two unknown fields": ({"wish": 1, "hope": 2}, "wish", "hope"),
     "a number out of range": ({"temperature": -1}, "temperature", "greater than or equal to 0"),
     "a number of another type": ({"top_p": "x"}, "top_p", "valid number"),

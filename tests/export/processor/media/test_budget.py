@@ -186,4 +186,29 @@ def test_a_servers_own_bound_holds_for_every_part(photo):
 
 def test_low_detail_is_a_picture_of_512_pixels_a_side():
     large = encoded(picture(1200, 1200), "PNG")
-    assert np.prod(seen("image", large, max_pixels=LOW_DETAIL_PIXELS).frames[0].shape[:2]) <= 512 * 512
+    assert np.prod(seen("image", large, detail="low").frames[0].shape[:2]) <= 512 * 512
+    assert (
+        seen("image", large, detail="low").frames[0].shape
+        == seen("image", large, max_pixels=LOW_DETAIL_PIXELS).frames[0].shape
+    )
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_low_detail_is_followed_where_less_than_that_is_allowed(kind):
+    limits = MediaLimits(max_seen_pixels=4 * 784)
+    settings = ImageSettings(max_pixels=4 * 784)
+    low = read_budget(kind, {"detail": "low"}, "A part")
+    assert low.image_settings(settings, limits).max_pixels == 4 * 784
+    assert low.video_settings(VideoSettings(), limits).frame.max_pixels == 4 * 784
+    roomy = low.image_settings(ImageSettings(max_pixels=10**7), MediaLimits())
+    assert roomy.max_pixels == LOW_DETAIL_PIXELS
+    assert roomy.min_pixels <= roomy.max_pixels
+
+
+def test_a_parts_low_detail_and_a_general_size_do_not_meet():
+    low = read_budget("image", {"detail": "low"}, "A part")
+    general = read_budget("video", {"max_pixels": 784, "fps": 1.0}, "All")
+    assert low.beside(general, "image") == low
+    assert read_budget("image", {}, "A part").beside(low, "image") == low
+    with pytest.raises(UserError, match="detail low and max_pixels, min_pixels contradict each other"):
+        read_budget("image", {"detail": "low", "min_pixels": 1, "max_pixels": 2}, "A part")
