@@ -141,7 +141,9 @@ def test_parts_in_processes_compute_what_parts_in_threads_do(tmp_path_factory, n
         ranks.close()
 
 
-@pytest.mark.parametrize("killed", [0, 1, "mpirun"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param("mpirun", marks=pytest.mark.slow)]
+)
 def test_whoever_dies_the_group_ends_and_starts_anew(tmp_path_factory, killed):
     bundle = bundle_of(tmp_path_factory, stages=2)
     batch = make_batch(CASE["text"], bundle.config)
