@@ -39,13 +39,13 @@ def _small_logits(dtype: torch.dtype, device: str, generator: torch.Generator) -
     model = load_reference(SMALL_CHECKPOINT, dtype, device)
     tokens = torch.randint(0, 256, (2, 25), generator=generator)
     cache = model.new_cache(2, 64)
-    first = _step(model, tokens[:, :24].to(device), 0)
+    first = decoder_call(model, tokens[:, :24].to(device), 0)
     logits, cache = model.decode(*first, cache)
-    second, _ = model.decode(*_step(model, tokens[:, 24:].to(device), 24), cache)
+    second, _ = model.decode(*decoder_call(model, tokens[:, 24:].to(device), 24), cache)
     return torch.cat([logits, second], 1).cpu()
 
 
-def _step(model: Qwen2VL, tokens: Tensor, start: int) -> Step:
+def decoder_call(model: Qwen2VL, tokens: Tensor, start: int) -> Step:
     """Inputs of `Qwen2VL.decode` for the tokens from `start` on, every one projected in a small call, the last else."""
     batch, length = tokens.shape
     places = torch.arange(start, start + length, device=tokens.device, dtype=torch.int32)
@@ -85,7 +85,7 @@ def speed(settings: Settings) -> list[Finding]:
     found = [_decode_rate(settings, model, batch, context) for context in contexts for batch in (1, 8, 32)]
     tokens = torch.zeros((1, settings.size(2048, 70)), dtype=torch.long, device=settings.device)
     cache = model.new_cache(1, tokens.shape[1])
-    milliseconds = settings.milliseconds(lambda: model.decode(*_step(model, tokens, 0), cache), 5)
+    milliseconds = settings.milliseconds(lambda: model.decode(*decoder_call(model, tokens, 0), cache), 5)
     rate = 1e3 * tokens.shape[1] / milliseconds
     found.append(Finding(f"prefill of {tokens.shape[1]:,}", "reference with our kernels", rate, "tokens/s"))
     sizes = [settings.size(patches, patches // 64) for patches in (1024, 4096, 16_384)]
@@ -95,7 +95,7 @@ def speed(settings: Settings) -> list[Finding]:
 def _decode_rate(settings: Settings, model: Qwen2VL, batch: int, context: int) -> Finding:
     cache: KvCache = model.new_cache(batch, context)
     tokens = torch.zeros((batch, 1), dtype=torch.long, device=settings.device)
-    inputs = _step(model, tokens, context - 1)
+    inputs = decoder_call(model, tokens, context - 1)
     milliseconds = settings.milliseconds(lambda: model.decode(*inputs, cache))
     case = f"decode, batch {batch}, context {context:,}"
     return Finding(case, "reference with our kernels", 1e3 * batch / milliseconds, "tokens/s")

@@ -35,6 +35,7 @@ STAGES = (
     Stage("speed of the model", "stage_model:speed", 90),
     Stage("plugins' PTX", "stage_kernels:driver", 45),
     Stage("validate", "stage_product:validate", 120),
+    Stage("2B served", "stage_served:served", 150),
     Stage("Transformers' speed", "stage_model:transformers_speed", 150),
     Stage("accuracy", "stage_product:accuracy", 120),
     Stage("TensorRT-RTX engine", "stage_product:rtx_engine", 30),
