@@ -23,9 +23,11 @@ def split(source: Path, target: Path, most_bytes: int = MOST_BYTES) -> list[tupl
         Name and bytes of each piece.
     """
     target.mkdir(parents=True, exist_ok=True)
-    index, written = {}, []
+    index: dict[str, object] = {}
+    written = []
     for path in sorted(path for path in source.iterdir() if path.is_file()):
-        names, whole = [], hashlib.sha256()
+        names: list[str] = []
+        whole = hashlib.sha256()
         with path.open("rb") as file:
             while (content := file.read(most_bytes)) or not names:
                 names.append(f"{path.name}.{len(names):02}")
