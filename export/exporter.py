@@ -28,9 +28,11 @@ from export.models.configuration import KV_CACHE_DTYPES, KV_CACHE_KEY, KvCachePr
 from export.models.families import family_of
 from export.parallel import balanced_layers
 from export.processor.processor import Processor
+from export.quantization.calibration.conversations import read_conversations
 from export.quantization.describe import precision_of
-from export.quantization.make import Part, check_schemes, quantize_checkpoint
-from export.records.manifest import Source, sha256_of
+from export.quantization.make import Part, check_wishes, quantize_checkpoint
+from export.quantization.report import REPORT_FILE
+from export.records.manifest import Calibration, Source, sha256_of
 from export.weights.prepare import needs_new_weights, write_new_weights
 from export.weights.safetensors_file import fingerprint_safetensors
 from export.weights.writer import write_index
@@ -100,6 +102,9 @@ def export_checkpoint(
     adapter: Path | None = None,
     quantize: Mapping[Part, str | None] | None = None,
     kv_cache: KvCachePrecision | None = None,
+    calibrate: Path | None = None,
+    static_inputs: bool = False,
+    keep_worst: float = 0.0,
     strict: bool = False,
     pipeline_stages: int = 1,
     tensor_parallel: int = 1,
@@ -116,6 +121,10 @@ def export_checkpoint(
         quantize: by part of the model ("decoder", "vision", "head"), what becomes of its linear layers: a name of
             `export.quantization.make.SCHEMES`; None: they stay as they are.
         kv_cache: "int8" or "fp8" of cached keys and values; None: in the dtype that the graphs compute in.
+        calibrate: conversations that the quantized layers are made for: a folder of pictures, or lines of messages;
+            None: each value is rounded by itself.
+        static_inputs: let int8 and fp8 round inputs by one scale a layer, found by `calibrate`, instead of one a token.
+        keep_worst: share of the quantized weights' bytes that stays as it is after all, where the error is largest.
         strict: refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
@@ -128,13 +137,18 @@ def export_checkpoint(
     report("reading the checkpoint", 0.0)
     _check_dtype(dtype)
     _check_kv_cache(kv_cache)
-    schemes = check_schemes(quantize or {})
+    wishes = check_wishes(
+        quantize or {},
+        is_calibrated=calibrate is not None,
+        static_inputs=static_inputs,
+        keep_worst=keep_worst,
+    )
     _require_own_companions(checkpoint)
     # A bundle that could not answer a question would be half a model: fail before the long part.
     opened = None
     if not needs_new_weights(checkpoint, adapter):
         # Before the reference, and with it PyTorch, says which weights there must be.
-        if not schemes or weights == "link":
+        if not wishes.schemes or weights == "link":
             require_place(weight_files_of(checkpoint), output, weights)
         opened = _with_processor(open_checkpoint(checkpoint), strict=strict)
     with writing_bundle(output) as directory:
@@ -143,13 +157,25 @@ def export_checkpoint(
         )
         dtype = dtype or source.dtype
         layers = balanced_layers(source.config, pipeline_stages)
-        _check_ranks(source, schemes, tensor_parallel)
+        _check_ranks(source, wishes.schemes, tensor_parallel)
         tools = {
             name: source.config.quantization.source for name in source.packed if source.config.quantization
         }
-        if schemes or source.packed:
-            is_copy = weights == "copy"
-            source = quantize_checkpoint(source, schemes, dtype, directory, copy=is_copy, report=report)
+        kept: list[str] = []
+        conversations = None if calibrate is None else read_conversations(calibrate, processor)
+        if wishes.schemes or source.packed:
+            source, changes = quantize_checkpoint(
+                source,
+                wishes,
+                dtype,
+                directory,
+                copy=weights == "copy",
+                report=report,
+                conversations=conversations,
+            )
+            if changes is not None:
+                changes.write(directory)
+                kept = [product.name for product in changes.products if product.is_kept]
         source = _with_kv_cache(source, kv_cache)
         work_bytes = _TRACING_BYTES + _bytes_to_copy(source, directory, weights)
         graphs: dict[str, ir.Model] = {}
@@ -170,7 +196,16 @@ def export_checkpoint(
         bundle_name = source.directory.resolve().name + (f" with {adapter.resolve().name}" if adapter else "")
         division = _Division(layers if len(layers) > 1 else (), tensor_parallel)
         return _write_files(
-            source, bundle_name, directory, graphs, weight_records, dtype, weights, division, tools
+            source,
+            bundle_name,
+            directory,
+            graphs,
+            weight_records,
+            dtype,
+            weights,
+            division,
+            precision_of(source.linears, tools, source.config.decoder.kv_cache, kept, dtype),
+            None if conversations is None else conversations.record(),
         )
 
 
@@ -279,13 +314,14 @@ def _write_files(
     dtype: str,
     weights_mode: WeightsMode,
     division: "_Division",
-    tools: Mapping[str, str],
+    precision: Mapping[str, str],
+    calibration: Calibration | None,
 ) -> Manifest:
     import onnx_ir as ir  # noqa: PLC0415 - see above
 
     for name, graph in graphs.items():
         ir.save(graph, directory / f"{name}.onnx")
-    companions = [name for name in _COMPANION_FILES if (directory / name).is_file()]
+    companions = [name for name in (*_COMPANION_FILES, REPORT_FILE) if (directory / name).is_file()]
     graph_records = {name: FileRecord.from_file(directory / f"{name}.onnx") for name in graphs}
     manifest = Manifest(
         qv_export_version=version("qv-export"),
@@ -298,9 +334,10 @@ def _write_files(
         weights=tuple(weights),
         files=tuple(FileRecord.from_file(directory / name) for name in companions),
         key=_key(graph_records, weights),
-        precision=precision_of(source.linears, tools, source.config.decoder.kv_cache),
+        precision=precision,
         stages=division.stages,
         tensor_parallel=division.tensor_parallel,
+        calibration=calibration,
     )
     manifest.write(directory)
     return manifest

@@ -40,6 +40,9 @@ def export(
     quantize_vision: str | None = None,
     quantize_head: str | None = None,
     kv_cache: "KvCachePrecision | None" = None,
+    calibrate: str | Path | None = None,
+    static_inputs: bool = False,
+    keep_worst: float = 0.0,
     strict: bool = False,
     pipeline_stages: int = 1,
     tensor_parallel: int = 1,
@@ -57,6 +60,10 @@ def export(
         quantize_vision: the same of the vision encoder's.
         quantize_head: "int4" or "int8-weights", of the token embedding and the projection to the vocabulary.
         kv_cache: "int8" or "fp8": what cached keys and values are kept in; None: as they are computed.
+        calibrate: a folder of pictures, or a file with {"messages": [...]} a line: what the layers are quantized for;
+            None: each value is rounded by itself.
+        static_inputs: with `calibrate`, round the inputs of int8 and fp8 by one scale a layer instead of one a token.
+        keep_worst: share of the quantized weights' bytes, such as 0.05, that stays as it is for its error.
         strict: refuse what would otherwise be a warning: files that contradict each other or hold more than the model.
         pipeline_stages: how many graphs the decoder is cut into, at the borders of its layers, for as many devices.
         tensor_parallel: among how many ranks the heads, the MLP and the vocabulary are divided, each a device.
@@ -79,6 +86,9 @@ def export(
         adapter=_path(adapter),
         quantize={"decoder": quantize, "vision": quantize_vision, "head": quantize_head},
         kv_cache=kv_cache,
+        calibrate=None if calibrate is None else Path(calibrate),
+        static_inputs=static_inputs,
+        keep_worst=keep_worst,
         strict=strict,
         pipeline_stages=pipeline_stages,
         tensor_parallel=tensor_parallel,

@@ -1,5 +1,6 @@
 """Command-line parameter types that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,3 +179,20 @@ def serving_options(command: _Command) -> _Command:
     for option in reversed((*_SERVING_OPTIONS, *_RANK_OPTIONS)):
         command = option(command)
     return command
+
+
+class Share(click.ParamType[float]):
+    """A percentage, "5%", as the share that it is."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """0.05 of "5%"."""
+        if isinstance(value, float):
+            return value
+        number = value.strip().removesuffix("%")
+        if number != value.strip() and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", number):
+            share = float(number) / 100
+            if share < 1:
+                return share
+        raise MistakenValue(f"{value!r:.40} is no percentage below 100%.", "Give one such as 5%.", ctx, param)

@@ -128,6 +128,8 @@ def _value(kind: Any, value: Any, problems: list[str], where: str, *, whole: boo
     if is_dataclass(kind):
         return read_dataclass(kind, value, problems, f"{where}: ", whole=whole)  # type: ignore[arg-type]
     origin = get_origin(kind)
+    if inner := next(filter(is_dataclass, get_args(kind)), None) if origin is types.UnionType else None:
+        return None if value is None else _value(inner, value, problems, where, whole=whole)
     if origin is tuple:
         return _items(get_args(kind)[0], value, problems, where, whole=whole)
     if origin is Mapping:

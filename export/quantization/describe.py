@@ -1,7 +1,7 @@
 """How the linear layers of a bundle are stored, in words."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from export.models.configuration import KvCachePrecision
 from export.quantization.side_file import StoredLinear
@@ -16,6 +16,8 @@ def precision_of(
     linears: Mapping[str, StoredLinear],
     tools: Mapping[str, str],
     kv_cache: KvCachePrecision | None = None,
+    kept: Iterable[str] = (),
+    dtype: str = "",
 ) -> dict[str, str]:
     """By part of the model ("vision", "decoder", "head", "KV cache"), those that are stored otherwise than computed.
 
@@ -23,11 +25,15 @@ def precision_of(
         linears: by the published name of the weight.
         tools: who quantized it, of those that the checkpoint had so.
         kv_cache: of cached keys and values.
+        kept: names of weights that stay as they are among those, for their error.
+        dtype: what these are computed in.
     """
     parts: dict[str, Counter[str]] = {}
     for name, linear in linears.items():
         words = _words(linear) + (f", by {tools[name]}" if name in tools else "")
         parts.setdefault(_part_of(name), Counter())[words] += 1
+    for name in kept:
+        parts.setdefault(_part_of(name), Counter())[f"{dtype}, kept for their error"] += 1
     described = {
         part: "; ".join(f"{words} ({count} layers)" for words, count in kinds.most_common())
         if len(kinds) > 1

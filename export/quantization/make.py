@@ -1,23 +1,30 @@
 """Quantizes a checkpoint's linear layers for a bundle, one tensor at a time."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from export.checkpoint.tensors import SINGLE_FILE, Checkpoint, open_checkpoint
 from export.errors import UserError
 from export.files.atomic import name_whole_file
+from export.inputs import ModelInputs
+from export.quantization.calibration.error_feedback import relative_error, with_error_feedback
 from export.quantization.linear import Precision, QuantizedLinear
-from export.quantization.round_to_nearest import BLOCKS, block_of, quantize
+from export.quantization.report import ProductError, QuantizationReport, worst_within
+from export.quantization.round_to_nearest import BLOCKS, block_of, input_scale, quantize
 from export.quantization.side_file import write_quantized
 from export.weights.names import QUANTIZED_FILE
-from export.weights.safetensors_file import StoredTensor
+from export.weights.safetensors_file import StoredTensor, read_safetensors_header
 from export.weights.values import read_values
 from export.weights.writer import write_copied
+
+if TYPE_CHECKING:
+    from export.quantization.calibration.statistics import InputStatistics, StatisticsInOrder
 
 Part: TypeAlias = Literal["decoder", "vision", "head"]
 
@@ -55,11 +62,35 @@ _PARTS: Mapping[Part, re.Pattern[str]] = {
 }
 
 
-def check_schemes(schemes: Mapping[Part, str | None]) -> dict[Part, str]:
+@dataclass(frozen=True)
+class Wishes:
+    """What becomes of a checkpoint's linear layers."""
+
+    schemes: Mapping[Part, str]
+    """By part of the model, a name of `SCHEMES`."""
+    are_inputs_static: bool = False
+    """Whether inputs are rounded by a scale of the product's own, found by calibration, instead of one a token."""
+    keep_worst: float = 0.0
+    """Share of the weights' bytes, of the decoder and the vision encoder, that stays as it is, for its error."""
+
+
+def check_wishes(
+    schemes: Mapping[Part, str | None],
+    *,
+    is_calibrated: bool = False,
+    static_inputs: bool = False,
+    keep_worst: float = 0.0,
+) -> Wishes:
     """What is asked, without parts that nothing is asked for.
 
+    Args:
+        schemes: by part of the model; None: it stays as it is.
+        is_calibrated: whether there are conversations to calibrate by.
+        static_inputs: see `Wishes`.
+        keep_worst: see `Wishes`.
+
     Raises:
-        UserError: a scheme that there is not, or not for that part; all at once.
+        UserError: a scheme that there is not, or not for that part, or wishes that do not go together; all at once.
     """
     asked = {part: name for part, name in schemes.items() if name is not None}
     problems = []
@@ -72,54 +103,150 @@ def check_schemes(schemes: Mapping[Part, str | None]) -> dict[Part, str]:
             )
         elif name not in known:
             problems.append(f"{name!r} is no way to quantize the {part}. Known are {', '.join(known)}")
+    known_schemes = [SCHEMES[name] for part, name in asked.items() if part != "head" and name in SCHEMES]
+    if is_calibrated and not known_schemes and not problems:
+        problems.append(
+            "--calibrate says what the layers of the decoder or the vision encoder are rounded for"
+        )
+    if not 0 <= keep_worst < 1:
+        problems.append(f"--keep-worst is a share from 0 to 100 percent, not {keep_worst:.4g} of the weights")
+    if keep_worst and not known_schemes and not problems:
+        problems.append(
+            "--keep-worst leaves layers of the decoder or the vision encoder out, and none is quantized"
+        )
+    if static_inputs and not is_calibrated:
+        problems.append(
+            "static scales of inputs are found by the conversations of --calibrate, and there are none"
+        )
+    if static_inputs and not any(scheme.per_token for scheme in known_schemes):
+        problems.append("static scales are those of rounded inputs, which int8 and fp8 have")
     if problems:
         raise UserError(". ".join(problems) + ".", "Choose another way, or leave it out.")
-    return asked
+    return Wishes(asked, static_inputs, keep_worst)
 
 
 def quantize_checkpoint(
     source: Checkpoint,
-    schemes: Mapping[Part, str],
+    wishes: Wishes,
     dtype: str,
     directory: Path,
     *,
     copy: bool,
     report: Callable[[str, float], None],
-) -> Checkpoint:
+    conversations: Iterable[ModelInputs] | None = None,
+) -> tuple[Checkpoint, QuantizationReport | None]:
     """Write the quantized linear layers of a checkpoint into `directory`, and open it with them.
 
     Those that it has are repacked without a change of their numbers, those that are asked for are made.
 
     Args:
         source: unquantized, or as a tool quantized it.
-        schemes: by part of the model, what becomes of its linear layers: a name of `SCHEMES`.
+        wishes: what becomes of its linear layers.
         dtype: what the graphs compute in, and the scales are stored in.
         directory: of the bundle that is being written.
         copy: write the other weights there as well, so that the checkpoint's own files need not be in the bundle.
         report: told the phase, and the fraction that is done.
+        conversations: codes are chosen for what products see in them; None: each value by itself.
+
+    Returns:
+        It, and what became of its products; None where none was made.
 
     Raises:
-        UserError: nothing can be quantized so, or the checkpoint is quantized already.
+        UserError: nothing can be quantized so, the checkpoint is quantized already, or conversations that a product
+            cannot be calibrated by.
     """
-    chosen = _chosen(source, schemes)
-    names = [*source.packed, *chosen]
-    done = 0
+    chosen = _chosen(source, wishes.schemes)
+    names = [*source.packed, *sorted(chosen, key=_place)]
+    seen = None if conversations is None else _seen(source, chosen, conversations, directory, report)
+    products: list[ProductError] = []
 
     def linear_of(name: str) -> QuantizedLinear:
-        nonlocal done
-        report("quantizing the weights" if chosen else "repacking the weights", done / len(names))
-        done += 1
+        phase = "quantizing the weights" if chosen else "repacking the weights"
+        report(phase, names.index(name) / len(names))
         if name in source.packed:
             return source.packed[name].read()
-        weight = read_values(source.tensors[name]).astype(np.float32)
-        scheme = SCHEMES[chosen[name]]
-        return quantize(weight, scheme.precision, dtype, per_token=scheme.per_token)
+        statistics = None if seen is None or _is_head(name) else seen.of(name)
+        linear, product = _made(name, source.tensors[name], chosen[name], statistics, dtype, wishes)
+        products.append(product)
+        return linear
 
     quantized = directory / QUANTIZED_FILE
     write_quantized(quantized, names, linear_of)
-    rest = {name: stored for name, stored in source.tensors.items() if name not in chosen}
+    if wishes.keep_worst:
+        products = _with_kept(products, wishes.keep_worst)
+        _leave_out(quantized, {product.name for product in products if product.is_kept})
+    made = {product.name for product in products if not product.is_kept}
+    rest = {name: stored for name, stored in source.tensors.items() if name not in made}
     files = (_write_rest(source, rest, directory),) if copy else source.weight_files
-    return open_checkpoint(source.directory, (*files, quantized))
+    checkpoint = open_checkpoint(source.directory, (*files, quantized))
+    return checkpoint, QuantizationReport(tuple(products)) if products else None
+
+
+def _made(
+    name: str,
+    stored: StoredTensor,
+    scheme_name: str,
+    seen: "InputStatistics | None",
+    dtype: str,
+    wishes: Wishes,
+) -> tuple[QuantizedLinear, ProductError]:
+    """A layer by its nearest codes, or by those that are best for what was seen, and its error."""
+    weight = read_values(stored).astype(np.float32)
+    scheme = SCHEMES[scheme_name]
+    linear = quantize(weight, scheme.precision, dtype, per_token=scheme.per_token)
+    moments = None
+    if seen is not None:
+        moments = seen.second_moments
+        linear = with_error_feedback(linear, weight, moments)
+        if wishes.are_inputs_static and linear.activations is not None:
+            linear = replace(linear, activations=input_scale(seen.largest, linear.precision, dtype))
+    error = math.sqrt(relative_error(linear, weight, moments))
+    return linear, ProductError(
+        name, scheme_name, error, moments is not None, stored.length_bytes, is_kept=False
+    )
+
+
+def _with_kept(products: Sequence[ProductError], share: float) -> list[ProductError]:
+    """The head is none of them: its error is another measure, and it may be the most of all bytes."""
+    kept = worst_within([product for product in products if not _is_head(product.name)], share)
+    return [replace(product, is_kept=product.name in kept) for product in products]
+
+
+def _leave_out(path: Path, names: Collection[str]) -> None:
+    """Take layers out of a file of quantized ones."""
+    whole = path.with_name(f".whole.{path.name}")
+    path.replace(whole)
+    stored = {tensor.name: tensor for tensor in read_safetensors_header(whole)}
+    write_copied(path, {name: part for name, part in stored.items() if name.rpartition(".")[0] not in names})
+    whole.unlink()
+
+
+def _place(name: str) -> list[str | int]:
+    """Where a product stands in the model: the vision encoder before the decoder, blocks by their numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [0 if name.startswith("visual.") else 1, *(int(x) if x.isdigit() else x for x in parts)]
+
+
+def _is_head(name: str) -> bool:
+    """Whether it is a table of the vocabulary, of which a conversation reads few rows: it is rounded by itself."""
+    return _PARTS["head"].fullmatch(name) is not None
+
+
+def _seen(
+    source: Checkpoint,
+    chosen: Mapping[str, str],
+    conversations: Iterable[ModelInputs],
+    scratch: Path,
+    report: Callable[[str, float], None],
+) -> "StatisticsInOrder":
+    from export.quantization.calibration.statistics import StatisticsInOrder, input_statistics  # noqa: PLC0415 - torch
+
+    wanted = [name for name in chosen if not _is_head(name)]
+    return StatisticsInOrder(
+        input_statistics(
+            source, conversations, wanted, scratch, lambda scope: report(f"calibrating {scope}", 0.0)
+        )
+    )
 
 
 def _chosen(source: Checkpoint, schemes: Mapping[Part, str]) -> dict[str, str]:

@@ -42,11 +42,19 @@ def quantize(
     largest = np.abs(weight).max(axis=1, keepdims=True)
     scales = _rounded(np.maximum(largest / _LARGEST[precision], _SMALLEST_SCALE), scale_dtype)
     return QuantizedLinear(
-        precision, _codes(weight / scales, precision), scales, activations="per_token" if per_token else None
+        precision,
+        nearest_codes(weight / scales, precision),
+        scales,
+        activations="per_token" if per_token else None,
     )
 
 
-def _codes(normal: Array, precision: Precision) -> Array:
+def input_scale(largest: float, precision: Precision, dtype: str) -> float:
+    """Of inputs up to `largest`, the scale by which they are rounded to 8-bit codes, as a number of `dtype`."""
+    return float(_rounded(np.array([max(largest / _LARGEST[precision], _SMALLEST_SCALE)]), dtype)[0])
+
+
+def nearest_codes(normal: Array, precision: Precision) -> Array:
     """Values in units of their scale as the nearest codes, cut to the largest."""
     if precision == "int4":
         return np.clip(np.rint(normal), -8, 7).astype(np.int8)
@@ -66,7 +74,7 @@ def _quantize_in_blocks(weight: npt.NDArray[np.float32], scale_dtype: str) -> Qu
         rows = slice(start, min(start + num_rows, num_outputs))
         blocks = weight[rows].reshape(-1, num_inputs // block, block)
         scales[rows] = best_scales(blocks, scale_dtype)
-        codes[rows] = _codes(blocks / scales[rows, :, None], "int4").reshape(-1, num_inputs)
+        codes[rows] = nearest_codes(blocks / scales[rows, :, None], "int4").reshape(-1, num_inputs)
     return QuantizedLinear("int4", codes, scales)
 
 

@@ -63,6 +63,17 @@ def _is_group(size: object) -> bool:
     return isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MAX_RANKS
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """The conversations that a bundle's quantized weights were made for."""
+
+    source: str
+    """Name of the folder or file."""
+    num_samples: Annotated[int, Check("a count", is_count)]
+    sha256: str
+    """Of all that the model saw of them, in order: token ids, positions and patches."""
+
+
 def _are_stages(layers: Sequence[int]) -> bool:
     return len(layers) != 1 and all(count > 0 for count in layers)
 
@@ -92,6 +103,8 @@ class Manifest:
     """Of the tensor-parallel group that each stage is divided among; 1: it is not divided."""
     precision: Mapping[str, str] = field(default_factory=dict)
     """Of the parts whose linear layers are stored otherwise, in words: {"decoder": "int4 in groups of 128, by AWQ"}."""
+    calibration: Calibration | None = None
+    """What the quantized weights were made for; None: each value was rounded by itself."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -140,8 +153,8 @@ class Manifest:
                 "Export the checkpoint again, or use the qv-export version that wrote the bundle.",
             )
         problems: list[str] = []
-        # Stages and ranks are absent in bundles from before there were any.
-        given = {"stages": [], "tensor_parallel": 1, "precision": {}, **content}
+        # Absent in bundles from before there were any.
+        given = {"stages": [], "tensor_parallel": 1, "precision": {}, "calibration": None, **content}
         values = read_fields(cls, given, problems, whole=True)
         for needed, contradictions in _CONTRADICTIONS:
             if needed <= values.keys():

@@ -9,7 +9,7 @@ import click
 
 from export.dtypes import GRAPH_DTYPES
 from export.wording import command_line, size_text
-from qv_export.parameters import CheckpointPath
+from qv_export.parameters import CheckpointPath, Share
 from qv_export.show.console import note, phase_bar, print_json
 
 if TYPE_CHECKING:
@@ -66,6 +66,25 @@ if TYPE_CHECKING:
     "bfloat16's. Default: as they are computed.",
 )
 @click.option(
+    "--calibrate",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PICTURES_OR_JSONL",
+    help="Quantize for what the model sees in these: a folder of pictures, each with its prompt in a .txt beside it, "
+    'or a file with {"messages": [...]} a line. Better than rounding each value by itself; about a hundred will do.',
+)
+@click.option(
+    "--static-inputs",
+    is_flag=True,
+    help="With --calibrate: round the inputs of int8 and fp8 by one scale a layer, instead of one a token.",
+)
+@click.option(
+    "--keep-worst",
+    type=Share(),
+    default="0%",
+    metavar="SHARE",
+    help="Such as 5%: so much of the quantized weights stays as it is, where quantizing changes the product most.",
+)
+@click.option(
     "--strict",
     is_flag=True,
     help="Refuse a checkpoint whose files contradict each other or hold more than the model, instead of a warning.",
@@ -98,6 +117,9 @@ def export_command(
     quantize_vision: str | None,
     quantize_head: str | None,
     kv_cache: "KvCachePrecision | None",
+    calibrate: Path | None,
+    static_inputs: bool,
+    keep_worst: float,
     strict: bool,
     pipeline_stages: int,
     tensor_parallel: int,
@@ -107,6 +129,7 @@ def export_command(
 
     CHECKPOINT is a directory as downloaded from the hub: config.json, *.safetensors, tokenizer.json.
     """
+    from export.quantization.report import read_report
     from qv_export import api
 
     start = time.perf_counter()
@@ -121,15 +144,22 @@ def export_command(
             quantize_vision=quantize_vision,
             quantize_head=quantize_head,
             kv_cache=kv_cache,
+            calibrate=calibrate,
+            static_inputs=static_inputs,
+            keep_worst=keep_worst,
             strict=strict,
             pipeline_stages=pipeline_stages,
             tensor_parallel=tensor_parallel,
             progress=step,
         ).manifest
     seconds = time.perf_counter() - start
+    changes = read_report(output)
     if as_json:
-        print_json({"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)})
+        content = {"bundle": str(output), "seconds": round(seconds, 3), "manifest": asdict(manifest)}
+        print_json({**content, "quantization": None if changes is None else asdict(changes)})
     else:
+        if changes is not None:
+            note(f"Quantized: {changes.sentence()}")
         note(export_summary(manifest, output, seconds))
 
 

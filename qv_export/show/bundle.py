@@ -8,10 +8,14 @@ from export.wording import size_text
 from qv_export.show.tables import Table, numbered_families
 
 if TYPE_CHECKING:
+    from export.quantization.report import QuantizationReport
     from export.records.manifest import Manifest
     from export.records.verdicts import Verdict
     from qv_export.show.engine import ShownEngine
     from qv_export.show.graph import FunctionFacts, GraphFacts, GraphTensor
+
+_NUM_WORST = 5
+"""Products that are listed by their error."""
 
 
 def bundle_tables(
@@ -41,6 +45,20 @@ def bundle_tables(
     else:
         tables.append(Table("Validations", ("result",), (("not validated",),)))
     return tables
+
+
+def quantization_table(report: "QuantizationReport") -> Table:
+    """The products that quantizing changed most."""
+    rows = tuple(
+        (
+            product.name.removesuffix(".weight"),
+            product.scheme,
+            f"{product.error:.1%}" + ("" if product.is_seen else " of the weight"),
+            "kept as it was" if product.is_kept else "",
+        )
+        for product in report.worst[:_NUM_WORST]
+    )
+    return Table(f"Quantized: {report.sentence()}", ("product", "way", "error", ""), rows)
 
 
 def verdict_table(verdicts: "Sequence[Verdict]") -> Table:

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export.quantization.report import QuantizationReport, read_report
 from export.records.manifest import MANIFEST_NAME
-from qv_export.show.bundle import bundle_tables, graph_tables
+from qv_export.show.bundle import bundle_tables, graph_tables, quantization_table
 from qv_export.show.engine import ShownEngine, engine_tables, shown_engine
 from qv_export.show.graph import GraphFacts, graph_facts_from_file
 from qv_export.show.tables import Table
@@ -27,15 +28,18 @@ class Inspection:
     engines: tuple[ShownEngine, ...]
     verdicts: "tuple[Verdict, ...]" = ()
     """Of any engine, as the bundle keeps them."""
+    quantization: QuantizationReport | None = None
+    """What the export changed by quantizing; None: nothing."""
 
     def tables(self) -> list[Table]:
         """For a person, in order."""
         if self.kind == "engine":
             return engine_tables(self.engines[0])
         tables = [table for facts in self.graphs for table in graph_tables(facts)]
-        return (
-            [*bundle_tables(self.manifest, self.engines, self.verdicts), *tables] if self.manifest else tables
-        )
+        if self.manifest is None:
+            return tables
+        changes = [] if self.quantization is None else [quantization_table(self.quantization)]
+        return [*bundle_tables(self.manifest, self.engines, self.verdicts), *changes, *tables]
 
     def to_json(self) -> dict[str, Any]:
         """For a machine. A bundle lists its engines without their layers: inspect one for those."""
@@ -52,6 +56,7 @@ class Inspection:
             **graphs,
             "engines": engines,
             "verdicts": [asdict(one) for one in self.verdicts],
+            "quantization": None if self.quantization is None else asdict(self.quantization),
         }
 
 
@@ -93,4 +98,12 @@ def _inspect_bundle(directory: Path) -> Inspection:
         for name, record in engine_records(directory).items()
         if isinstance(record, EngineRecord)
     )
-    return Inspection(directory, "bundle", bundle.manifest, graphs, engines, tuple(bundle.all_verdicts()))
+    return Inspection(
+        directory,
+        "bundle",
+        bundle.manifest,
+        graphs,
+        engines,
+        tuple(bundle.all_verdicts()),
+        read_report(directory),
+    )

@@ -1,7 +1,7 @@
 """Cases that a user brings: a JSON file of conversations, or a folder of pictures."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ from export.files.json_object import parse_json
 from export.files.untrusted import read_named_text
 from export.processor.processor import Processor
 from export.processor.text.conversation import with_paths_from
+from export.processor.text.picture_folder import prompted_pictures
 from export.processor.video.frames import PICTURE_SUFFIXES
 from validate.cases.prompts import PreparedCase
-
-DEFAULT_PROMPT = "Describe this picture."
 
 
 def load_cases(path: Path, processor: Processor) -> list[PreparedCase]:
@@ -48,11 +47,8 @@ def _prepared(path: Path, name: str, messages: Any, processor: Processor) -> Pre
 
 
 def _folder(path: Path) -> Iterator[tuple[str, Any]]:
-    for picture in sorted(path.iterdir()):
-        if picture.suffix.lower() in PICTURE_SUFFIXES:
-            text = picture.with_suffix(".txt")
-            prompt = read_named_text(text).strip() if text.is_file() else DEFAULT_PROMPT
-            yield _safe_name(picture.stem), [user_message(prompt, [picture])]
+    for picture, messages in prompted_pictures(path):
+        yield _safe_name(picture.stem), messages
 
 
 def _file(path: Path) -> Iterator[tuple[str, Any]]:
@@ -74,9 +70,3 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
 def _safe_name(name: str) -> str:
     """A name that is also a file's: records are kept under it. Apart from the built-in cases by its prefix."""
     return "my_" + (re.sub(r"[^\w.-]+", "_", name).strip("._") or "case")
-
-
-def user_message(prompt: str, images: Iterable[Path]) -> dict[str, Any]:
-    """One user turn: pictures, then the text."""
-    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}

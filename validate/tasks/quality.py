@@ -12,7 +12,7 @@ from typing import Any
 
 from export.errors import UserError
 from export.files.untrusted import read_named_text
-from validate.cases.case_files import user_message
+from export.processor.text.picture_folder import user_message
 from validate.gates.gates import GateResult
 
 Z_95 = 1.959963984540054

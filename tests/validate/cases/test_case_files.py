@@ -5,8 +5,9 @@ import pytest
 
 from export.errors import UserError
 from export.processor.processor import Processor
+from export.processor.text.picture_folder import DEFAULT_PROMPT
 from tests.support.pictures import picture
-from validate.cases.case_files import DEFAULT_PROMPT, load_cases
+from validate.cases.case_files import load_cases
 
 
 @pytest.fixture(scope="module")
