@@ -234,8 +234,8 @@ def attention_over_documents(
         return attended[None], past_key, past_value
 
     with (
-        patch.object(patch_attention_reference, "patch_attention", patch_attention),
-        patch.object(rotary_reference, "rotary", _Rotary()),
-        patch.object(cached_attention_reference, "cached_attention", cached_attention),
+        patch.object(patch_attention_reference, "patch_attention_reference", patch_attention),
+        patch.object(rotary_reference, "rotary_reference", _Rotary()),
+        patch.object(cached_attention_reference, "cached_attention_reference", cached_attention),
     ):
         yield

@@ -253,7 +253,7 @@ def launch(
     Args:
         q: [B, S, H, D]; made contiguous if needed, as are the next two.
         key, value: [B, K, L, D], the cache with this call's keys and values in it; one float dtype.
-        write_index, kv_lengths: [B] int, as in `plugins.cached_attention.reference.cached_attention`.
+        write_index, kv_lengths: [B] int, as in `plugins.cached_attention.reference.cached_attention_reference`.
         tile: one of `tiles(element_bytes)`; None chooses by the number of rows.
         partials: where the first kernel writes, float32 [B, S, H, N, D] and [B, S, H, N]; None allocates.
         attended: where to write, contiguous [B, S, H, D]; None allocates.

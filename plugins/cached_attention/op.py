@@ -19,7 +19,7 @@ def cached_attention(
     write_index: Tensor,
     kv_lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `plugins.cached_attention.reference.cached_attention`."""
+    """See `plugins.cached_attention.reference.cached_attention_reference`."""
     inputs = (q, k, v, past_key, past_value, write_index, kv_lengths)
     if torch.compiler.is_exporting():
         attended, present_key, present_value = symbolic_call(

@@ -11,7 +11,7 @@ from plugins.registry import ALL_GATHER, ALL_REDUCE
 
 
 def all_reduce(x: Tensor, num_ranks: int) -> Tensor:
-    """See `plugins.collective.reference.all_reduce`; of one rank, `x` itself."""
+    """See `plugins.collective.reference.all_reduce_reference`; of one rank, `x` itself."""
     if num_ranks == 1:
         return x
     if torch.compiler.is_exporting():
@@ -21,7 +21,7 @@ def all_reduce(x: Tensor, num_ranks: int) -> Tensor:
 
 
 def all_gather(x: Tensor, num_ranks: int) -> Tensor:
-    """See `plugins.collective.reference.all_gather`; of one rank, `x` itself."""
+    """See `plugins.collective.reference.all_gather_reference`; of one rank, `x` itself."""
     if num_ranks == 1:
         return x
     if torch.compiler.is_exporting():

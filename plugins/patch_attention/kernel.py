@@ -96,7 +96,7 @@ def qv_patch_attention(
     BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """See `plugins.patch_attention.reference.patch_attention`; grid: `num_programs` x heads."""
+    """See `plugins.patch_attention.reference.patch_attention_reference`; grid: `num_programs` x heads."""
     ROW_STRIDE: tl.constexpr = NUM_HEADS * HEAD_DIM
     program = tl.program_id(0)
     head = tl.program_id(1)
@@ -207,7 +207,7 @@ def launch(
     """Run the kernel on the tensors' GPU (on a CPU under TRITON_INTERPRET=1).
 
     Args:
-        q, k, v, cu_seqlens, segment_range: as in `plugins.patch_attention.reference.patch_attention`; made
+        q, k, v, cu_seqlens, segment_range: as in `plugins.patch_attention.reference.patch_attention_reference`; made
             contiguous if needed. `cu_seqlens` must rise from 0 to P: reading it here would wait for the GPU.
         tile: one of `tiles(D, element_bytes)`; None chooses by the longest segment.
         attended: where to write, contiguous [P, H, D]; None allocates.

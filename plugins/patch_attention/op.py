@@ -10,7 +10,7 @@ from plugins.registry import PATCH_ATTENTION
 
 
 def patch_attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, segment_range: Tensor) -> Tensor:
-    """See `plugins.patch_attention.reference.patch_attention`."""
+    """See `plugins.patch_attention.reference.patch_attention_reference`."""
     if torch.compiler.is_exporting():
         (attended,) = symbolic_call(PATCH_ATTENTION, (q, k, v, cu_seqlens, segment_range), like=(q,))
         return attended

@@ -72,7 +72,7 @@ def qv_rotary(
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF_BLOCK: tl.constexpr,
     TOKENS: tl.constexpr, HEADS_PER_PROGRAM: tl.constexpr,
 ):  # fmt: skip
-    """See `plugins.rotary.reference.rotary`; grid: `num_programs`."""
+    """See `plugins.rotary.reference.rotary_reference`; grid: `num_programs`."""
     Q_GROUPS: tl.constexpr = (NUM_HEADS + HEADS_PER_PROGRAM - 1) // HEADS_PER_PROGRAM
     KV_GROUPS: tl.constexpr = (NUM_KV_HEADS + HEADS_PER_PROGRAM - 1) // HEADS_PER_PROGRAM
     program = tl.program_id(0)
@@ -149,7 +149,8 @@ def launch(
     """Run the kernel on the tensors' GPU (on a CPU under TRITON_INTERPRET=1).
 
     Args:
-        q, k, positions, frequencies, axis_of: as in `plugins.rotary.reference.rotary`; made contiguous if needed.
+        q, k, positions, frequencies, axis_of: as in `plugins.rotary.reference.rotary_reference`; made contiguous
+            if needed.
             `axis_of` must name rows of `positions`: reading it here would wait for the GPU.
         tile: see `TILES`.
         outputs: where to write, contiguous [T, H, D] and [T, K, D]; None allocates.

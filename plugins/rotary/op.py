@@ -12,7 +12,7 @@ from plugins.rotary import reference
 def rotary(
     q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, axis_of: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `plugins.rotary.reference.rotary`."""
+    """See `plugins.rotary.reference.rotary_reference`."""
     if torch.compiler.is_exporting():
         rotated_q, rotated_k = symbolic_call(ROTARY, (q, k, positions, frequencies, axis_of), like=(q, k))
         return rotated_q, rotated_k
