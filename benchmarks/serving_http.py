@@ -1,13 +1,14 @@
 """`qv-export serve` beside the same scheduler without a network, the Triton repository, and one answer at a time.
 
-    python -m benchmarks.serving_http [--clients 1 4 16 64] [--requests 64] [--memory-requests 0] [--without-triton]
+    python -m benchmarks.serving_http [--clients 1 4 16 64] [--rounds 3] [--memory-requests 0] [--without-triton]
 
 The small checkpoint on this machine's CPU, one thread, 64 new tokens an answer whatever it says; clients in a closed
-loop, questions of `engines/bench/questions.py`, half of them with a picture that is new each time. For each number of
-clients the contestants run one after another, so that what else the machine does hits them alike:
+loop, questions of `engines/bench/questions.py`, half of them with a picture that is new each time. All contestants are
+open all the time, and in every round each number of clients asks them one after another, so that what else the machine
+does hits them alike; the table has medians of the rounds, and of each round's ratio to the scheduler in process:
 
-- serve: over HTTP on loopback, streamed; the client is a process of its own that shares the cores with the server;
 - in process: the same scheduler and the same processor, with no server around them and a thread for each client;
+- serve: over HTTP on loopback, streamed; the client is a process of its own that shares the cores with the server;
 - Triton: the model repository in the tritonserver that nvidia-pytriton carries, with the same client;
 - one at a time: serve with one KV slot.
 
@@ -16,126 +17,69 @@ what its cache of picture embeddings grew by meanwhile.
 """
 
 import argparse
-import asyncio
-import base64
 import json
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.measure import measure, print_table, ratio_text, seconds_text
+from benchmarks.http_clients import ask_all
+from benchmarks.measure import REPOSITORY, measure, print_table, ratio_text, seconds_text
 from benchmarks.serving import CAPACITY, HEADER_MEMORY, NUM_SLOTS, NUM_THREADS, SETTLE_SECONDS, memory_row
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CLIENTS = (1, 4, 16, 64)
 NUM_NEW_TOKENS = 64
 MAX_QUEUE = 64
+PATH = "/v1/chat/completions"
+TRITON_PATH = "/v2/models/qwen2_vl/generate_stream"
 HEADER = (
     "clients",
     "contestant",
     "tokens/s",
     "of in process",
     "CPU a token",
+    "of in process",
     "first token, median",
     "p95",
     "load",
 )
 
-
-# --- the client: a process of its own ---------------------------------------------------------------
-
-
-def ask_all(
-    port: int, path: str, kind: str, num_clients: int, num_requests: int, first: int, num_new_tokens: int
-) -> dict[str, Any]:
-    """What N clients see that ask at the same time over HTTP.
-
-    Bodies are made before the clock starts, and of an answer no more is read than when it began and ended.
-    """
-    body_of: Callable[..., bytes] = {"openai": openai_body, "triton": triton_body}[kind]
-    bodies = [body_of(number, num_new_tokens) for number in range(first, first + num_requests)]
-    return asyncio.run(_ask_all(port, path, bodies, num_clients, num_new_tokens))
+Ask = Callable[[int, int, int], dict[str, Any]]
+"""(clients, requests, number of the first one): what the clients saw, and the processor's seconds."""
 
 
-async def _ask_all(
-    port: int, path: str, bodies: list[bytes], num_clients: int, num_new_tokens: int
-) -> dict[str, Any]:
-    left = iter(bodies)
-    waits: list[float] = []
-
-    async def client() -> None:
-        for body in left:
-            started = time.perf_counter()
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            status = await reader.readline()
-            if b" 200 " not in status:
-                raise RuntimeError(f"{status!r}: {(await reader.read())[:500]!r}")
-            await reader.readuntil(b"data: ")
-            waits.append(time.perf_counter() - started)
-            rest = await reader.read()
-            if b'"error"' in rest:
-                raise RuntimeError(rest[-500:])
-            writer.close()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(num_clients)))
-    seconds = time.perf_counter() - started
-    waits.sort()
-    return {
-        "tokens_per_second": len(bodies) * num_new_tokens / seconds,
-        "first_token_median": waits[len(waits) // 2],
-        "first_token_p95": waits[min(int(0.95 * len(waits)), len(waits) - 1)],
-    }
+# --- the contestants --------------------------------------------------------------------------------
 
 
-def openai_body(number: int, num_new_tokens: int) -> bytes:
-    from engines.bench.questions import bench_question
+@contextmanager
+def in_process(bundle: Path) -> Iterator[Ask]:
+    """A process of its own that has the scheduler and the clients."""
+    command = [sys.executable, "-m", "benchmarks.serving_http", "--in-process", str(bundle)]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
 
-    [message] = bench_question(number)
-    content = [
-        {"type": "image_url", "image_url": {"url": _data_url(part["image"])}}
-        if part["type"] == "image"
-        else part
-        for part in message["content"]
-    ]
-    return json.dumps(
-        {
-            "messages": [{"role": "user", "content": content}],
-            "stream": True,
-            "max_tokens": num_new_tokens,
-            "ignore_eos": True,
-        }
-    ).encode()
+        def ask(*wanted: int) -> dict[str, Any]:
+            print(json.dumps(wanted), file=child.stdin, flush=True)
+            found: dict[str, Any] = json.loads(child.stdout.readline())  # type: ignore[union-attr]
+            return found
 
-
-def triton_body(number: int, num_new_tokens: int) -> bytes:
-    from engines.bench.questions import bench_question
-
-    [message] = bench_question(number)
-    content = [
-        {"type": "image", "image": _data_url(part["image"])} if part["type"] == "image" else part
-        for part in message["content"]
-    ]
-    messages = json.dumps([{"role": "user", "content": content}])
-    return json.dumps({"messages": messages, "max_tokens": num_new_tokens, "stream": True}).encode()
+        yield ask
+        child.stdin.close()
 
 
-def _data_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def ask_in_process(bundle: str, num_clients: int, num_requests: int, first: int) -> dict[str, Any]:
-    """The same questions to the scheduler itself: decoded, answered, and nothing sent anywhere."""
+def answer_in_process(bundle: str) -> None:
+    """What that process does: a line of numbers on stdin, a line of results on stdout."""
     from benchmarks.serving import open_service, summary
     from engines.bench.load import run_load
     from engines.bench.questions import bench_question
@@ -154,17 +98,22 @@ def ask_in_process(bundle: str, num_clients: int, num_requests: int, first: int)
             spent = time.perf_counter() - started - reply.seconds
             return replace(reply, first_token_seconds=reply.first_token_seconds + spent)
 
-        run_load(ask, num_clients, 2 * num_clients)
-        before = time.process_time()
-        result = summary(run_load(ask, num_clients, num_requests, first=first))
-        return {**result, "cpu_seconds": time.process_time() - before}
-
-
-# --- the servers ------------------------------------------------------------------------------------
+        for line in sys.stdin:
+            num_clients, num_requests, first = json.loads(line)
+            before = time.process_time()
+            result = summary(run_load(ask, num_clients, num_requests, first=first))
+            print(json.dumps({**result, "cpu_seconds": time.process_time() - before}), flush=True)
 
 
 @contextmanager
-def serving(bundle: Path, num_slots: int) -> "Iterator[tuple[int, int]]":
+def served(bundle: Path, num_slots: int) -> Iterator[Ask]:
+    """A `qv-export serve`."""
+    with serving(bundle, num_slots) as (port, process):
+        yield over_http(port, PATH, "openai", process)
+
+
+@contextmanager
+def serving(bundle: Path, num_slots: int) -> Iterator[tuple[int, int]]:
     """Port and process of a `qv-export serve`."""
     from tests.support.serve import running_serve
 
@@ -183,8 +132,8 @@ def serving(bundle: Path, num_slots: int) -> "Iterator[tuple[int, int]]":
 
 
 @contextmanager
-def triton(bundle: Path, directory: Path) -> "Iterator[tuple[int, int]]":
-    """Port and process of a tritonserver."""
+def triton(bundle: Path, directory: Path) -> Iterator[Ask]:
+    """A tritonserver with the model repository."""
     from engines.serving.settings import ServerSettings
     from engines.serving.triton.repository import write_repository
     from export.bundle import open_bundle
@@ -194,31 +143,26 @@ def triton(bundle: Path, directory: Path) -> "Iterator[tuple[int, int]]":
     settings = ServerSettings(num_slots=NUM_SLOTS, capacity=CAPACITY, num_threads=NUM_THREADS)
     write_repository(open_bundle(bundle), repository, settings, allow_unvalidated=True)
     with running_server(repository, directory) as server:
-        yield server.http_port, server.process.pid
+        yield over_http(server.http_port, TRITON_PATH, "triton", server.process.pid)
 
 
-def over_http(
-    name: str,
-    path: str,
-    kind: str,
-    server: AbstractContextManager[tuple[int, int]],
-    num_clients: int,
-    num_requests: int,
-) -> dict[str, Any]:
-    with server as (port, process):
-        arguments = {"port": port, "path": path, "kind": kind, "num_new_tokens": NUM_NEW_TOKENS}
-        warm = 2 * num_clients
-        measure(f"{name}, warm-up", ask_all, num_clients=num_clients, num_requests=warm, first=0, **arguments)
+def over_http(port: int, path: str, kind: str, process: int) -> Ask:
+    def ask(num_clients: int, num_requests: int, first: int) -> dict[str, Any]:
         before = cpu_seconds(process)
         result = measure(
-            f"{name}, {num_clients} clients",
+            f"{path}, {num_clients} clients",
             ask_all,
+            port=port,
+            path=path,
+            kind=kind,
             num_clients=num_clients,
             num_requests=num_requests,
-            first=warm,
-            **arguments,
+            first=first,
+            num_new_tokens=NUM_NEW_TOKENS,
         ).result
         return {**result, "cpu_seconds": cpu_seconds(process) - before}
+
+    return ask
 
 
 def cpu_seconds(process: int) -> float:
@@ -264,57 +208,70 @@ def cached_bytes(port: int) -> int:
     return int(float(line.rsplit(" ", 1)[1]))
 
 
-PATH = "/v1/chat/completions"
-TRITON_PATH = "/v2/models/qwen2_vl/generate_stream"
+# --- the run ----------------------------------------------------------------------------------------
 
 
-def rows_of(bundle: Path, num_clients: int, num_requests: int, *, with_triton: bool) -> list[list[str]]:
-    contestants: dict[str, Callable[[], dict[str, Any]]] = {
-        "in process": lambda: (
-            measure(
-                f"in process, {num_clients} clients",
-                ask_in_process,
-                bundle=bundle,
-                num_clients=num_clients,
-                num_requests=num_requests,
-                first=2 * num_clients,
-            ).result
-        ),
-        "serve": lambda: over_http(
-            "serve", PATH, "openai", serving(bundle, NUM_SLOTS), num_clients, num_requests
-        ),
-    }
-    if with_triton:
-        contestants["Triton"] = lambda: in_directory(
-            lambda directory: over_http(
-                "Triton", TRITON_PATH, "triton", triton(bundle, directory), num_clients, num_requests
+def rounds_of(
+    asks: dict[str, Ask], num_clients: int, num_rounds: int, num_requests: int
+) -> dict[str, list[dict[str, Any]]]:
+    """What each contestant did in each round, after one that warms every shape up."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in asks}
+    for number in range(num_rounds + 1):
+        for name, ask in asks.items():
+            # Who answers one at a time needs no more than a question each to show how long the last one waits.
+            wanted = num_requests if number and name != ALONE else num_clients
+            result = ask(num_clients, wanted, 1000 * num_clients + number * num_requests)
+            found[name].append({**result, "cpu_seconds": result["cpu_seconds"] / wanted / NUM_NEW_TOKENS})
+    return {name: results[1:] for name, results in found.items()}
+
+
+def rows_of(num_clients: int, found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    [reference, *_] = found.values()
+    rows = []
+    for name, results in found.items():
+        typical = {key: statistics.median(one[key] for one in results) for key in results[0]}
+        ratio = {
+            key: statistics.median(
+                one[key] / other[key] for one, other in zip(results, reference, strict=True)
             )
-        )
-    contestants["one at a time"] = lambda: over_http(
-        "one at a time", PATH, "openai", serving(bundle, 1), num_clients, num_requests
-    )
-    rows, reference = [], 0.0
-    for name, run in contestants.items():
-        result = run()
-        reference = reference or result["tokens_per_second"]
+            for key in ("tokens_per_second", "cpu_seconds")
+        }
         rows.append(
             [
                 str(num_clients),
                 name,
-                f"{result['tokens_per_second']:,.0f}",
-                ratio_text(result["tokens_per_second"], reference),
-                seconds_text(result["cpu_seconds"] / num_requests / NUM_NEW_TOKENS),
-                seconds_text(result["first_token_median"]),
-                seconds_text(result["first_token_p95"]),
+                f"{typical['tokens_per_second']:,.0f}",
+                ratio_text(ratio["tokens_per_second"], 1.0),
+                seconds_text(typical["cpu_seconds"]),
+                ratio_text(ratio["cpu_seconds"], 1.0),
+                seconds_text(typical["first_token_median"]),
+                seconds_text(typical["first_token_p95"]),
                 f"{os.getloadavg()[0]:.1f}",
             ]
         )
     return rows
 
 
-def in_directory(run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        return run(Path(name))
+ALONE = "one at a time"
+
+
+def table(bundle: Path, options: argparse.Namespace) -> list[list[str]]:
+    with ExitStack() as opened, tempfile.TemporaryDirectory() as name:
+        asks = {
+            "in process": opened.enter_context(in_process(bundle)),
+            "serve": opened.enter_context(served(bundle, NUM_SLOTS)),
+        }
+        if not options.without_triton:
+            asks["Triton"] = opened.enter_context(triton(bundle, Path(name)))
+        asks[ALONE] = opened.enter_context(served(bundle, 1))
+        return [
+            row
+            for num_clients in options.clients
+            for row in rows_of(
+                num_clients,
+                rounds_of(asks, num_clients, options.rounds, max(options.requests, 2 * num_clients)),
+            )
+        ]
 
 
 def main() -> None:
@@ -322,10 +279,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS, help="(default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=64, help="of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of each number of clients (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=16,
+        help="in a round, or two a client where those are more (default: %(default)s)",
+    )
     parser.add_argument("--memory-requests", type=int, default=0, help="(default: %(default)s, none)")
     parser.add_argument("--without-triton", action="store_true", help="where there is no tritonserver")
+    parser.add_argument("--in-process", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.in_process:
+        answer_in_process(options.in_process)
+        return
     from benchmarks.serving_triton import endless_checkpoint
     from export.exporter import export_checkpoint
     from tests.support.triton import missing
@@ -335,13 +304,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         bundle = Path(name) / "bundle"
         export_checkpoint(endless_checkpoint(Path(name) / "checkpoint"), bundle)
-        rows = [
-            row
-            for num_clients in options.clients
-            for row in rows_of(bundle, num_clients, options.requests, with_triton=not options.without_triton)
-        ]
-        if rows:
-            print_table(f"Serving over HTTP, {options.requests} requests each", HEADER, rows)
+        if options.clients:
+            print_table(f"Serving over HTTP, {options.rounds} rounds", HEADER, table(bundle, options))
         if options.memory_requests:
             print_table(
                 "Resident memory of serve, without what its cache of pictures grew by",
