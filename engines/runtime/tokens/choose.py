@@ -22,6 +22,8 @@ Weights = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _MOST_TOKENS = 1 << 20  # no vocabulary is larger
+_MAX_CUTS = 4
+"""How many numbers of tokens that top-p may keep are tried before whole logits are asked for."""
 _NO_ID = np.iinfo(np.int64).max
 MARGIN = 1e-5
 """How near a sum of probabilities may come to what it is compared with. `sampling` rounds them to float32: exponentials
@@ -166,6 +168,7 @@ class _Draw:
             self._low = np.minimum(self._low, self._high)
         if others is not None:
             self._low, self._high = others * (1 - MARGIN), others * (1 + MARGIN)
+        self._cuts: list[tuple[int, float]] = []  # a row, and a least weight that top-p may keep in it
         self._is_whole = self._bound == -np.inf  # nothing but the candidates is possible
         self._leave_others_out(self._is_whole)
 
@@ -177,7 +180,11 @@ class _Draw:
             self._apply_top_p()
         if (self._min_p > 0.0).any():
             self._apply_min_p()
-        return self._drawn(draws)
+        found, is_known = _drawn(self._ids, self._num_top, self._weights, self._low, self._high, draws)
+        is_decided = self.is_decided & is_known
+        if self._cuts:
+            self._try_cuts(found, is_decided, draws)
+        return found, is_decided
 
     def _leave_others_out(self, rows: Mask) -> None:
         self._low[rows] = self._high[rows] = 0.0
@@ -216,6 +223,11 @@ class _Draw:
             # Of equals at the edge the lowest ids stay.
             (places,) = np.nonzero(self._weights[r] == edge[r])
             kept[r, places[np.argsort(-self._ids[r, places])[: num_surplus[r]]]] = False
+        for r in np.flatnonzero(self.is_decided & is_filtered & ~is_known & (most <= width)).tolist():
+            cuts = self._possible_cuts(r, ordered[r], int(fewest[r]), int(most[r]))
+            if cuts:
+                self._cuts += [(r, cut) for cut in cuts]
+                kept[r], is_known[r] = self._weights[r] >= cuts[-1], True
         self.is_decided &= is_known | ~is_filtered
         self._keep(kept | ~is_filtered[:, None])
         self._leave_others_out(is_filtered & is_known)
@@ -229,25 +241,47 @@ class _Draw:
         self._low[is_filtered] = 0.0
         self._leave_others_out(is_filtered & (self._bound_weight < self._min_p * (1 - MARGIN)))
 
-    def _drawn(self, draws: Weights) -> tuple[npt.NDArray[np.int64], Mask]:
-        # A number's lower bits say where it came from: values are sorted faster than places are.
-        width = self._ids.shape[1]
-        bits = width.bit_length()
-        keys = (self._ids << bits) + np.arange(width)
-        keys[:, self._num_top :] += 1 << 60  # what was asked for comes behind the head
-        keys.sort(axis=1)
-        order = keys & ((1 << bits) - 1)
-        rows = np.arange(len(order))
-        cumulative = np.cumsum(self._weights.ravel().take(order + (rows * width)[:, None]), axis=1)
-        known = cumulative[:, -1]
-        with np.errstate(over="ignore", invalid="ignore"):
-            low, high = known + self._low, known + self._high
-            first = _leading(cumulative <= (low * (draws - MARGIN))[:, None])
-            last = _leading(cumulative <= (high * (draws + MARGIN))[:, None])
-        place = order[rows, np.minimum(first, width - 1)]
-        # Where others are left, they come after the head, and between those that were asked for.
-        is_known = (first == last) & (first < width) & ((self._high == 0.0) | (place < self._num_top))
-        return self._ids[rows, place], self.is_decided & is_known
+    def _possible_cuts(self, r: int, ordered: Weights, fewest: int, most: int) -> list[float]:
+        """The least weight that a row keeps for each number of tokens that top-p may keep; none where they are many,
+        or where a number does not say which tokens.
+        """
+        if most - fewest >= _MAX_CUTS or ordered[most - 1] <= self._bound_weight[r]:
+            return []
+        following = np.append(ordered, 0.0)[fewest : most + 1]
+        cuts = ordered[fewest - 1 : most]
+        return [] if (cuts == following).any() else cuts.tolist()
+
+    def _try_cuts(self, found: npt.NDArray[np.int64], is_decided: Mask, draws: Weights) -> None:
+        """A row whose top-p keeps one of some numbers of tokens is decided where all of them give the same token."""
+        rows = np.array([r for r, _ in self._cuts])
+        cuts = np.array([cut for _, cut in self._cuts])[:, None]
+        weights = np.where(self._weights[rows] >= cuts, self._weights[rows], 0.0)
+        none = np.zeros(len(rows))
+        tokens, is_known = _drawn(self._ids[rows], self._num_top, weights, none, none, draws[rows])
+        is_decided[rows[~is_known | (tokens != found[rows])]] = False
+
+
+def _drawn(
+    ids: npt.NDArray[np.int64], num_top: int, weights: Weights, low: Weights, high: Weights, draws: Weights
+) -> tuple[npt.NDArray[np.int64], Mask]:
+    """A token for each row, and where it is the one whatever the others weigh between `low` and `high`."""
+    # A number's lower bits say where it came from: values are sorted faster than places are.
+    width = ids.shape[1]
+    bits = width.bit_length()
+    keys = (ids << bits) + np.arange(width)
+    keys[:, num_top:] += 1 << 60  # what was asked for comes behind the head
+    keys.sort(axis=1)
+    order = keys & ((1 << bits) - 1)
+    rows = np.arange(len(order))
+    cumulative = np.cumsum(weights.ravel().take(order + (rows * width)[:, None]), axis=1)
+    known = cumulative[:, -1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = _leading(cumulative <= ((known + low) * (draws - MARGIN))[:, None])
+        last = _leading(cumulative <= ((known + high) * (draws + MARGIN))[:, None])
+    place = order[rows, np.minimum(first, width - 1)]
+    # Where others are left, they come after the head, and between those that were asked for.
+    is_known = (first == last) & (first < width) & ((high == 0.0) | (place < num_top))
+    return ids[rows, place], is_known
 
 
 def _leading(found: Mask) -> npt.NDArray[np.int64]:

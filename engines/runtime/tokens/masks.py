@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLExecutor, LLMatcher
-from llguidance.numpy import fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from tokenizers import Tokenizer
 
 from engines.runtime.tokens.text_stream import token_bytes
@@ -20,6 +20,8 @@ Allowed = npt.NDArray[np.bool_]
 """[vocab]"""
 
 _NUM_THREADS = 2
+_FEW_BITS = 1 << 16
+"""Of all rows: below it one thread is done before others have begun."""
 
 
 class Vocabulary:
@@ -55,7 +57,7 @@ class MaskedMatcher:
 
     def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
-        self._job: Future[None] | None = None
+        self._job: _Job | None = None
         self._mask: Allowed | None = None
         self.is_over = False
         """Whether nothing more may come."""
@@ -65,7 +67,7 @@ class MaskedMatcher:
         waiting = [one for one in matchers if one._job is None and not one.is_over]  # noqa: SLF001
         if not waiting:
             return
-        job = _thread().submit(_fill, waiting)
+        job = _Job(waiting)
         for one in waiting:
             one._job = job  # noqa: SLF001
 
@@ -77,7 +79,7 @@ class MaskedMatcher:
         """
         self.begin([self])
         assert self._job is not None
-        self._job.result()
+        self._job.wait()
         if self._mask is None:
             raise self._bound_error()
         return self._mask
@@ -97,7 +99,7 @@ class MaskedMatcher:
             RuntimeError: it is none.
         """
         if self._job is not None:
-            self._job.result()  # while a thread computes, nobody else may ask the matcher
+            self._job.wait()  # while a thread computes, nobody else may ask the matcher
         if not self._matcher.consume_token(token_id):
             if self._mask is not None and self._mask[token_id]:
                 raise self._bound_error()
@@ -121,11 +123,32 @@ class MaskedMatcher:
         self._mask = mask
 
 
+class _Job:
+    """The masks of some answers, on their way. To be waited for by the thread that began it."""
+
+    def __init__(self, matchers: Sequence[MaskedMatcher]) -> None:
+        self._matchers = matchers
+        self._future: Future[None] | None = _thread().submit(_fill, matchers)
+
+    def wait(self) -> None:
+        """Until they are there. What no thread has begun yet is done by this one: on a busy machine sooner."""
+        if self._future is not None:
+            if self._future.cancel():
+                _fill(self._matchers)
+            else:
+                self._future.result()
+            self._future = None
+
+
 def _fill(matchers: Sequence[MaskedMatcher]) -> None:
     size = matchers[0]._vocabulary.size  # noqa: SLF001
     bits = np.zeros((len(matchers), -(-size // 32)), np.int32)
     rows = [(one._matcher, row) for row, one in enumerate(matchers)]  # noqa: SLF001
-    fill_next_token_bitmask_par(_executor(), rows, bits)
+    if 32 * bits.size < _FEW_BITS:
+        for matcher, row in rows:
+            fill_next_token_bitmask(matcher, bits, row)
+    else:
+        fill_next_token_bitmask_par(_executor(), rows, bits)
     masks = np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").view(np.bool_)
     for one, mask in zip(matchers, masks, strict=True):
         one._take(mask)  # noqa: SLF001

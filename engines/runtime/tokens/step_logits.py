@@ -111,10 +111,9 @@ class WholeLogits:
         ]
         if alone:
             logits = self._logits[[rows[at] for at, _ in alone]]  # [A, vocab]
-            largest = logits.max(axis=1)
-            logits[~np.stack([mask for _, mask in alone])] = -np.inf
-            best = logits.argmax(axis=1)
-            is_sound = np.isfinite(largest) & np.isfinite(logits[np.arange(len(best)), best])
+            scores = np.where(np.stack([mask for _, mask in alone]), logits, np.float32(-np.inf))
+            best = scores.argmax(axis=1)
+            is_sound = np.isfinite(logits.max(axis=1)) & np.isfinite(scores[np.arange(len(best)), best])
             for (at, _), token_id, is_clear in zip(alone, best.tolist(), is_sound.tolist(), strict=True):
                 if is_clear and not choosers[at].is_suppressed(token_id):
                     outcomes[at] = token_id

@@ -17,6 +17,7 @@ BODY_SECONDS = 60.0
 SEND_SECONDS = 60.0
 """How long a client may take nothing of a stream before it counts as gone."""
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each event
 _STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"))
 
 
@@ -132,4 +133,4 @@ class EventStream:
 
 
 def _event(content: Any) -> bytes:
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _ENCODE(content).encode() + b"\n\n"

@@ -202,6 +202,7 @@ def test_a_guided_draw_weighs_what_its_mask_allows_and_does_not_sort_it(monkeypa
         return by_sorting(*given)
 
     monkeypatch.setattr(choose, "choose_from_logits", counting)
+    monkeypatch.setattr(choose, "_MAX_CUTS", 0)  # so that many rows ask for whole logits
     num_whole = 0
     for step in range(0, 800, 8):
         guides = [Guide(random.random(VOCAB) < 0.6) for _ in range(8)]
@@ -217,6 +218,25 @@ def test_a_guided_draw_weighs_what_its_mask_allows_and_does_not_sort_it(monkeypa
         num_whole += device.num_whole
     assert num_whole > 100
     assert len(sorted_rows) <= 0.05 * num_whole
+
+
+def test_a_draw_in_a_form_seldom_needs_whole_logits():
+    """Top-p keeps one token more or fewer by what the others weigh, which nobody knows: mostly the draw is the same."""
+    random, num_whole, num_steps = np.random.default_rng(3), 0, 800
+    config = GenerationConfig(do_sample=True, top_k=0, top_p=0.9)
+    asked_ids = np.full((8, 1), -1)
+    for step in range(0, num_steps, 8):
+        allowed = random.random((8, VOCAB)) < 0.4
+        choosers = [
+            Chooser(config, np.arange(20), [], VOCAB, step + row, Guide(allowed[row])) for row in range(8)
+        ]
+        logits = random.normal(0, 1.5, (8, VOCAB)).astype(np.float32)
+        logits[:, :12] += random.uniform(7, 11, (8, 12)).astype(np.float32)
+        device = Device(logits, asked_ids, random)
+        expected = [expected_token(chooser, row) for chooser, row in zip(choosers, logits, strict=True)]
+        assert CandidateLogits(device.candidates, asked_ids).choose(range(8), choosers) == expected
+        num_whole += device.num_whole
+    assert num_whole <= 0.1 * num_steps
 
 
 @given(seed=st.integers(0, 10**9), vocab=st.sampled_from([1, 5, 255, 256, 257, 300, 16_700, 20_001]))

@@ -1,10 +1,12 @@
 """Masks of a step: together what each is alone, texts that read like special tokens, tokens that are refused."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engines.runtime.tokens import masks
 from engines.runtime.tokens.guided import GuideMaker
 from export.errors import UserError
 from export.processor.text.tokenizer import load_tokenizer
@@ -31,7 +33,10 @@ def written(guide, random):
     return TOKENIZER.decode(ids, skip_special_tokens=False), ids
 
 
-def test_masks_that_are_begun_together_are_those_of_each_alone(maker):
+@pytest.mark.parametrize("few_bits", [0, masks._FEW_BITS], ids=["several threads", "one thread"])
+def test_masks_that_are_begun_together_are_those_of_each_alone(maker, few_bits, monkeypatch):
+    monkeypatch.setattr(masks, "_FEW_BITS", few_bits)
+
     def made():
         forms = [("regex", "[a-c]{3}x"), ("json", {"enum": [1, "a"]}), ("choice", ["yes", "no"])]
         return [maker.guides(form, content)[0] for form, content in forms]
@@ -61,6 +66,20 @@ def test_what_was_begun_is_not_begun_again_and_what_is_over_not_at_all(maker):
     guide.accept(int(np.flatnonzero(first)[0]))
     assert guide.is_over
     guide.begin([guide])
+
+
+def test_masks_that_no_thread_has_begun_are_computed_by_who_waits_for_them(maker):
+    is_free = threading.Event()
+    held_up = masks._thread().submit(is_free.wait, 10)
+    guides = maker.guides("regex", "[ab]", 2)
+    guides[0].begin(guides)
+    try:
+        allowed = [TOKENIZER.id_to_token(one) for one in np.flatnonzero(guides[1].allowed())]
+        assert {"a", "b"} <= set(allowed)
+        assert guides[0].allowed().any()
+        assert not held_up.done()
+    finally:
+        is_free.set()
 
 
 @pytest.mark.parametrize(
