@@ -15,7 +15,7 @@ TYPE_CHECKING = False  # type checkers take it for true; `typing` itself takes l
 if TYPE_CHECKING:
     from export.bundle import Bundle
     from export.errors import UserError
-    from qv_export.api import build, export, load, serve, validate
+    from qv_export.api import bench, build, export, load, serve, validate
     from qv_export.model import Answer, Chat, Model
 
     __version__: str
@@ -29,6 +29,7 @@ __all__ = [
     "Model",
     "UserError",
     "__version__",
+    "bench",
     "build",
     "export",
     "load",

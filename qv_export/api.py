@@ -14,6 +14,7 @@ from export.checkpoint.path import require_checkpoint
 from export.errors import UserError
 
 if TYPE_CHECKING:
+    from engines.bench.report import BenchReport
     from engines.serving.openai.run import Listening
     from engines.sizing.limits import Limits
     from engines.store.build import Built
@@ -212,6 +213,84 @@ def validate(
     return validate_plan(
         plan, _path(report), lambda text, done, total: tell(text, done / total), resume=resume
     )
+
+
+def bench(
+    bundle: str | Path | Bundle,
+    engine: str | None = None,
+    *,
+    sections: Sequence[str] = (),
+    seconds: float = 1.0,
+    num_slots: int | None = None,
+    max_context: int | None = None,
+    num_threads: int | None = None,
+    num_ranks: int | None = None,
+    hostfile: str | Path | None = None,
+    num_clients: Sequence[int] = (),
+    num_new_tokens: int | None = None,
+    before: "BenchReport | str | Path | None" = None,
+    progress: Progress | None = None,
+) -> "BenchReport":
+    """Measure a bundle's engine on this machine: each part alone, clients that ask at the same time, and memory.
+
+    Args:
+        bundle: what is measured.
+        engine: a backend's name or an engine's key; None: the default backend.
+        sections: of "preprocessing", "vision", "prefill", "decode", "serving" and "memory"; empty: all.
+        seconds: how long each figure is measured, three samples at least.
+        num_slots: KV slots; None: 8, or the engine's.
+        max_context: tokens in one slot; None: 4,096, the engine's, or the model's own if that is less.
+        num_threads: CPU threads; None takes every core.
+        num_ranks: processes that compute together, as `load` takes them; None: this one.
+        hostfile: the machines of the ranks; see `load`.
+        num_clients: of serving; empty: one, and as many as there are slots.
+        num_new_tokens: of each answer of serving; None: 32.
+        before: a report, or its file, that the new one shall be comparable with: refused before anything is measured
+            where machine, engine or settings are others. `engines.bench.compare.compare` compares the two.
+        progress: told each section, and the fraction of them that is done.
+
+    Raises:
+        UserError: no such section, no engine that this machine can load, or a wish that it cannot follow.
+        EngineError: the engine fails.
+    """
+    from engines.backends import BACKENDS
+    from engines.bench.compare import require_comparable
+    from engines.bench.report import BenchReport, read_report
+    from engines.bench.run import DEFAULT_NEW_TOKENS, Wishes, measure_engine, subject_of
+    from engines.bench.sampling import Effort
+    from engines.bench.sections import SECTIONS
+    from engines.open import choose_engine
+    from engines.serving.settings import settings_for
+    from engines.store.compatibility import this_machine
+
+    if unknown := [name for name in sections if name not in SECTIONS]:
+        raise UserError(f"There is no section {', '.join(unknown)}.", f"Choose of {', '.join(SECTIONS)}.")
+    older = before if before is None or isinstance(before, BenchReport) else read_report(Path(before))
+    opened, machine = as_bundle(bundle), this_machine()
+    settings = settings_for(
+        opened,
+        None if engine in BACKENDS else engine,
+        num_slots=num_slots,
+        max_context=max_context,
+        num_threads=num_threads,
+        num_ranks=num_ranks,
+        hostfile=_path(hostfile),
+        max_queue=None,
+        allowed_hosts=(),
+    )
+    chosen = choose_engine(
+        opened, engine, num_slots=settings.num_slots, capacity=settings.capacity, machine=machine
+    )
+    subject = subject_of(opened, chosen, settings, machine)
+    if older is not None:
+        require_comparable(older.subject, subject)
+    wishes = Wishes(
+        tuple(name for name in SECTIONS if name in sections) or SECTIONS,
+        Effort(seconds),
+        tuple(num_clients),
+        num_new_tokens or DEFAULT_NEW_TOKENS,
+    )
+    return measure_engine(opened, chosen, settings, subject, wishes, progress or _ignore)
 
 
 def load(

@@ -98,14 +98,9 @@ def bench(
 
     A figure is the median of its samples, with the middle half of them beside it.
     """
-    from engines.bench.compare import compare, losses, require_comparable
+    from engines.bench.compare import compare, losses
     from engines.bench.report import read_report
-    from engines.bench.run import DEFAULT_NEW_TOKENS, Wishes, measure_engine, subject_of
-    from engines.bench.sampling import Effort
-    from engines.open import choose_engine
-    from engines.serving.settings import settings_for
-    from engines.store.compatibility import this_machine
-    from export.bundle import open_bundle
+    from qv_export import api
 
     if other is None and (max_loss is not None or compare_anyway):
         raise UserError("--max-loss and --compare-anyway go with --compare OTHER.json.", "Give that too.")
@@ -116,36 +111,22 @@ def bench(
             f"{output} cannot be written: {output.absolute().parent} is no folder.", "Make it first."
         )
     before = None if other is None else read_report(other)
-    opened, machine = open_bundle(bundle), this_machine()
-    settings = settings_for(
-        opened,
-        engine_key,
-        num_slots=num_slots,
-        max_context=max_context,
-        num_threads=num_threads,
-        num_ranks=num_ranks,
-        hostfile=hostfile,
-        max_queue=None,
-        allowed_hosts=(),
-    )
-    chosen = choose_engine(
-        opened,
-        engine_key or target,
-        num_slots=settings.num_slots,
-        capacity=settings.capacity,
-        machine=machine,
-    )
-    subject = subject_of(opened, chosen, settings, machine)
-    if before is not None and not compare_anyway:
-        require_comparable(before.subject, subject)
-    wishes = Wishes(
-        tuple(name for name in SECTIONS if name in sections) or SECTIONS,
-        Effort(seconds),
-        num_clients,
-        num_new_tokens or DEFAULT_NEW_TOKENS,
-    )
     with phase_bar() as progress:
-        report = measure_engine(opened, chosen, settings, subject, wishes, progress)
+        report = api.bench(
+            bundle,
+            engine_key or target,
+            sections=sections,
+            seconds=seconds,
+            num_slots=num_slots,
+            max_context=max_context,
+            num_threads=num_threads,
+            num_ranks=num_ranks,
+            hostfile=hostfile,
+            num_clients=num_clients,
+            num_new_tokens=num_new_tokens,
+            before=None if compare_anyway else before,
+            progress=progress,
+        )
     if output is not None:
         _write(output, report)
     compared = (

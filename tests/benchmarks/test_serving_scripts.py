@@ -41,10 +41,32 @@ def test_a_server_survives_hostile_http():
 @pytest.mark.slow
 def test_serve_is_measured_beside_what_else_could_serve():
     without = ["--without-triton"] if missing() else []
-    told = finished("serving_http", "--clients", "2", "--requests", "4", "--memory-requests", "10", *without)
+    told = finished(
+        "serving_http",
+        "--clients",
+        "2",
+        "--rounds",
+        "1",
+        "--requests",
+        "4",
+        "--memory-requests",
+        "10",
+        *without,
+    )
     for contestant in ("in process", "serve", "one at a time", *([] if without else ["Triton"])):
         assert f"| {contestant} " in told
     assert "Resident memory of serve" in told
+
+
+@pytest.mark.slow
+def test_the_gaps_between_tokens_are_measured_beside_large_pictures():
+    told = finished("large_pictures", "--seconds", "2", "--megapixels", "2", "--clients", "1")
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in told.rstrip().splitlines()[-2:]
+    ]
+    assert [row[0] for row in cells] == ["0", "1"]
+    assert all(int(row[1]) > 20 for row in cells)
+    assert int(cells[1][-1]) >= 1
 
 
 def test_every_attack_ends_against_a_server_that_says_nothing_and_one_that_hangs_up(monkeypatch):

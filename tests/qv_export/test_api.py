@@ -180,3 +180,21 @@ def test_validate_gives_the_report_and_keeps_the_verdict(tmp_path: Path, bundle:
     assert report.passed
     assert (tmp_path / "report" / "report.html").is_file()
     assert list((copy / "verdicts").iterdir())
+
+
+def test_bench_measures_the_sections_that_are_asked_for_and_refuses_a_report_of_something_else(
+    tmp_path: Path, bundle: Path
+) -> None:
+    how: dict[str, Any] = {"seconds": 0.0, "num_slots": 2, "max_context": 256, "num_threads": 1}
+    told: list[str] = []
+    report = qv_export.bench(bundle, sections=["decode"], progress=lambda text, _: told.append(text), **how)
+    assert report.sections == ("decode",) == tuple({row.section for row in report.rows})
+    assert told[-1] == "decode"
+    file = tmp_path / "report.json"
+    file.write_text(report.to_json(), encoding="utf-8")
+    again = qv_export.bench(str(bundle), "onnxruntime", sections=["decode"], before=file, **how)
+    assert [row.case for row in again.rows] == [row.case for row in report.rows]
+    with pytest.raises(qv_export.UserError, match="num_slots: 2 there, 1 here"):
+        qv_export.bench(bundle, before=report, **{**how, "num_slots": 1})
+    with pytest.raises(qv_export.UserError, match="no section speed"):
+        qv_export.bench(bundle, sections=["speed"])

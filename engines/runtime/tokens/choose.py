@@ -223,11 +223,11 @@ class _Draw:
             # Of equals at the edge the lowest ids stay.
             (places,) = np.nonzero(self._weights[r] == edge[r])
             kept[r, places[np.argsort(-self._ids[r, places])[: num_surplus[r]]]] = False
-        for r in np.flatnonzero(self.is_decided & is_filtered & ~is_known & (most <= width)).tolist():
-            cuts = self._possible_cuts(r, ordered[r], int(fewest[r]), int(most[r]))
+        for row in np.flatnonzero(self.is_decided & is_filtered & ~is_known & (most <= width)).tolist():
+            cuts = self._possible_cuts(row, ordered[row], int(fewest[row]), int(most[row]))
             if cuts:
-                self._cuts += [(r, cut) for cut in cuts]
-                kept[r], is_known[r] = self._weights[r] >= cuts[-1], True
+                self._cuts += [(row, cut) for cut in cuts]
+                kept[row], is_known[row] = self._weights[row] >= cuts[-1], True
         self.is_decided &= is_known | ~is_filtered
         self._keep(kept | ~is_filtered[:, None])
         self._leave_others_out(is_filtered & is_known)
@@ -241,11 +241,11 @@ class _Draw:
         self._low[is_filtered] = 0.0
         self._leave_others_out(is_filtered & (self._bound_weight < self._min_p * (1 - MARGIN)))
 
-    def _possible_cuts(self, r: int, ordered: Weights, fewest: int, most: int) -> list[float]:
+    def _possible_cuts(self, row: int, ordered: Weights, fewest: int, most: int) -> list[float]:
         """The least weight that a row keeps for each number of tokens that top-p may keep; none where they are many,
         or where a number does not say which tokens.
         """
-        if most - fewest >= _MAX_CUTS or ordered[most - 1] <= self._bound_weight[r]:
+        if most - fewest >= _MAX_CUTS or ordered[most - 1] <= self._bound_weight[row]:
             return []
         following = np.append(ordered, 0.0)[fewest : most + 1]
         cuts = ordered[fewest - 1 : most]

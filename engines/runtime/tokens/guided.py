@@ -8,6 +8,7 @@ while the engine computes its logits.
 import json
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from llguidance import LLMatcher, LLTokenizer, grammar_from
@@ -19,6 +20,8 @@ from export.errors import UserError
 Form = Literal["json", "regex", "choice", "grammar"]
 
 MAX_GRAMMAR_CHARACTERS = 1 << 16
+_FORMS_KEPT = 8
+"""Compiled: most requests of a server ask for one of few forms."""
 
 
 class Guide(Protocol):
@@ -56,6 +59,7 @@ class GuideMaker:
         self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._lock = threading.Lock()
         self._prepared: LLTokenizer | None = None
+        self._matcher = lru_cache(_FORMS_KEPT)(self._compile)
 
     def guides(self, form: Form, content: Any, number: int = 1) -> list[Guide]:
         """Guides of as many answers.
@@ -68,14 +72,17 @@ class GuideMaker:
         Raises:
             UserError: it is malformed, can be met by no text, is too large, or asks for what is not followed.
         """
-        grammar = _grammar(form, content)
+        matcher = self._matcher(form, _grammar(form, content))
+        return [MaskedMatcher(matcher.deep_copy(), self._vocabulary) for _ in range(number)]
+
+    def _compile(self, form: Form, grammar: str) -> LLMatcher:
         tokenizer = self._prepare()
         is_wrong, words = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer)
         matcher = None if is_wrong else LLMatcher(tokenizer, grammar, log_level=0)
         if matcher is None or matcher.is_error():
             reason = words[0] if words else matcher.get_error() if matcher else ""
             raise UserError(f"The {_NAMES[form]} cannot be followed: {reason.strip():.500}")
-        return [MaskedMatcher(matcher.deep_copy(), self._vocabulary) for _ in range(number)]
+        return matcher
 
     def _prepare(self) -> LLTokenizer:
         """Takes about a second for a large vocabulary: once, when the first guide is asked for."""

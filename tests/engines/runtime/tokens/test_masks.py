@@ -74,12 +74,26 @@ def test_masks_that_no_thread_has_begun_are_computed_by_who_waits_for_them(maker
     guides = maker.guides("regex", "[ab]", 2)
     guides[0].begin(guides)
     try:
-        allowed = [TOKENIZER.id_to_token(one) for one in np.flatnonzero(guides[1].allowed())]
+        allowed = [TOKENIZER.id_to_token(one) for one in np.flatnonzero(guides[1].allowed()).tolist()]
         assert {"a", "b"} <= set(allowed)
         assert guides[0].allowed().any()
         assert not held_up.done()
     finally:
         is_free.set()
+
+
+def test_a_form_that_is_asked_for_again_is_not_compiled_again_and_answers_do_not_share_their_places(
+    monkeypatch,
+):
+    maker = GuideMaker(TOKENIZER, (END,), VOCAB)
+    [first] = maker.guides("regex", "ab|ac")
+    monkeypatch.setattr(maker, "_prepare", None)
+    written(first, np.random.default_rng(0))
+    again, other = maker.guides("regex", "ab|ac", 2)
+    assert not again.is_over
+    assert np.array_equal(again.allowed(), other.allowed())
+    assert written(again, np.random.default_rng(0))[0] in {"ab", "ac"}
+    assert not other.is_over
 
 
 @pytest.mark.parametrize(

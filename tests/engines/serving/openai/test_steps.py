@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
+from benchmarks.http_clients import openai_body
 from engines.open import choose_engine
+from engines.runtime.answer import TokenEvent
 from engines.serving.openai.app import make_app
 from engines.serving.served import ServedModel
 from engines.serving.settings import ServerSettings
@@ -17,11 +19,15 @@ from tests.engines.serving.openai.served import HELLO, QUESTIONS, messages_of
 LONG = {"messages": HELLO, "stream": True, "max_tokens": 400, "ignore_eos": True, "logit_bias": {"33": 100}}
 
 
+def served_model(bundle, num_slots):
+    opened = open_bundle(bundle)
+    chosen = choose_engine(opened, None, num_slots=num_slots, capacity=512, machine=this_machine())
+    return ServedModel(opened, chosen, ServerSettings(num_slots=num_slots, capacity=512, num_threads=1))
+
+
 @pytest.fixture(scope="module")
 def model(bundle):
-    opened = open_bundle(bundle)
-    chosen = choose_engine(opened, None, num_slots=2, capacity=512, machine=this_machine())
-    with ServedModel(opened, chosen, ServerSettings(num_slots=2, capacity=512, num_threads=1)) as served:
+    with served_model(bundle, 2) as served:
         yield served
 
 
@@ -122,6 +128,10 @@ def test_while_a_picture_is_prepared_the_engine_goes_on_with_other_answers(model
         while "begun" not in steps:
             await asyncio.sleep(0.005)
         await talker.wait_for_chunks(len(talker.chunks) + 20)
+        while (
+            model.service.stats().num_decode_calls < steps["begun"] + 20
+        ):  # of chunks some were on their way
+            await asyncio.sleep(0.005)
         is_enough.set()
         await asyncio.wait_for(looking, 60)
         talker.has_left.set()
@@ -131,3 +141,49 @@ def test_while_a_picture_is_prepared_the_engine_goes_on_with_other_answers(model
     looker = asyncio.run(run())
     assert steps["done"] - steps["begun"] >= 20
     assert json.loads(looker.chunks[0])["choices"][0]["message"]["content"] == question.answer
+
+
+def test_sixteen_clients_at_once_get_the_token_ids_that_each_gets_alone(bundle, monkeypatch):
+    """Half of them with a picture, every fourth in a form, every third drawn: each is known by its seed."""
+    found: dict[int, list[int]] = {}
+    bodies = [json.loads(openai_body(number, 12)) for number in range(16)]
+    for number, body in enumerate(bodies):
+        body |= {"seed": number, "stream": number % 2 == 0}
+        body |= {} if number % 3 else {"temperature": 1.3, "top_k": 0}
+        body |= {} if number % 4 else {"guided_regex": "([a-z]+ ){40}"}
+
+    with served_model(bundle, 16) as model:
+        submit = model.service.submit
+
+        def recorded(request, listen, **fields):
+            ids = found[request.seed] = []
+
+            def hear(event):
+                ids.extend([event.token_id] if isinstance(event, TokenEvent) else [])
+                listen(event)
+
+            return submit(request, hear, **fields)
+
+        monkeypatch.setattr(model.service, "submit", recorded)
+        chat = make_app(model, "tiny", with_page=False).state.chat
+
+        async def run():
+            clients = [Client(chat, body) for body in bodies]
+            for client in clients:
+                await asyncio.wait_for(client.ask(), 60)
+            alone, before = dict(found), model.service.stats()
+            found.clear()
+            clients = [Client(chat, body) for body in bodies]
+            await asyncio.wait_for(asyncio.gather(*(client.ask() for client in clients)), 120)
+            assert {client.status for client in clients} == {200}
+            return alone, before, model.service.stats()
+
+        try:
+            alone, before, after = asyncio.run(run())
+        finally:
+            chat.close()
+    assert {len(ids) for ids in alone.values()} == {12}
+    assert len({tuple(ids) for ids in alone.values()}) > 8
+    assert found == alone
+    rows = after.num_decode_rows - before.num_decode_rows
+    assert rows > 4 * (after.num_decode_calls - before.num_decode_calls)
