@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,26 +49,47 @@ class Parts:
         return ids
 
     def write(self, content: dict[str, Any]) -> None:
-        """Add a row; it stays whatever happens to the process afterwards."""
-        if self._file is None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = self._unfinished.open("w", encoding="utf-8")
-        self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Add a row; it stays whatever happens to the process afterwards.
+
+        Raises:
+            UserError: there is no room for it, or no permission.
+        """
+        with self._refusing():
+            if self._file is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._file = self._unfinished.open("w", encoding="utf-8")
+            self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            self._file.flush()
         self._num_rows += 1
         if self._num_rows >= ROWS_PER_PART:
             self.close()
 
     def close(self) -> None:
-        """Give the last part its name."""
-        if self._file is None:
+        """Give the last part its name.
+
+        Raises:
+            UserError: as `write`; then it keeps the name of what is not whole, which --resume goes on with.
+        """
+        file, self._file = self._file, None
+        if file is None:
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        name_whole_file(self._unfinished, self._unfinished.with_suffix(""))
+        with self._refusing():
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
+            name_whole_file(self._unfinished, self._unfinished.with_suffix(""))
         self._number += 1
         self._num_rows = 0
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._unfinished} cannot be written: {error.strerror}. Rows that were written before are kept.",
+                "Make room for it, and go on with --resume.",
+            ) from None
 
     @property
     def _unfinished(self) -> Path:

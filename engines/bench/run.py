@@ -95,7 +95,8 @@ def measure_engine(
         EngineError: the engine fails.
     """
     clients = wishes.num_clients or tuple(sorted({1, settings.num_slots}))
-    _require_served(clients, wishes.num_new_tokens, settings)
+    if "serving" in wishes.sections:
+        _require_served(clients, wishes.num_new_tokens, settings)
     load_before = os.getloadavg()[0]
     device_before = device_bytes(chosen.backend.device)
     progress("opening the engine", 0.0)

@@ -204,6 +204,29 @@ def test_a_line_cut_by_a_kill_is_asked_again_and_whole_lines_are_kept(tmp_path):
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+def test_a_full_disk_is_told_with_the_way_on_and_keeps_what_was_written(tmp_path):
+    def row(number):
+        return {"custom_id": f"r{number}", "text": "x" * 100}
+
+    parts = Parts(tmp_path / "out", 0, resume=False)
+    parts.write(row(0))
+    parts.close()
+    full = tmp_path / "out" / "part-00000-00001.jsonl.unfinished"
+    full.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"part-00000-00001.*No space left on device") as caught:
+        parts.write(row(1))
+    assert "--resume" in str(caught.value.remedy)
+    with pytest.raises(UserError, match="No space left"):
+        parts.close()
+    parts.close()  # nothing is left to be written
+    full.unlink()
+    again = Parts(tmp_path / "out", 0, resume=True)
+    assert again.done() == {"r0"}
+    again.write(row(1))
+    again.close()
+    assert Parts(tmp_path / "out", 0, resume=True).done() == {"r0", "r1"}
+
+
 def test_shards_have_every_row_once():
     rows = [Row(str(number), Broken("")) for number in range(11)]
     shards = [[row.id for row in shard_of(rows, shard, 3)] for shard in range(3)]

@@ -25,7 +25,11 @@ def read_keys(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The API keys in {path} cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"The API keys in {path} cannot be read: {reason}.",
+            "Give a text file with one key a line; `openssl rand -hex 32` makes one.",
+        ) from None
     return checked_keys(
         [line.strip() for line in lines if line.strip() and not line.startswith("#")], str(path)
     )
