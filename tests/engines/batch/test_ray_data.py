@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,8 +17,9 @@ from engines.batch.parts import Parts
 from engines.batch.ray_data import RowWorker, Share, answers_of_ray, batch_size, share_of
 from engines.batch.rows import Broken, Given, Row
 from engines.batch.run import run_batch
-from engines.batch.worker import ModelChoice
+from engines.batch.worker import BatchWorker, ModelChoice
 from export.errors import UserError
+from tests.support.serve import ROOT
 
 
 @pytest.mark.parametrize(
@@ -73,11 +77,21 @@ def test_a_mistake_of_the_model_is_told_to_whoever_sent_the_rows(bundle, tmp_pat
 @pytest.fixture
 def cluster(monkeypatch):
     """Two nodes of one CPU each, on this machine."""
+    yield from started_cluster(monkeypatch, 1)
+
+
+@pytest.fixture
+def wide_cluster(monkeypatch):
+    """Two nodes of two CPUs each."""
+    yield from started_cluster(monkeypatch, 2)
+
+
+def started_cluster(monkeypatch, num_cpus):
     pytest.importorskip("ray", reason="needs Ray: pip install 'qv-export[ray]'")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    settings = {"num_cpus": 1, "object_store_memory": 90_000_000}
+    settings = {"num_cpus": num_cpus, "object_store_memory": 90_000_000}
     started = Cluster(initialize_head=True, head_node_args={**settings, "include_dashboard": False})
     started.add_node(**settings)
     yield started
@@ -121,6 +135,39 @@ def test_two_nodes_answer_every_row_once_though_a_worker_is_killed(cluster, bund
     finally:
         worker.close()
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_ones_own_answers_every_picture_as_one_process_does(wide_cluster, bundle, tmp_path):
+    """`examples/batch/ray_corpus.py` as it stands, on the cluster of two nodes."""
+    pandas = pytest.importorskip("pandas", reason="comes with the extra ray")
+    pictures = sorted((ROOT / "examples" / "pictures").glob("*.png"))[:6]
+    folder, output, prompt = tmp_path / "pictures", tmp_path / "answers", "What is in this picture?"
+    folder.mkdir()
+    for picture in pictures:
+        shutil.copy(picture, folder)
+    script = ROOT / "examples" / "batch" / "ray_corpus.py"
+    done = subprocess.run(
+        [sys.executable, script, bundle, folder, output, prompt],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": wide_cluster.address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = pandas.read_parquet(output)
+    worker = BatchWorker(ModelChoice(bundle, num_threads=1), prompt)
+    try:
+        expected = worker(
+            {"path": [str(one) for one in pictures], "bytes": [one.read_bytes() for one in pictures]}
+        )
+    finally:
+        worker.close()
+    told = {Path(name).name: answer for name, answer in zip(found["id"], found["answer"], strict=True)}
+    assert told == dict(zip([one.name for one in pictures], expected["answer"], strict=True))
+    assert all(told.values())
 
 
 def answers_in(output):
