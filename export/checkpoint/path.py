@@ -14,7 +14,8 @@ def require_checkpoint(path: Path) -> None:
     """Refuse what is no directory of a checkpoint.
 
     Raises:
-        UserError: nothing there, a model's id on the hub, a file, a bundle, or a directory without `config.json`.
+        UserError: nothing there, a model's id on the hub, a file, a bundle, or a directory that holds neither
+            `config.json` nor an adapter.
     """
     if not path.exists():
         raise _nothing_there(path)
@@ -23,7 +24,8 @@ def require_checkpoint(path: Path) -> None:
     if (path / MANIFEST_NAME).is_file():
         command = command_line("run", path, "--prompt", "TEXT")
         raise UserError(f"{path} is a bundle already.", f"Export is done; ask it: {command}")
-    if not (path / "config.json").is_file():
+    # An adapter alone is told, with its base, by who looks for weights.
+    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise UserError(
             f"{path} is no checkpoint: config.json not found.",
             "Give a directory as downloaded from the hub: config.json, *.safetensors, tokenizer.json.",

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file as load_torch_file
 
+import qv_export
 from examples.random_checkpoint import write_checkpoint
 from export.bundle import open_bundle
 from export.checkpoint.tensors import Checkpoint, open_checkpoint
@@ -138,6 +139,8 @@ def test_an_adapter_in_place_of_a_model_names_its_base(tmp_path: Path):
         UserError, match=r"is a PEFT adapter, not a model: export its base model \(someone/base\)"
     ):
         export_checkpoint(adapter, tmp_path / "bundle")
+    with pytest.raises(UserError, match=r"is a PEFT adapter, not a model: .*with --adapter"):
+        qv_export.export(adapter, tmp_path / "bundle")
 
 
 def test_a_bundle_with_an_adapter_is_whole(tmp_path: Path):
