@@ -157,6 +157,9 @@ def border_name(layer: int) -> str:
     return f"{BORDER_PREFIX}{layer}"
 
 
+_RANK = ".rank"
+
+
 def decoder_stages(layers: Sequence[int], rank: int | None = None) -> tuple[DecoderStage, ...]:
     """The stages of a decoder.
 
@@ -164,7 +167,7 @@ def decoder_stages(layers: Sequence[int], rank: int | None = None) -> tuple[Deco
         layers: how many each has, in order.
         rank: whose, of a tensor-parallel group; None: the decoder is not divided among ranks.
     """
-    of_rank = "" if rank is None else f".rank{rank}"
+    of_rank = "" if rank is None else f"{_RANK}{rank}"
     borders = [0, *accumulate(layers)]
     return tuple(
         DecoderStage(
@@ -175,6 +178,12 @@ def decoder_stages(layers: Sequence[int], rank: int | None = None) -> tuple[Deco
         )
         for i, (start, stop) in enumerate(pairwise(borders))
     )
+
+
+def rank_of(graph: GraphName) -> int | None:
+    """Whose graph it is, of a tensor-parallel group; None: of an undivided decoder, or the vision encoder."""
+    _, _, rank = graph.partition(_RANK)
+    return int(rank) if rank else None
 
 
 _EMBEDDED = ("token_ids", "visual_embeds")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from export.inputs import Grid
     from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
+    from export.models.qwen2_vl.ranks import Joint
     from export.weights.slices import Slice
 
 
@@ -64,6 +65,9 @@ class Family(Protocol):
 
         `num_key_value_heads` are the whole model's.
         """
+
+    def joint_of(self, reference: str) -> "Joint":
+        """How the ranks of a divided decoder hold a value of the reference's, by its probe's name."""
 
     def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
         """What of the reference is traced for a graph that computes in `dtype`, and where copies of it go."""

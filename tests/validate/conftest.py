@@ -66,13 +66,23 @@ def stretched(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_and_record(tmp_path_factory, {"dtype": "float32", "yarn": yarn})
 
 
+@pytest.fixture(scope="session")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of a decoder among two ranks, whose 509 tokens do not divide."""
+    checkpoint = {"dtype": "float32", "vocab_size": 509}
+    return export_and_record(tmp_path_factory, checkpoint, tensor_parallel=2)
+
+
 def export_and_record(
     tmp_path_factory: pytest.TempPathFactory,
     checkpoint: dict[str, Any],
     kv_cache: KvCachePrecision | None = None,
+    tensor_parallel: int = 1,
 ) -> Exported:
     directory = tmp_path_factory.mktemp("validate")
-    bundle = open_bundle(shared_bundle(tmp_path_factory, checkpoint, kv_cache=kv_cache))
+    bundle = open_bundle(
+        shared_bundle(tmp_path_factory, checkpoint, kv_cache=kv_cache, tensor_parallel=tensor_parallel)
+    )
     config, (settings, _) = load_config(bundle.directory), load_settings(bundle.directory)
     cases = [case for case in make_level("quick", PROFILE).cases if case.name in CASE_NAMES]
     subject = open_target("onnxruntime", bundle, PROFILE)

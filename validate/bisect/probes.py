@@ -14,9 +14,18 @@ from export.bundle import Bundle
 from export.checkpoint.config import ModelConfig
 from export.contract import GraphName
 from export.models.families import family_of, module_of_scope
-from plugins.registry import OP_DOMAIN, ROTARY
+from plugins.registry import ALL_GATHER, OP_DOMAIN, ROTARY
 
-_MOVES_ONLY = {"Reshape", "Squeeze", "Unsqueeze", "Cast", "CastLike", "Identity", "Transpose"}
+_MOVES_ONLY = {
+    ALL_GATHER.name,
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Transpose",
+}
 """Ops that compute nothing: a wrong value that they give was made by the op before them."""
 
 
@@ -68,6 +77,8 @@ class GraphProbes:
         if scope in self._modules(piece):
             return self._probe(piece, f"{self._reference(scope)}:out", value)
         pieces = list(self._nodes)
+        if piece == pieces[-1]:  # what ranks do with what its last module gave
+            return self._probe(piece, f"{self._reference(self._modules(piece)[-1])}:out", value)
         following = pieces[pieces.index(piece) + 1]
         return self._probe(piece, f"{self._reference(self._modules(following)[0])}:in", value)
 

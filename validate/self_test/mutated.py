@@ -26,18 +26,20 @@ def mutate_bundle(directory: Path, mutation: Mutation, target: Path) -> Path:
     for record in bundle.manifest.records():
         link_or_copy(directory / record.name, target / record.name)
     graphs = dict(bundle.manifest.graphs)
-    parts = [mutation.graph] if mutation.graph in graphs else [stage.graph for stage in bundle.stages]
-    models = {name: onnx.load(target / graphs[name].name, load_external_data=False) for name in parts}
-    weights = {weight.name: weight for model in models.values() for weight in model.graph.initializer}
-    for name, model in models.items():
-        try:
-            _edit(model.graph, mutation.edit, weights)
-        except NoSuchNodeError:
-            continue
-        path = target / graphs[name].name
-        path.unlink()  # a hard link: writing into it would change the bundle itself
-        onnx.save(model, path)
-        graphs[name] = FileRecord.from_file(path)
+    ranks = [[stage.graph for stage in stages] for stages in bundle.rank_stages]
+    chosen = ranks if mutation.rank is None else [ranks[mutation.rank]]
+    for parts in [[mutation.graph]] if mutation.graph in graphs else chosen:
+        models = {name: onnx.load(target / graphs[name].name, load_external_data=False) for name in parts}
+        weights = {weight.name: weight for model in models.values() for weight in model.graph.initializer}
+        for name, model in models.items():
+            try:
+                _edit(model.graph, mutation.edit, weights)
+            except NoSuchNodeError:
+                continue
+            path = target / graphs[name].name
+            path.unlink()  # a hard link: writing into it would change the bundle itself
+            onnx.save(model, path)
+            graphs[name] = FileRecord.from_file(path)
     assert graphs != bundle.manifest.graphs, f"{mutation.name} changes nothing"
     replace(bundle.manifest, graphs=graphs).write(target)
     return target

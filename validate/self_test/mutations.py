@@ -36,6 +36,8 @@ class Mutation:
     graph: GraphName | None = None
     edit: Edit | None = None
     """Changes that graph."""
+    rank: int | None = None
+    """Whose graph, of a decoder that is divided among ranks; None: each one's."""
     vision_feeds: Callable[[VisionInputs], VisionInputs] | None = None
     decoder_feeds: Callable[[DecoderInputs, ModelConfig], DecoderInputs] | None = None
 

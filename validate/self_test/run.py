@@ -22,6 +22,7 @@ from validate.run.reference import record_golden
 from validate.run.validation import run_validation
 from validate.self_test.mutated import mutate_bundle, mutate_engine
 from validate.self_test.mutations import Mutation, mutations
+from validate.self_test.rank_mutations import rank_mutations
 from validate.targets import open_target
 
 CASE_NAMES = ("images_of_unequal_size", "ragged_batch")
@@ -100,7 +101,8 @@ def run_self_test(plan: Plan, progress: Progress, faults: Sequence[Mutation] | N
             f"--self-test asks the cases {' and '.join(CASE_NAMES)}, and the engine's limits leave neither: "
             + "; ".join(plan.problem(case) or "" for case in plan.cases if case.name in CASE_NAMES)
         )
-    suite = mutations(plan.config) if faults is None else faults
+    of_ranks = rank_mutations(plan.config, plan.bundle.manifest.tensor_parallel)
+    suite = [*mutations(plan.config), *of_ranks] if faults is None else faults
     with tempfile.TemporaryDirectory(prefix="qv-export-") as scratch:
         directory = Path(scratch)
         plan = replace(plan, cases=cases, probes=None, tasks=None)

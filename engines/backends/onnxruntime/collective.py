@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from engines.parallel.communicator import Communicator
+from engines.parallel.communicator import Communicator, GroupError
 from export.install import require_extra
 from plugins.collective.onnx_functions import CUSTOM_OP
 
@@ -62,13 +62,15 @@ def _run(x: npt.NDArray[np.float32], *, operation: Any, communicator: int) -> np
     """Never raises: an exception in here would end the process. What follows an error computes with no numbers."""
     number = int(communicator)
     is_sum = operation in {"all_reduce", b"all_reduce"}
-    ends = _communicators[number]
+    ends = _communicators.get(number)
     try:
-        if number not in _errors:
+        if number not in _errors and ends is not None:
             return _summed(ends, x) if is_sum else _gathered(ends, x)
+        _errors.setdefault(number, GroupError("a rank's graph was run without its group"))
     except Exception as error:  # noqa: BLE001 - see above; `raise_error` raises it
         _errors[number] = error
-    return np.full(x.shape if is_sum else (ends.size * len(x), *x.shape[1:]), np.nan, np.float32)
+    size = 1 if is_sum or ends is None else ends.size
+    return np.full((size * len(x), *x.shape[1:]), np.nan, np.float32)
 
 
 def _summed(ends: Communicator, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

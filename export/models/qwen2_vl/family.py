@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from export.inputs import Grid
     from export.models.pieces import GraphRecipe
     from export.models.qwen2_vl.model import Qwen2VL
+    from export.models.qwen2_vl.ranks import Joint
     from export.weights.slices import Slice
 
 
@@ -55,6 +56,11 @@ class Qwen2VLFamily:
         from export.models.qwen2_vl.ranks import slice_of  # noqa: PLC0415 - NumPy, which a configuration needs not
 
         return slice_of(name, config, num_key_value_heads)
+
+    def joint_of(self, reference: str) -> "Joint":
+        from export.models.qwen2_vl.ranks import joint_of  # noqa: PLC0415 - as above
+
+        return joint_of(reference)
 
     def pieces(self, graph: "GraphName", config: ModelConfig, dtype: str) -> "GraphRecipe":
         from export.models.qwen2_vl.pieces import decoder_pieces, vision_pieces  # noqa: PLC0415 - torch

@@ -6,6 +6,7 @@ vocabulary is cut by rows, in the table and in the head. What is summed has no b
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from export.errors import UserError
 from export.models.configuration import DecoderConfig, ModelConfig
@@ -85,3 +86,20 @@ def slice_of(name: str, config: ModelConfig, num_key_value_heads: int) -> Slice 
 def first_row(part: DecoderConfig) -> int:
     """Of the vocabulary's rows that a rank has; where they do not divide, the last has some of its neighbour's too."""
     return min(part.rank * part.tokens_of_rank, part.vocab_size - part.tokens_of_rank)
+
+
+Joint = Literal["same", "side by side", "summed"]
+"""How the values of ranks are one value: each has all of it, or its own columns, or what the others add to."""
+
+_COLUMNS_OF_RANKS = (
+    *("q_proj:out", "k_proj:out", "v_proj:out", "gate_proj:out", "up_proj:out", "lm_head:out"),
+    *("o_proj:in", "down_proj:in", ":rotated_q", ":rotated_k"),
+)
+
+
+def joint_of(reference: str) -> Joint:
+    """How ranks hold a value of the reference's, such as `model.layers.3.self_attn.q_proj:out`."""
+    if reference.endswith(("o_proj:out", "down_proj:out")):
+        return "summed"
+    is_divided = reference.startswith(("model.layers.", "lm_head")) and reference.endswith(_COLUMNS_OF_RANKS)
+    return "side by side" if is_divided else "same"
