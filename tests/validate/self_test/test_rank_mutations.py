@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.validate.self_test.test_mutations import _ANY
-from validate.run.validation import validate
+from validate.run.validation import run_validation
 from validate.self_test.rank_mutations import rank_mutations
 
 NAMES = [mutation.name for mutation in rank_mutations(_ANY, 2)]
@@ -17,7 +17,7 @@ def test_the_suite_has_six_faults_of_ranks_and_none_for_one():
 
 
 def test_sound_ranks_pass_every_gate_and_no_value_inside_diverges(divided, tmp_path, progress):
-    report = validate(divided.plan, divided.workspace(tmp_path), progress)
+    report = run_validation(divided.plan, divided.workspace(tmp_path), progress)
     assert report.passed, report.failures
     assert report.divergence is not None
     assert report.divergence.first is None
@@ -30,7 +30,7 @@ def test_sound_ranks_pass_every_gate_and_no_value_inside_diverges(divided, tmp_p
 def test_a_fault_of_ranks_fails_its_gate_and_is_found(name, divided, tmp_path, progress):
     fault = next(mutation for mutation in rank_mutations(divided.config, 2) if mutation.name == name)
     plan = replace(divided.mutated(fault, tmp_path / "mutated"), golden=divided.records)
-    report = validate(plan, tmp_path / "workspace", progress)
+    report = run_validation(plan, tmp_path / "workspace", progress)
     assert not report.passed
     assert fault.gate in {gate.gate for gate in report.failures}
     assert report.divergence is not None
