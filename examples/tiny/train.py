@@ -77,7 +77,7 @@ def answer_logits(model: Qwen2VL, batch: Batch, visual_embeds: Tensor) -> Tensor
     x = model.embed(batch.token_ids, visual_embeds)
     no_cache = [x.new_zeros(0)] * model.config.decoder.num_hidden_layers
     unused = batch.targets.new_zeros(1)
-    x, _, _ = model.model(x, batch.position_ids, unused, unused, no_cache, no_cache)
+    x, _ = model.model(x, batch.position_ids, unused, unused, no_cache, no_cache)
     return model.project(x, batch.logits_index)[0]
 
 

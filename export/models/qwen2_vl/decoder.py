@@ -176,15 +176,15 @@ class Decoder(nn.Module):
 
         Args:
             x: [B, S, C]. position_ids: [3, B, S] int32 (temporal, height, width). write_index, kv_lengths: [B] int.
-            past: by part of the cache (keys, values, and their scales where it is kept in 8 bits), one [B, K, L, D] for
-                each layer; [B, K, L, 1] of scales.
+            past: by part of the cache (keys, values, and their scales where it is kept in 8 bits, else nothing), one
+                [B, K, L, D] for each layer; [B, K, L, 1] of scales.
 
         Returns:
             [B, S, C], and by part of the cache each layer's, updated.
         """
         frequencies, axis_of = (table.to(x.device) for table in mrope_tables(self.config))
         present = []
-        for layer, *parts in zip(self.layers, *past, strict=True):
+        for layer, *parts in zip(self.layers, *filter(len, past), strict=True):
             x, *updated = layer(x, position_ids, write_index, kv_lengths, frequencies, axis_of, *parts)
             present.append(updated)
         return x, list(zip(*present, strict=True))

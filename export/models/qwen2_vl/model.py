@@ -62,8 +62,7 @@ class Qwen2VL(nn.Module):
         tokens to project.
         """
         x = self.embed(token_ids, visual_embeds)
-        parts = [part for part in cache if part]
-        x, present = self.model(x, position_ids, write_index, kv_lengths, *parts)
+        x, present = self.model(x, position_ids, write_index, kv_lengths, *cache)
         return self.project(x, logits_index), KvCache(*present)
 
     def embed(self, token_ids: Tensor, visual_embeds: Tensor, *rows: Tensor) -> Tensor:
