@@ -15,6 +15,8 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +48,39 @@ def picture_body(picture: bytes) -> bytes:
     return json.dumps({"messages": [message], "max_tokens": 1, "mm_processor_kwargs": SMALLEST}).encode()
 
 
-async def post(port: int, body: bytes) -> asyncio.StreamReader:
-    """The answer, from its body on."""
+@asynccontextmanager
+async def posted(port: int, body: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """The answer to a request, from its head on; who leaves early hangs up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     status = await reader.readline()
     if b" 200 " not in status:
         raise RuntimeError(f"{status!r}: {(await reader.read())[:500]!r}")
-    return reader
+    try:
+        yield reader
+    finally:
+        writer.close()
 
 
 async def gaps_of(port: int, seconds: float) -> list[float]:
     """Between the tokens of answers, one after another."""
-    talk = {"messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": CAPACITY - 64}
+    # One token over and over: special ones, which an endless answer else says, have no text and come as no event.
+    talk = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "stream": True,
+        "max_tokens": CAPACITY - 64,
+        "logit_bias": {"33": 100},
+    }
     until, gaps = time.perf_counter() + seconds, list[float]()
     while time.perf_counter() < until:
-        reader = await post(port, json.dumps(talk).encode())
         before = None
-        while time.perf_counter() < until and (line := await reader.readline()):
-            if line.startswith(b"data: {"):
-                now = time.perf_counter()
-                gaps += [] if before is None else [now - before]
-                before = now
+        async with posted(port, json.dumps(talk).encode()) as reader:
+            while time.perf_counter() < until and (line := await reader.readline()):
+                if line.startswith(b"data: {"):
+                    now = time.perf_counter()
+                    gaps += [] if before is None else [now - before]
+                    before = now
     return gaps
 
 
@@ -78,7 +90,8 @@ async def row(port: int, num_clients: int, seconds: float, body: bytes) -> list[
     async def look() -> None:
         nonlocal num_answered
         while True:
-            await (await post(port, body)).read()
+            async with posted(port, body) as reader:
+                await reader.read()
             num_answered += 1
 
     looking = [asyncio.create_task(look()) for _ in range(num_clients)]
