@@ -1,4 +1,4 @@
-"""One run on a machine with several GPUs: does a decoder in stages answer there, and how fast in which processes?
+"""One run on a machine with several GPUs: whether a decoder in stages answers there, and how fast in which processes.
 
     python -m benchmarks.multi_gpu_proof -o OUT             on two GPUs or more, ten minutes
     python -m benchmarks.multi_gpu_proof --dry-run -o OUT   every line with small sizes on a CPU, two ranks
