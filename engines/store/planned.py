@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.backends import backend_of
 from engines.backends.base import bundle_costs, device_costs, require_kv_cache
@@ -21,13 +21,14 @@ from engines.sizing.costs import (
     shortages,
 )
 from engines.sizing.divide import Proposal, propose
-from engines.sizing.images import ImageSizes, limits_for_images, read_image_sizes
 from engines.store.build import Built, Progress, build_engine_directory, reusable
 from engines.store.cache import EngineRequest, key_inputs, reason_to_build
 from export.bundle import Bundle
-from export.processor.settings import load_settings
 from export.records.manifest import content_key
 from plugins.registry import known_plugins
+
+if TYPE_CHECKING:
+    from engines.sizing.images import ImageSizes
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -44,7 +45,7 @@ class PlannedBuild:
     """Graphs built at the same time; each takes its memory."""
     gpu_memory_gb: float | None
     """Of the card that will run it; None: not named."""
-    sizes: ImageSizes | None
+    sizes: "ImageSizes | None"
     """Of the images whose sizes gave limits."""
 
     @property
@@ -162,10 +163,14 @@ def plan_build(
 
 def _limits_of_images(
     bundle: Bundle, folder: Path | None, images_per_prompt: int
-) -> tuple[ImageSizes | None, dict[str, int]]:
+) -> "tuple[ImageSizes | None, dict[str, int]]":
     """The sizes in a folder, and the limits that they ask for."""
     if folder is None:
         return None, {}
+    # A build that is there already answers within a second: Pillow and NumPy wait for a folder that is given.
+    from engines.sizing.images import limits_for_images, read_image_sizes  # noqa: PLC0415
+    from export.processor.settings import load_settings  # noqa: PLC0415
+
     settings, _ = load_settings(bundle.directory)
     sizes = read_image_sizes(folder, settings)
     return sizes, limits_for_images(sizes, settings, images_per_prompt)
