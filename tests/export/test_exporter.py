@@ -51,7 +51,8 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("traced before the mistake was found")
 
-    monkeypatch.setattr(exporter, "_make_graph", refuse)
+    for name in ("_vision_graph", "_decoder_graphs"):
+        monkeypatch.setattr(exporter, name, refuse)
 
 
 @pytest.fixture
@@ -59,9 +60,11 @@ def quick_graphs(exported: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPat
     """The graphs of the module's bundle again: what comes after tracing is tested without tracing."""
     import onnx_ir as ir
 
-    monkeypatch.setattr(
-        exporter, "_make_graph", lambda name, source, dtype: ir.load(exported[0] / f"{name}.onnx")
-    )
+    def load(name: str) -> dict[str, ir.Model]:
+        return {name: ir.load(exported[0] / f"{name}.onnx")}
+
+    monkeypatch.setattr(exporter, "_vision_graph", lambda *arguments: load("vision"))
+    monkeypatch.setattr(exporter, "_decoder_graphs", lambda *arguments: load("decoder"))
 
 
 def test_a_bundle_opens_and_says_where_it_comes_from(checkpoint: Path, exported):
