@@ -1,8 +1,8 @@
 """What ranks do together, with threads as ranks: order, overlap, errors."""
 
+import itertools
 import queue
 import threading
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -30,6 +30,11 @@ class QueuePeers:
 
     def receive(self, origin):
         return self._queues[origin, self.rank].get(timeout=30)
+
+
+def queues_between(size):
+    """One from each rank to each, all made before a thread looks for one."""
+    return {pair: queue.Queue() for pair in itertools.product(range(size), repeat=2)}
 
 
 class CountingStage:
@@ -62,7 +67,7 @@ class Group:
 
     def __init__(self, num_ranks, num_stages, num_parts=1):
         layout = layout_of(num_ranks, num_stages, num_parts)
-        queues: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
+        queues = queues_between(num_ranks)
         self.num_stages = num_stages
         numbers = [layout.stage_of(rank) for rank in range(layout.num_decoding)]
         self.stages = [CountingStage(number, num_stages) for number in numbers]
@@ -176,7 +181,7 @@ def test_an_error_in_a_part_of_a_stage_is_raised_where_it_happens():
 
     layout, stage = layout_of(2, 1, 2), CountingStage(0, 1)
     stage.before_run = fail
-    queues: defaultdict[tuple[int, int], queue.Queue] = defaultdict(queue.Queue)
+    queues = queues_between(2)
     for number in range(2):
         rank = Rank(QueuePeers(number, 2, queues), layout, RankSessions(SumVision(), stage))
         with pytest.raises(ValueError, match="no memory"):
