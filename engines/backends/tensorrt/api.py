@@ -145,6 +145,27 @@ class ICudaEngine(Protocol):
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None: ...
 
 
+class IRuntimeCache(Protocol):
+    """Of TensorRT-RTX alone."""
+
+    def deserialize(self, blob: bytes) -> bool: ...
+    def serialize(self) -> bytes: ...
+
+
+class IRuntimeConfig(Protocol):
+    """What TensorRT-RTX has of it: TensorRT's own has no cache."""
+
+    def create_runtime_cache(self) -> IRuntimeCache: ...
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool: ...
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
+
+
+class RtxEngine(ICudaEngine, Protocol):
+    """What `ICudaEngine` has in TensorRT-RTX alone; it makes contexts from a configuration too."""
+
+    def create_runtime_config(self) -> IRuntimeConfig: ...
+
+
 class Runtime(Protocol):
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None: ...
 
@@ -253,5 +274,8 @@ COMMON: Mapping[type, str] = {
 RTX_ONLY: Mapping[type, str] = {
     RtxBuilderConfig: "IBuilderConfig",
     RtxExecutionContext: "IExecutionContext",
+    RtxEngine: "ICudaEngine",
+    IRuntimeConfig: "IRuntimeConfig",
+    IRuntimeCache: "IRuntimeCache",
     RtxBindings: "",
 }

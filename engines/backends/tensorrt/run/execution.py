@@ -99,6 +99,7 @@ class Execution:
         if context is None:
             raise EngineError(f"TensorRT cannot make an execution context:\n- {RUN_LOG.take()}")
         self._context: IExecutionContext = context
+        self._engine = engine  # one with a cache writes it when its executions are gone
         _require(self._context.set_optimization_profile_async(profile, device.stream), "profile")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}

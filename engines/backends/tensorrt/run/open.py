@@ -10,7 +10,12 @@ from engines.backends.device_name import device_index
 from engines.backends.tensorrt.api import Bindings, ICudaEngine
 from engines.backends.tensorrt.build.matmul import build_matmul
 from engines.backends.tensorrt.costs import engine_costs
-from engines.backends.tensorrt.library import TensorRtTarget, load_bindings, serves_architecture
+from engines.backends.tensorrt.library import (
+    TensorRtTarget,
+    is_rtx,
+    load_bindings,
+    serves_architecture,
+)
 from engines.backends.tensorrt.log import RUN_LOG, make_logger
 from engines.backends.tensorrt.options import BuildOptions, options_of_key
 from engines.backends.tensorrt.run.ceilings import copy_ceiling, matmul_ceiling
@@ -18,6 +23,7 @@ from engines.backends.tensorrt.run.cuda import CudaDevice, StreamDevice, current
 from engines.backends.tensorrt.run.place import devices_of_stages
 from engines.backends.tensorrt.run.rank import TensorRtStage
 from engines.backends.tensorrt.run.room import require_room
+from engines.backends.tensorrt.run.runtime_cache import with_runtime_cache
 from engines.backends.tensorrt.run.session import TensorRtVision, open_decoder_engine
 from engines.runtime.vision.dealt import DealtVision
 from engines.session import Engine, EngineError, RankSessions
@@ -65,11 +71,11 @@ def open_engine_sessions(
     }
     _require_room(bundle, record, target, on_gpu, num_slots)
     encoders = [
-        TensorRtVision(trt, load_engine(trt, directory / "vision.engine", device), device, bundle.config)
+        TensorRtVision(trt, _load(trt, directory, "vision", device), device, bundle.config)
         for device in devices
     ]
     stages = [
-        load_engine(trt, directory / f"{stage.graph}.engine", device)
+        _load(trt, directory, stage.graph, device)
         for stage, device in zip(bundle.stages, placed, strict=True)
     ]
     return Engine(
@@ -103,10 +109,10 @@ def open_rank(
     gpu, stages = CudaDevice(index), [] if stage is None else [bundle.stages[stage]]
     require_architecture(record, index, sm_of(index))
     _require_room(bundle, record, target, {gpu: ["vision", *(one.graph for one in stages)]}, num_slots)
-    vision = TensorRtVision(trt, load_engine(trt, directory / "vision.engine", gpu), gpu, bundle.config)
+    vision = TensorRtVision(trt, _load(trt, directory, "vision", gpu), gpu, bundle.config)
     if stage is None:
         return RankSessions(vision, None)
-    engine = load_engine(trt, directory / f"{bundle.stages[stage].graph}.engine", gpu)
+    engine = _load(trt, directory, bundle.stages[stage].graph, gpu)
     limits = Limits(**record.limits)
     return RankSessions(
         vision, TensorRtStage(trt, engine, gpu, bundle.config, limits, num_slots, len(bundle.stages))
@@ -177,10 +183,10 @@ def require_architecture(record: EngineRecord, index: int, sm: int) -> None:
 
 def open_vision(bundle: Bundle, record: EngineRecord, target: TensorRtTarget) -> TensorRtVision:
     """Load the vision engine alone. Args and errors as `open_engine_sessions`."""
-    path = bundle.engine_directory(record.key) / "vision.engine"
+    directory = bundle.engine_directory(record.key)
     trt = load_bindings(target)
     device = CudaDevice()
-    return TensorRtVision(trt, load_engine(trt, path, device), device, bundle.config)
+    return TensorRtVision(trt, _load(trt, directory, "vision", device), device, bundle.config)
 
 
 def measure_gpu_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, ...]:
@@ -196,6 +202,14 @@ def measure_gpu_ceilings(target: TensorRtTarget, dtype: str) -> tuple[Ceiling, .
         build_matmul(trt, BuildOptions(target, (sm,)), dtype, path)
         engine = load_engine(trt, path, device)
     return copy_ceiling(device), matmul_ceiling(trt, engine, device)
+
+
+def _load(trt: Bindings, directory: Path, graph: GraphName, device: CudaDevice) -> ICudaEngine:
+    """An engine of a bundle, with the kernels that were compiled for it on this machine before."""
+    engine = load_engine(trt, directory / f"{graph}.engine", device)
+    if not is_rtx(trt):
+        return engine
+    return with_runtime_cache(trt, engine, device, directory.name, graph, sm_of(device.index))
 
 
 def load_engine(trt: Bindings, path: Path, device: StreamDevice) -> ICudaEngine:

@@ -351,6 +351,7 @@ def fake_bindings(name: str = "tensorrt_rtx") -> Bindings:
     """As much of the module as a session uses."""
     fake: Any = SimpleNamespace(
         __name__=name,
+        __version__="1.7.1",
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
     bindings: Bindings = fake

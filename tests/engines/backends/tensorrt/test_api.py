@@ -67,6 +67,9 @@ def test_what_only_rtx_has_is_missing_from_tensorrt(tensorrt):
         "IBuilderConfig.num_compute_capabilities does not exist",
         "IBuilderConfig.set_compute_capability does not exist",
         "IExecutionContext.is_stream_capturable does not exist",
+        "IRuntimeConfig.create_runtime_cache does not exist",
+        "IRuntimeConfig.set_runtime_cache does not exist",
+        "IRuntimeCache does not exist",
         "ComputeCapability does not exist",
     ]
 
