@@ -99,6 +99,13 @@ class Engine(NamedTuple):
     vision: VisionSession
     decoder: DecoderSession
 
+    def keep_compiled(self) -> None:
+        """Write down what was compiled on this machine so far, where something was, for its next start."""
+        for session in self:
+            keep = getattr(session, "keep_compiled", None)
+            if keep is not None:
+                keep()
+
     def close(self) -> None:
         """End what computes outside of this process, where something does; the sessions cannot be used after it."""
         for session in self:

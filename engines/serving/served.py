@@ -63,6 +63,7 @@ class ServedModel:
         self.service.start()
         try:
             self.warm_up_seconds = warm_up(self.service, self.processor)
+            self._engine.keep_compiled()  # now: a server may be killed
         except BaseException:
             self.close()
             raise

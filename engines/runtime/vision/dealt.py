@@ -32,6 +32,13 @@ class DealtVision:
         ]
         return dealt.gathered([call.result() for call in calls])
 
+    def keep_compiled(self) -> None:
+        """See `Engine.keep_compiled`."""
+        for session in self._sessions:
+            keep = getattr(session, "keep_compiled", None)
+            if keep is not None:
+                keep()
+
 
 class Dealt:
     """A call of the vision graph in parts, at most one for each session."""

@@ -67,6 +67,7 @@ class TritonPythonModel:
         self._service.start()
         try:
             seconds = warm_up(self._service, self._reader.processor)
+            self._engine.keep_compiled()  # now: a server may be killed
         except BaseException:  # a thread or a process that lives on would keep the server from ending
             self._service.close()
             self._reader.close()

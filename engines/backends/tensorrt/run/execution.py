@@ -107,6 +107,12 @@ class Execution:
         self._num_runs = 0
         self._replay: Callable[[], None] | None = None
 
+    def keep_compiled(self) -> None:
+        """Write the engine's kernels down now, where it has a cache."""
+        keep = getattr(self._engine, "keep_compiled", None)
+        if keep is not None:
+            keep()
+
     def is_ready(self) -> bool:
         """True if the call that was prepared last can be run (again)."""
         return self._memory_version == self._memory.version

@@ -64,6 +64,11 @@ class Place:
         self._asked: Shapes = {}
         self._asked_buffers: dict[str, str] = {}
 
+    def keep_compiled(self) -> None:
+        """See `Engine.keep_compiled`."""
+        for stage in self._stages:
+            stage.keep_compiled()
+
     def _result_shape(self, name: str, rows_and_tokens: Sequence[int], num_columns: int) -> tuple[int, ...]:
         """[B, S, C] of a border; [B, Q, ...] of what is said of asked tokens."""
         rows, tokens = rows_and_tokens

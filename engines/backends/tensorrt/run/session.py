@@ -65,6 +65,10 @@ class TensorRtVision:
             embeds.append(self._run(part))
         return np.concatenate(embeds)
 
+    def keep_compiled(self) -> None:
+        """See `Engine.keep_compiled`."""
+        self._execution.keep_compiled()
+
     def _run(self, inputs: VisionInputs) -> npt.NDArray[np.float32]:
         shapes = upload_feeds(self._buffers, self._inputs, vars(inputs))
         self._execution.prepare(shapes, self._buffers.addresses)
@@ -127,6 +131,11 @@ class TensorRtDecoder:
         return self._answers(first_slot, inputs, _nothing_asked(inputs), self._calls(inputs), (LOGITS,))[
             LOGITS
         ]
+
+    def keep_compiled(self) -> None:
+        """See `Engine.keep_compiled`."""
+        for place in self._places:
+            place.keep_compiled()
 
     def _calls(self, inputs: DecoderInputs) -> list[DecoderCall]:
         pads = (self._config.image_token_id, self._config.video_token_id)

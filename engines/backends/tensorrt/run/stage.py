@@ -96,6 +96,10 @@ class StageRunner:
             self._prepare(execution, first_slot, shapes, group)
         execution.run_repeatedly()
 
+    def keep_compiled(self) -> None:
+        """See `Engine.keep_compiled`."""
+        self._prefill.keep_compiled()  # which all contexts of the engine share
+
     def _prepare(self, execution: Execution, first_slot: int, shapes: Shapes, group: int) -> None:
         addresses = {name: self._buffers.addresses[name] for name in self._names}
         if self._gives_logits:

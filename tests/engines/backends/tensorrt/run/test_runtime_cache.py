@@ -12,6 +12,8 @@ from engines.backends.tensorrt.log import RUN_LOG
 from engines.backends.tensorrt.run import runtime_cache
 from engines.backends.tensorrt.run.runtime_cache import cache_path, with_runtime_cache
 from engines.backends.tensorrt.run.session import TensorRtDecoder, TensorRtVision
+from engines.runtime.vision.dealt import DealtVision
+from engines.session import Engine
 from engines.sizing.limits import Limits
 from export.bundle import open_bundle
 from export.checkpoint.config import load_config
@@ -143,6 +145,18 @@ def test_a_second_start_compiles_nothing_and_writes_nothing(bundle_of, home, gra
     assert Start(bundle_of("float32"), graph).end() == 0
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == written
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_kernels_are_kept_before_the_end_where_that_is_asked_for(bundle_of, graph):
+    start = Start(bundle_of("float32"), graph)
+    session = DealtVision([start.session, start.session]) if graph == "vision" else start.session
+    Engine(session, start.session).keep_compiled()
+    written = path_of(graph).stat().st_ino
+    assert Start(bundle_of("float32"), graph).end() == 0
+    session = None
+    start.end()  # nothing new
+    assert path_of(graph).stat().st_ino == written
 
 
 def test_kernels_that_come_later_are_added(bundle_of):
