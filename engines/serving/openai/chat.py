@@ -36,6 +36,8 @@ from export.inputs import SeenMedium
 logger = logging.getLogger(__name__)
 
 _Queue = asyncio.Queue[tuple[int, Event]]
+_GRACE_SECONDS = 0.2
+"""How long after its time a request waits for the engine to say so: it counts the tokens, but not within a call."""
 
 
 @dataclass(eq=False)
@@ -147,13 +149,14 @@ class ChatCompletions:
             if presence.has_left():
                 raise ClientLeftError
             choices = [self._choice(index, prepared) for index in range(len(requests))]
+            last_moment = call.received + wish.timeout_seconds + _GRACE_SECONDS
             queue, tickets = self._submit(requests, wish, call)
             presence.when_leaving(lambda: self._cancel(tickets))
             try:
                 if asked.stream:
-                    await self._stream(queue, choices, tickets, prepared, stream, call)
+                    await self._stream(queue, choices, tickets, prepared, stream, call, last_moment)
                 else:
-                    await self._collect(queue, choices, tickets)
+                    await self._collect(queue, choices, tickets, last_moment)
                     content = {
                         **call.head("chat.completion", self._model_name),
                         "choices": [choice.content() for choice in choices],
@@ -247,10 +250,12 @@ class ChatCompletions:
         for ticket in tickets:
             self._model.service.cancel(ticket)
 
-    async def _collect(self, queue: _Queue, choices: list[ChatChoice], tickets: list[Ticket]) -> None:
+    async def _collect(
+        self, queue: _Queue, choices: list[ChatChoice], tickets: list[Ticket], last_moment: float
+    ) -> None:
         num_open = len(choices)
         while num_open:
-            index, event = await queue.get()
+            index, event = await _next_event(queue, last_moment)
             if not choices[index].is_over and choices[index].push(event).is_last:
                 self._cancel([tickets[index]])
                 num_open -= 1
@@ -263,6 +268,7 @@ class ChatCompletions:
         prepared: _Prepared,
         stream: EventStream,
         call: _Call,
+        last_moment: float,
     ) -> None:
         head = call.head("chat.completion.chunk", self._model_name)
         options = prepared.asked.stream_options
@@ -273,7 +279,7 @@ class ChatCompletions:
         num_open = len(choices)
         opened: set[int] = set()
         while num_open:
-            index, event = await queue.get()
+            index, event = await _next_event(queue, last_moment)
             choice = choices[index]
             if choice.is_over:
                 continue
@@ -292,6 +298,23 @@ class ChatCompletions:
                 await stream.write(*({**head, "choices": [chunk]} for chunk in chunks))
         usage = [{**head, "choices": [], "usage": usage_of(choices, prepared.media)}] if with_usage else []
         await stream.finish(*usage)
+
+
+async def _next_event(queue: _Queue, last_moment: float) -> tuple[int, Event]:
+    """What an answer says next.
+
+    The engine looks at deadlines between its calls, and a call over other requests' pictures may take a second.
+
+    Raises:
+        EndedError: nothing came until the last moment, on the monotonic clock.
+    """
+    if not queue.empty():
+        return queue.get_nowait()
+    try:
+        async with asyncio.timeout(last_moment - time.monotonic()):
+            return await queue.get()
+    except TimeoutError:
+        raise EndedError("deadline") from None
 
 
 def _cut_short(error: EndedError, choices: list[ChatChoice], wish: Wish) -> ApiError:

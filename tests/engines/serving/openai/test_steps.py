@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 
@@ -187,3 +188,35 @@ def test_sixteen_clients_at_once_get_the_token_ids_that_each_gets_alone(bundle, 
     assert found == alone
     rows = after.num_decode_rows - before.num_decode_rows
     assert rows > 4 * (after.num_decode_calls - before.num_decode_calls)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_request_out_of_time_is_answered_while_the_engine_is_within_a_call(
+    model, endpoint, monkeypatch, is_stream
+):
+    """The call does not end before the answer came."""
+    scheduler, is_answered, is_within = model.service.scheduler, threading.Event(), threading.Event()
+    prefill = scheduler._prefill
+
+    def long_call():
+        is_within.set()
+        assert is_answered.wait(30), "the request waited for a call of the engine"
+        prefill()
+
+    monkeypatch.setattr(scheduler, "_prefill", long_call)
+    client = Client(endpoint, {"messages": HELLO, "max_tokens": 4, "timeout": 0.3, "stream": is_stream})
+
+    async def run():
+        try:
+            await asyncio.wait_for(client.ask(), 20)
+        finally:
+            is_answered.set()
+
+    asyncio.run(run())
+    assert is_within.is_set()
+    assert client.status == 408 or is_stream
+    assert b'"code":"deadline"' in b"".join(client.chunks)
+    until = time.monotonic() + 20
+    while model.service.stats().slots_used and time.monotonic() < until:
+        time.sleep(0.01)
+    assert model.service.stats().slots_used == 0
