@@ -214,11 +214,10 @@ def _with_kept(products: Sequence[ProductError], share: float) -> list[ProductEr
 
 def _leave_out(path: Path, names: Collection[str]) -> None:
     """Take layers out of a file of quantized ones."""
-    whole = path.with_name(f".whole.{path.name}")
-    path.replace(whole)
-    stored = {tensor.name: tensor for tensor in read_safetensors_header(whole)}
-    write_copied(path, {name: part for name, part in stored.items() if name.rpartition(".")[0] not in names})
-    whole.unlink()
+    stored = {tensor.name: tensor for tensor in read_safetensors_header(path)}
+    rest = path.with_name(f".rest.{path.name}")
+    write_copied(rest, {name: part for name, part in stored.items() if name.rpartition(".")[0] not in names})
+    name_whole_file(rest, path)
 
 
 def _place(name: str) -> list[str | int]:

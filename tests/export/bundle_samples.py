@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from export.bundle import Bundle, open_bundle, place_weights, writing_bundle
 from export.records.manifest import FileRecord, Manifest, Source, content_key
 
+CONFIG = Path(__file__).parents[2] / "models" / "qwen2-vl-tiny" / "config.json"
+
 
 def make_weights(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def fill(
 ) -> Manifest:
     (directory / "vision.onnx").write_bytes(graph_bytes(graph))
     (directory / "decoder.onnx").write_bytes(graph_bytes(b"decoder graph"))
-    (directory / "config.json").write_text("{}")
+    (directory / "config.json").write_bytes(CONFIG.read_bytes())
     manifest = Manifest(
         qv_export_version="0.1.0",
         created="2026-01-01T00:00:00+00:00",

@@ -7,8 +7,11 @@ import psutil
 
 
 def members(leader: int) -> list[psutil.Process]:
-    """Every process below one, `mpirun` and its ranks."""
-    return list(psutil.Process(leader).children(recursive=True))
+    """Every process of the groups below one: `mpirun` and its ranks. What else it started is none of them."""
+    below = psutil.Process(leader).children(recursive=True)
+    launchers = [child for child in below if child.name() in {"mpirun", "prterun"}]
+    found = {one.pid: one for launcher in launchers for one in (launcher, *launcher.children(recursive=True))}
+    return list(found.values())
 
 
 def rank_processes(leader: int) -> list[psutil.Process]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from export.checkpoint.tensors import Checkpoint
 from export.contract import GraphName
 from export.errors import UserError
+from export.files.atomic import replacing_file
 from export.inputs import ModelInputs, VisionInputs
 from export.models.families import family_of
 from export.models.pieces import Copy, Piece
@@ -120,9 +121,8 @@ def _values(inputs: ModelInputs, hidden_size: int) -> Values:
 
 def _keep(path: Path, values: Values) -> None:
     """Write them, in the place of those that are read from there at this moment."""
-    scratch = path.with_suffix(".new")
-    torch.save(values, scratch)
-    scratch.replace(path)
+    with replacing_file(path) as file:
+        torch.save(values, file)
 
 
 @torch.inference_mode()
