@@ -33,6 +33,7 @@ def test_the_reference_in_a_half_type_passes_within_its_own_noise(exported, tmp_
     assert 0.1 < (report.cases[0].worst_ratio or 0.0) < 0.75
 
 
+@pytest.mark.slow
 def test_a_half_typed_engine_with_a_wrong_weight_is_found_at_its_op(exported, tmp_path, progress):
     plan = plan_of(exported, "bfloat16")
 

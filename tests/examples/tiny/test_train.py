@@ -154,6 +154,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory, tmp_path_fac
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_step_and_keep_one_set_of_weights(directory, tmp_path):
     plan = replace(PLAN, stages=tuple(replace(stage, samples=4) for stage in PLAN.stages)).only("text")
     saved = []

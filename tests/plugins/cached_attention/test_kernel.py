@@ -67,6 +67,7 @@ def test_prefill_and_chunks_of_ragged_rows_attend_like_float64_with_every_tile(t
     check(cases)
 
 
+@pytest.mark.slow
 def test_scores_far_from_zero_and_near_it_attend_like_float64():
     common = {"heads": [4, 2], "head_dim": 64, "lengths": [150, 5], "queries": [1, 1]}
     check(

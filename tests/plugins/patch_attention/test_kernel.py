@@ -25,6 +25,7 @@ def test_attends_like_float64_in_segments_of_any_length_and_every_tile(tiles):
     check([{"lengths": lengths, "heads": 2, "head_dim": 80, **case} for case in cases])
 
 
+@pytest.mark.slow
 def test_attends_like_float64_with_one_segment_sixty_and_more_than_one_look_up_holds():
     cases = [
         {"lengths": [1], "heads": 2, "head_dim": 80},
@@ -35,6 +36,7 @@ def test_attends_like_float64_with_one_segment_sixty_and_more_than_one_look_up_h
     check([{**case, "dtype": "bfloat16"} for case in cases])
 
 
+@pytest.mark.slow
 def test_attends_like_float64_for_head_sizes_from_32_to_128_and_scores_far_from_zero():
     sizes = [(32, "float16"), (40, "bfloat16"), (48, "float16"), (64, "bfloat16"), (72, "float16")]
     sizes += [(96, "float32"), (112, "bfloat16"), (128, "float16"), (128, "float32")]

@@ -38,6 +38,7 @@ def test_rotates_like_float64_with_the_head_ratios_of_2b_7b_and_72b_up_to_positi
     check(cases)
 
 
+@pytest.mark.slow
 def test_rotates_like_float64_for_patches_odd_heads_and_head_sizes():
     cases = [
         *(

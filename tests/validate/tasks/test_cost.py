@@ -92,6 +92,7 @@ def measured(tasks, unquantized, bundle) -> QuantizationCost:
     return measure_cost(tasks, said, directory, engine, COST_LIMITS)
 
 
+@pytest.mark.slow
 @needs_checkpoint
 def test_4_bits_in_the_decoder_pass_and_in_the_vision_encoder_fail(tasks, unquantized, tmp_path):
     costs = {}

@@ -126,6 +126,7 @@ def test_a_precision_that_there_is_not_is_refused(cached, tmp_path):
         export_checkpoint(cached[0].directory.parent / "checkpoint", tmp_path / "bundle", kv_cache=unknown)
 
 
+@pytest.mark.slow
 def test_stages_share_the_layers_of_the_cache(tmp_path_factory):
     directory = shared_bundle(tmp_path_factory, SHAPE.arguments(), kv_cache="int8", pipeline_stages=2)
     whole = open_bundle(shared_bundle(tmp_path_factory, SHAPE.arguments(), kv_cache="int8"))
