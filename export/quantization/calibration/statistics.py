@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.checkpoint.tensors import Checkpoint
 from export.contract import GraphName
 from export.errors import UserError
-from export.files.atomic import replacing_file
+from export.files.atomic import name_whole_file
 from export.inputs import ModelInputs, VisionInputs
 from export.models.families import family_of
 from export.models.pieces import Copy, Piece
@@ -121,8 +121,9 @@ def _values(inputs: ModelInputs, hidden_size: int) -> Values:
 
 def _keep(path: Path, values: Values) -> None:
     """Write them, in the place of those that are read from there at this moment."""
-    with replacing_file(path) as file:
-        torch.save(values, file)
+    scratch = path.with_suffix(".new")
+    torch.save(values, scratch)
+    name_whole_file(scratch, path)
 
 
 @torch.inference_mode()
