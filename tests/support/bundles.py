@@ -16,6 +16,24 @@ from export.exporter import export_checkpoint
 from export.models.configuration import KvCachePrecision
 from export.quantization.make import Part
 
+HEAD_RATIOS: Mapping[str, Mapping[str, Any]] = {
+    "ratio6_tied": {
+        "hidden_size": 192,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": True,
+    },
+    "ratio7_untied": {
+        "hidden_size": 448,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 4,
+        "tie_word_embeddings": False,
+    },
+}
+"""Checkpoints, as `write_checkpoint` takes them, with so many query heads for one of keys, and the head tied or not."""
+
 
 def shared_bundle(
     tmp_path_factory: pytest.TempPathFactory,

@@ -43,3 +43,21 @@ def greedy_tokens(
         step = decode_step(tokens[-1], write_index, batch.deltas, visual_embeds.shape[1])
         tokens.append(decoder.forward(slot, step)[:, 0].argmax(-1))
     return np.stack(tokens, axis=1)
+
+
+def logits_in_chunks(
+    decoder: DecoderSession, batch: Batch, visual_embeds: npt.NDArray[np.float32], chunk: int
+) -> npt.NDArray[np.float32]:
+    """Of a prompt's tokens in slots from 1 on, `chunk` a call."""
+    return np.concatenate([decoder.forward(1, part) for part in batch.chunks(visual_embeds, chunk)], axis=1)
+
+
+def require_own_cache(decoder: DecoderSession, batch: Batch, width: int) -> None:
+    """Text alone: what slot 1 computes changes nothing of slot 0's."""
+    nothing = np.zeros((0, width), np.float32)
+    first = decoder.forward(0, batch.prefill(nothing))
+    decoder.forward(1, batch.prefill(nothing))
+    step = decode_step(first[:, -1].argmax(-1), batch.lengths, batch.deltas, width)
+    alone = decoder.forward(0, step).copy()
+    decoder.forward(1, step)
+    assert np.array_equal(alone, decoder.forward(0, step))

@@ -17,7 +17,7 @@ from engines.runtime.lost import EngineLostError, is_recoverable
 from export.bundle import open_bundle
 from export.errors import UserError
 from plugins.child_python import program_command
-from tests.support.bundles import shared_bundle
+from tests.support.bundles import HEAD_RATIOS, shared_bundle
 from tests.support.cases import CASES, make_batch
 from tests.support.ranks import files_of, members, rank_processes, require_gone
 from tests.support.sessions import encode, greedy_tokens
@@ -27,31 +27,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 SLOTS, CAPACITY = 4, 256
-SIZES = {
-    "ratio6_tied": {
-        "hidden_size": 192,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 1,
-        "num_hidden_layers": 3,
-        "tie_word_embeddings": True,
-    },
-    "ratio7_untied": {
-        "hidden_size": 448,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": 4,
-        "tie_word_embeddings": False,
-    },
-}
 DIVIDED = {
-    "ratio6_tied": {**SIZES["ratio6_tied"], "num_attention_heads": 12, "num_key_value_heads": 2},
-    "ratio7_untied": {**SIZES["ratio7_untied"], "num_attention_heads": 28, "num_key_value_heads": 4},
+    "ratio6_tied": {**HEAD_RATIOS["ratio6_tied"], "num_attention_heads": 12, "num_key_value_heads": 2},
+    "ratio7_untied": {**HEAD_RATIOS["ratio7_untied"], "num_attention_heads": 28, "num_key_value_heads": 4},
 }
 CASE = {case.name: case for case in CASES}
 
 
 def bundle_of(factory, name="ratio6_tied", stages=1):
-    checkpoint = {"dtype": "float32", **SIZES[name]}
+    checkpoint = {"dtype": "float32", **HEAD_RATIOS[name]}
     return open_bundle(shared_bundle(factory, checkpoint, pipeline_stages=stages))
 
 

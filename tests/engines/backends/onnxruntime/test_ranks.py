@@ -9,8 +9,8 @@ from engines.parallel.communicator import Alone
 from export.bundle import open_bundle
 from export.errors import UserError
 from tests.support.bundles import shared_bundle
-from tests.support.cases import CASES, decode_step, make_batch
-from tests.support.sessions import encode, greedy_tokens, relative_error
+from tests.support.cases import CASES, make_batch
+from tests.support.sessions import encode, greedy_tokens, logits_in_chunks, relative_error, require_own_cache
 
 SLOTS, CAPACITY, STEPS = 4, 256, 32
 TOLERANCE = 1e-5
@@ -81,23 +81,13 @@ def test_chunked_prefill_is_the_wholes_within_rounding(bundles, engines, chunk):
     config = bundles[0].config
     batch = make_batch(CASE["image_and_video"], config)
     embeds = encode(engines[0].vision, batch, config.decoder.hidden_size)
-    answers = []
-    for engine in engines:
-        parts = [engine.decoder.forward(1, part) for part in batch.chunks(embeds, chunk)]
-        answers.append(np.concatenate(parts, axis=1))
+    answers = [logits_in_chunks(engine.decoder, batch, embeds, chunk) for engine in engines]
     assert relative_error(answers[1], answers[0]) < TOLERANCE
 
 
 def test_slots_of_ranks_do_not_share_a_cache(bundles, engines):
-    config, decoder = bundles[1].config, engines[1].decoder
-    batch = make_batch(CASE["text"], config)
-    nothing = np.zeros((0, config.decoder.hidden_size), np.float32)
-    first = decoder.forward(0, batch.prefill(nothing))
-    decoder.forward(1, batch.prefill(nothing))
-    step = decode_step(first[:, -1].argmax(-1), batch.lengths, batch.deltas, config.decoder.hidden_size)
-    alone = decoder.forward(0, step).copy()
-    decoder.forward(1, step)
-    assert np.array_equal(alone, decoder.forward(0, step))
+    config = bundles[1].config
+    require_own_cache(engines[1].decoder, make_batch(CASE["text"], config), config.decoder.hidden_size)
 
 
 def test_every_rank_has_its_part_of_the_cache_and_writes_no_weight(bundles):

@@ -11,27 +11,11 @@ import pytest
 from engines.backends.onnxruntime.session import open_sessions
 from export.bundle import open_bundle
 from export.errors import UserError
-from tests.support.bundles import shared_bundle
-from tests.support.cases import CASES, decode_step, make_batch
-from tests.support.sessions import encode, greedy_tokens
+from tests.support.bundles import HEAD_RATIOS, shared_bundle
+from tests.support.cases import CASES, make_batch
+from tests.support.sessions import encode, greedy_tokens, logits_in_chunks, require_own_cache
 
 SLOTS, CAPACITY, STEPS = 4, 256, 32
-SIZES = {
-    "ratio6_tied": {
-        "hidden_size": 192,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 1,
-        "num_hidden_layers": 3,
-        "tie_word_embeddings": True,
-    },
-    "ratio7_untied": {
-        "hidden_size": 448,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": 4,
-        "tie_word_embeddings": False,
-    },
-}
 CASE = {case.name: case for case in CASES}
 
 
@@ -41,7 +25,7 @@ CASE = {case.name: case for case in CASES}
 def bundles(request, tmp_path_factory):
     """The bundle in one graph, and the same checkpoint's in stages."""
     name, stages = request.param
-    checkpoint = {"dtype": "float32", **SIZES[name]}
+    checkpoint = {"dtype": "float32", **HEAD_RATIOS[name]}
     whole = open_bundle(shared_bundle(tmp_path_factory, checkpoint))
     return whole, open_bundle(shared_bundle(tmp_path_factory, checkpoint, pipeline_stages=stages))
 
@@ -67,23 +51,13 @@ def test_chunked_prefill_is_bit_identical(bundles, engines, chunk):
     config = bundles[0].config
     batch = make_batch(CASE["image_and_video"], config)
     embeds = encode(engines[0].vision, batch, config.decoder.hidden_size)
-    answers = []
-    for engine in engines:
-        parts = [engine.decoder.forward(1, part) for part in batch.chunks(embeds, chunk)]
-        answers.append(np.concatenate(parts, axis=1))
+    answers = [logits_in_chunks(engine.decoder, batch, embeds, chunk) for engine in engines]
     assert np.array_equal(answers[0], answers[1])
 
 
 def test_slots_of_one_engine_do_not_share_a_cache(bundles, engines):
-    config, decoder = bundles[1].config, engines[1].decoder
-    batch = make_batch(CASE["text"], config)
-    nothing = np.zeros((0, config.decoder.hidden_size), np.float32)
-    first = decoder.forward(0, batch.prefill(nothing))
-    decoder.forward(1, batch.prefill(nothing))
-    step = decode_step(first[:, -1].argmax(-1), batch.lengths, batch.deltas, config.decoder.hidden_size)
-    alone = decoder.forward(0, step).copy()
-    decoder.forward(1, step)
-    assert np.array_equal(alone, decoder.forward(0, step))
+    config = bundles[1].config
+    require_own_cache(engines[1].decoder, make_batch(CASE["text"], config), config.decoder.hidden_size)
 
 
 def test_stages_hold_every_weight_once_and_write_none(bundles):
